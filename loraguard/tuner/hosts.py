@@ -1,0 +1,120 @@
+"""Which layers of a network can be adapted, and why another cannot."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
+
+from .conv import GatedLoraConv, GatedLoraConvTranspose
+from .layer import GatedLoraLayer
+from .linear import GatedLoraLinear
+
+LAYER_CLASSES: tuple[type[GatedLoraLayer], ...] = (GatedLoraLinear, GatedLoraConv, GatedLoraConvTranspose)
+ADAPTABLE = ", ".join(host.__name__ for layer in LAYER_CLASSES for host in layer.hosts)
+
+# Modules that read the weights of these children instead of calling them, always or in eval mode: an adapter there
+# would be ignored without a word.
+_BYPASSED = ((nn.MultiheadAttention, ("out_proj",)), (nn.TransformerEncoderLayer, ("linear1", "linear2")))
+
+
+def walk(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """The modules of the host network, a shared one under each of its names; PEFT's own modules are not entered."""
+    yield name, module
+    if not isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
+        for child_name, child in module._modules.items():  # named_children would leave out second names
+            if child is not None:
+                yield from walk(child, f"{name}.{child_name}" if name else child_name)
+
+
+def bypassed(model: nn.Module) -> set[str]:
+    """Names of the layers that their parent does not call, or not always."""
+    return {
+        f"{name}.{child}" if name else child
+        for name, module in walk(model)
+        for parent, children in _BYPASSED
+        if isinstance(module, parent)
+        for child in children
+    }
+
+
+def host_of(module: nn.Module) -> nn.Module:
+    """The layer below PEFT's adapters, or the module itself."""
+    return module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+
+
+def layer_class(host: nn.Module) -> type[GatedLoraLayer] | None:
+    """The class that adapts such a host; None where there is none."""
+    return next((cls for cls in LAYER_CLASSES if isinstance(host, cls.hosts)), None)
+
+
+def check_host(name: str, module: nn.Module) -> type[GatedLoraLayer]:
+    """The class that adapts this module, if an adapter on it is right in forward and in merge.
+
+    Raises:
+        TypeError: If the module is of another kind, has a forward of its own or a weight that is not floating point.
+        ValueError: If it carries another tuner's adapter, or a weight that is not there yet or is computed.
+    """
+    if isinstance(module, BaseTunerLayer) and not isinstance(module, GatedLoraLayer):
+        raise ValueError(
+            f"{name!r} already carries an adapter of another tuner ({type(module).__name__}); "
+            "merge_and_unload() or unload() that one first."
+        )
+    host = host_of(module)
+    cls = layer_class(host)
+    way_out = f"Leave it out: exclude_modules=[{name!r}]."
+    if cls is None:
+        raise TypeError(f"{name!r} is a {type(host).__name__}; GATED_LORA adapts {ADAPTABLE}. {way_out}")
+    kind = next(kind for kind in cls.hosts if isinstance(host, kind))
+    weight = host._parameters.get("weight")
+    if weight is None:
+        raise ValueError(
+            f"The weight of {name!r} is computed at each forward by {_reparametrization(host)}, so that a merge would "
+            "be lost. Make it a plain parameter first (torch.nn.utils.parametrize.remove_parametrizations, "
+            f"remove_weight_norm, remove_spectral_norm, prune.remove), or leave the layer out: "
+            f"exclude_modules=[{name!r}]."
+        )
+    if is_lazy(weight):
+        raise ValueError(f"The weight of {name!r} has no shape yet; run the model once before adapting it.")
+    if not weight.is_floating_point():
+        raise TypeError(
+            f"The weight of {name!r} is {weight.dtype}; GATED_LORA adapts floating-point weights, not quantized ones. "
+            f"Load the model unquantized. {way_out}"
+        )
+    own = [m for m in ("forward", "_conv_forward") if getattr(type(host), m, None) is not getattr(kind, m, None)]
+    if own:
+        raise TypeError(
+            f"{name!r} is a {type(host).__name__}, a {kind.__name__} with its own {own[0]}: whether a change of its "
+            f"weight adds to its output is not known. {way_out}"
+        )
+    return cls
+
+
+def check_not_shared(model: nn.Module, names: set[str]) -> None:
+    """Refuse targets whose weight another module uses, too: merging one would change the other.
+
+    Raises:
+        ValueError: With both names.
+    """
+    owner: dict[int, str] = {}
+    for name, module in walk(model):
+        weight = host_of(module)._parameters.get("weight")
+        if weight is None:
+            continue
+        first = owner.setdefault(id(weight), name)
+        if first != name and {first, name} & names:
+            raise ValueError(
+                f"{first!r} and {name!r} share one weight; an adapter on one of them would change the other when it "
+                f"is merged. Copy the weight, or leave both out: exclude_modules=[{first!r}, {name!r}]."
+            )
+
+
+def _reparametrization(host: Any) -> str:
+    if parametrize.is_parametrized(host, "weight"):
+        found = [type(step).__name__.lstrip("_") for step in host.parametrizations["weight"]]
+    else:
+        found = [type(hook).__name__ for hook in host._forward_pre_hooks.values()]
+    return " and ".join(found) or "the layer itself"

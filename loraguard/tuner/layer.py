@@ -1,0 +1,229 @@
+"""What every layer adapted by GATED_LORA does, whatever its host."""
+
+import math
+import warnings
+from typing import Any
+
+import torch
+from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import check_adapters_to_merge
+from torch import Tensor, nn
+
+from .config import GatedLoraConfig
+from .gates import ScalarGate
+
+
+class GatedLoraLayer(nn.Module, LoraLayer):
+    """A frozen host layer and, for each adapter, the factors A and B and a gate (arXiv 2510.03747).
+
+    `h = W*x + sigmoid(g) * s * B(A*x)`. A maps as the host does, on to r channels; B is 1x1.
+
+    The weights of all kinds of hosts are brought into one form, in which the algebra is written once. With
+    G groups, rho = r / G and kernel k, A is stored as (r, in / G, *k) and read as G matrices
+    (rho, in / G * prod(k)); B is stored as (out, rho, 1...) and read as G matrices (out / G, rho). Their
+    products are the *group matrices* of an update, (G, out / G, in / G * prod(k)). Each kind of host says how
+    these lie in its weight.
+
+    Subclasses define `hosts`, `make_factors`, `to_groups`, `from_groups` and `run_host`.
+    """
+
+    adapter_layer_names = (*LoraLayer.adapter_layer_names, "lora_gate")
+
+    hosts: tuple[type[nn.Module], ...]
+    in_features: int
+    out_features: int
+
+    # Folded weights by what they were made from; a dict inside `folded` only.
+    _folds: dict[tuple, Tensor] | None = None
+
+    def __init__(
+        self, base_layer: nn.Module, adapter_name: str, *, config: GatedLoraConfig, r: int, lora_alpha: float
+    ) -> None:
+        super().__init__()
+        LoraLayer.__init__(self, base_layer)
+        self.lora_gate = nn.ModuleDict()
+        self._active_adapter = adapter_name
+        self.update_layer(adapter_name, r, lora_alpha, config)
+
+    @property
+    def host(self) -> Any:
+        """The bare layer."""
+        return self.get_base_layer()
+
+    @property
+    def groups(self) -> int:
+        """G, the groups of the host."""
+        return getattr(self.host, "groups", 1)
+
+    # What a kind of host defines.
+
+    def make_factors(self, r: int) -> tuple[nn.Module, nn.Module]:
+        """A and B for rank `r`, a multiple of `groups`."""
+        raise NotImplementedError
+
+    def to_groups(self, weight: Tensor) -> Tensor:
+        """A weight in the host's shape as group matrices."""
+        raise NotImplementedError
+
+    def from_groups(self, matrices: Tensor) -> Tensor:
+        """Group matrices as a weight in the host's shape; undoes `to_groups`."""
+        raise NotImplementedError
+
+    def run_host(self, x: Tensor, weight: Tensor, bias: Tensor | None, *args: Any, **kwargs: Any) -> Tensor:
+        """The host's forward, with another weight and bias."""
+        raise NotImplementedError
+
+    def make_dropout(self, p: float) -> nn.Module:
+        """The dropout before A."""
+        return nn.Dropout(p)
+
+    def drop(self, adapter: str, x: Tensor) -> Tensor:
+        """Apply that dropout to an input of the host."""
+        return self.lora_dropout[adapter](x)
+
+    # Making and initialising adapters.
+
+    def update_layer(self, adapter_name: str, r: int, lora_alpha: float, config: Any, **kwargs: Any) -> None:
+        """Add an adapter of rank `r`.
+
+        Raises:
+            ValueError: If `r` is not a positive multiple of the host's groups.
+        """
+        if r < 1 or r % self.groups:
+            raise ValueError(f"r={r}: the rank must be a positive multiple of the host's groups={self.groups}.")
+        self.r[adapter_name] = r
+        self.lora_alpha[adapter_name] = lora_alpha
+        self.scaling[adapter_name] = lora_alpha / (math.sqrt(r) if config.use_rslora else r)
+        self.use_rslora[adapter_name] = config.use_rslora
+        self.use_dora[adapter_name] = False
+        self.lora_bias[adapter_name] = False
+        p = config.lora_dropout
+        self.lora_dropout[adapter_name] = self.make_dropout(p) if p > 0 else nn.Identity()
+        self.lora_A[adapter_name], self.lora_B[adapter_name] = self.make_factors(r)
+        self.lora_gate[adapter_name] = ScalarGate(config.gate_init)
+        self.reset_lora_parameters(adapter_name, config.init_lora_weights)
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def reset_lora_parameters(self, adapter_name: str, init_lora_weights: bool | str) -> None:
+        """Draw A and B anew and put the gate back; see `GatedLoraConfig` for the choices."""
+        if init_lora_weights in (False, "paper"):
+            for factor in self._factors(adapter_name):
+                nn.init.kaiming_uniform_(factor.weight, a=math.sqrt(5))
+        else:
+            super().reset_lora_parameters(adapter_name, init_lora_weights)
+        self._gate(adapter_name).reset_parameters()
+
+    def _factors(self, adapter: str) -> tuple[Any, Any]:
+        return self.lora_A[adapter], self.lora_B[adapter]
+
+    def _gate(self, adapter: str) -> Any:
+        return self.lora_gate[adapter]
+
+    # Weight space.
+
+    def factor_groups(self, adapter: str) -> tuple[Tensor, Tensor]:
+        """A as (G, rho, in / G * prod(k)) and B as (G, out / G, rho), ungated and unscaled."""
+        a, b = (factor.weight for factor in self._factors(adapter))
+        rank = self.r[adapter] // self.groups
+        return a.reshape(self.groups, rank, -1), b.reshape(self.groups, -1, rank)
+
+    @torch.no_grad()
+    def set_factor_groups(self, adapter: str, a: Tensor, b: Tensor) -> None:
+        """Store what `factor_groups` gives."""
+        for factor, matrices in zip(self._factors(adapter), (a, b), strict=True):
+            factor.weight.copy_(matrices.reshape(factor.weight.shape))
+
+    def strength(self, adapter: str) -> Tensor:
+        """What stands before BA: `sigmoid(g) * s`, of shape (1,)."""
+        return self._gate(adapter).opening * self.scaling[adapter]
+
+    def get_delta_weight(self, adapter: str) -> Tensor:
+        """`sigmoid(g) * s * BA` of one adapter, in the shape of the host's weight and the adapter's dtype."""
+        a, b = self.factor_groups(adapter)
+        dtype = a.dtype
+        if dtype in (torch.float16, torch.bfloat16):
+            a, b = a.float(), b.float()
+        return self.from_groups(torch.bmm(b, self.strength(adapter) * a)).to(dtype)
+
+    @torch.no_grad()
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Add the updates of `adapter_names` (of the active adapters, where None) to the host's weight.
+
+        Raises:
+            ValueError: If `safe_merge` and the merged weight would not be finite.
+        """
+        weight = self.host.weight.data
+        for adapter in check_adapters_to_merge(self, adapter_names):
+            if adapter not in self.lora_A:
+                continue
+            merged = weight + self.get_delta_weight(adapter)
+            if safe_merge and not torch.isfinite(merged).all():
+                raise ValueError(
+                    f"Adapter {adapter!r} would make weights of the host infinite or NaN; it seems to be broken."
+                )
+            weight.copy_(merged)
+            self.merged_adapters.append(adapter)
+
+    @torch.no_grad()
+    def unmerge(self) -> None:
+        """Take the updates of all merged adapters out of the host's weight again, exact up to rounding."""
+        if not self.merged:
+            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
+        weight = self.host.weight.data
+        while self.merged_adapters:
+            weight.copy_(weight - self.get_delta_weight(self.merged_adapters.pop()))
+
+    # Forward.
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Run the host and its active adapters; arguments and output are the host's, in its dtype."""
+        self._check_forward_args(x, *args, **kwargs)
+        adapter_names = kwargs.pop("adapter_names", None)
+        adapters = [adapter for adapter in self.active_adapters if adapter in self.lora_A]
+        if self.disable_adapters:
+            if self.merged:
+                self.unmerge()
+            adapters = []
+        elif adapter_names is not None:
+            return self._mixed_batch_forward(x, *args, adapter_names=adapter_names, **kwargs)
+        elif self.merged:
+            adapters = []
+        if adapters and self._folds is not None:
+            return self._folded_forward(x, adapters, *args, **kwargs)
+        base = result = self.base_layer(x, *args, **kwargs)
+        for adapter in adapters:
+            result = result + self._update(adapter, x, *args, **kwargs)
+        return result.to(base.dtype)
+
+    def _update(self, adapter: str, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        factor_a, factor_b = self._factors(adapter)
+        x = self.drop(adapter, self._cast_input_dtype(x, factor_a.weight.dtype))
+        return self._gate(adapter)(factor_a(x, *args, **kwargs), factor_b, self.scaling[adapter])
+
+    def _mixed_batch_forward(self, x: Tensor, *args: Any, adapter_names: list[str], **kwargs: Any) -> Tensor:
+        result = self.base_layer(x, *args, **kwargs)
+        for adapter in sorted(set(adapter_names) & self.lora_A.keys()):
+            rows = [row for row, name in enumerate(adapter_names) if name == adapter]
+            result[rows] += self._update(adapter, x[rows], *args, **kwargs).to(result.dtype)
+        return result
+
+    # Folding; see folding.py.
+
+    def _folded_forward(self, x: Tensor, adapters: list[str], *args: Any, **kwargs: Any) -> Tensor:
+        assert self._folds is not None
+        key = tuple((adapter, float(self.scaling[adapter])) for adapter in adapters)
+        if key not in self._folds:
+            self._folds[key] = self._fold(adapters)
+        bias = None if self.host.bias is None else self.host.bias.detach()
+        return self.run_host(x, self._folds[key], bias, *args, **kwargs)
+
+    def _fold(self, adapters: list[str]) -> Tensor:
+        # A fold made under inference_mode has to serve a later forward that records gradients, too.
+        with torch.inference_mode(False), torch.no_grad():
+            weight = self.host.weight.detach()
+            return sum((self.get_delta_weight(adapter) for adapter in adapters), start=weight).to(weight.dtype)
+
+    def __repr__(self) -> str:
+        """PEFT's way: the tuner's name before the layer's."""
+        return "gated_lora." + super().__repr__()

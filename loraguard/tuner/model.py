@@ -1,0 +1,152 @@
+"""GATED_LORA's tuner model: finds the layers to adapt, and wraps them."""
+
+import copy
+import re
+import warnings
+from typing import Any
+
+from peft import PeftConfig
+from peft.tuners.lora import LoraModel
+from peft.tuners.tuners_utils import _maybe_include_all_linear_layers
+from peft.utils.constants import INCLUDE_LINEAR_LAYERS_SHORTHAND
+from peft.utils.other import AuxiliaryTrainingWrapper, get_pattern_key
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from .combining import WeightedAdapters
+from .config import GatedLoraConfig
+from .hosts import ADAPTABLE, bypassed, check_host, check_not_shared, host_of, layer_class, walk
+from .layer import GatedLoraLayer
+
+
+class GatedLoraModel(WeightedAdapters, LoraModel):
+    """A network with gated low-rank adapters on its linear and (transposed) convolution layers (arXiv 2510.03747).
+
+    `peft.get_peft_model` makes it. In train mode the host's norms stay in eval mode, unless the config of an active
+    adapter says `freeze_norm_stats=False`.
+
+    Raises:
+        ValueError: If there is no layer to adapt, or if the weight of a targeted one is computed, not there yet,
+            shared with another module or under another tuner's adapter.
+        TypeError: If a targeted module is of another kind, has a forward of its own, or is quantized.
+
+    Example:
+        >>> from peft import get_peft_model
+        >>> from loraguard.tuner import GatedLoraConfig
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ConvTranspose2d(8, 3, 3))
+        >>> model = get_peft_model(net, GatedLoraConfig(r=4))
+        >>> sorted(model.peft_config["default"].target_modules)
+        ['0', '2']
+        >>> model.print_trainable_parameters()
+        trainable params: 442 || all params: 901 || trainable%: 49.0566
+    """
+
+    peft_config: dict[str, Any]
+
+    # Finding layers. Every refusal comes before the first layer is replaced.
+
+    def _prepare_adapter_config(self, peft_config: Any, model_config: dict) -> Any:
+        if peft_config.target_modules in (None, INCLUDE_LINEAR_LAYERS_SHORTHAND):
+            self._name_targets(peft_config)
+        targets = self._targets(peft_config)
+        if skipped := targets.keys() & bypassed(self.model):
+            raise ValueError(
+                f"Adapters on {sorted(skipped)} would be ignored, because nn.MultiheadAttention and "
+                "nn.TransformerEncoderLayer read these weights instead of calling the layers. "
+                f"Leave them out: exclude_modules={sorted(skipped)}."
+            )
+        for name, module in targets.items():
+            check_host(name, module)
+        check_not_shared(self.model, set(targets))
+        self._round_ranks(peft_config, targets)
+        return peft_config
+
+    def _targets(self, peft_config: Any) -> dict[str, nn.Module]:
+        return {n: m for n, m in walk(self.model) if n and self._check_target_module_exists(peft_config, n)}
+
+    def _name_targets(self, peft_config: Any) -> None:
+        """Put the names of layers where `target_modules` is None or "all-linear"."""
+        everything = copy.copy(peft_config)
+        if peft_config.target_modules is None:
+            everything.target_modules = ".*"  # but for exclude_modules and modules_to_save
+        else:
+            everything = _maybe_include_all_linear_layers(everything, self.model)
+        names = {name for name, module in self._targets(everything).items() if layer_class(host_of(module))}
+        if skipped := names & bypassed(self.model):
+            warnings.warn(
+                f"No adapters on {sorted(skipped)}: nn.MultiheadAttention and nn.TransformerEncoderLayer read these "
+                "weights instead of calling the layers.",
+                stacklevel=2,
+            )
+        names -= skipped
+        if not names:
+            found = sorted({type(module).__name__ for name, module in walk(self.model) if name})
+            raise ValueError(
+                f"No layer to adapt in {type(self.model).__name__}: GATED_LORA adapts {ADAPTABLE} inside a model, "
+                f"and found {', '.join(found) or 'no submodule'}."
+            )
+        others = {name for name, _ in walk(self.model)} - names
+        endings = tuple(f".{name}" for name in names)
+        # PEFT takes names as endings: where that would match further modules, the names have to be a pattern.
+        ambiguous = any(other.endswith(endings) for other in others)
+        peft_config.target_modules = "|".join(re.escape(name) for name in sorted(names)) if ambiguous else names
+
+    def _round_ranks(self, peft_config: Any, targets: dict[str, nn.Module]) -> None:
+        """Give each grouped layer a rank that its groups divide, as if `rank_pattern` had named it."""
+        patterns = peft_config.rank_pattern
+        rounded = {}
+        for name, module in targets.items():
+            groups = getattr(host_of(module), "groups", 1)
+            r = patterns.get(get_pattern_key(patterns, name), peft_config.r)
+            if r % groups:
+                rounded[name] = r + -r % groups
+        if rounded:
+            ranks = ", ".join(f"{name}: {r}" for name, r in rounded.items())
+            warnings.warn(
+                f"The rank of a grouped layer must be a multiple of its groups; rounded up in {ranks}. "
+                "Set rank_pattern for other ranks, or exclude_modules to leave layers out.",
+                stacklevel=2,
+            )
+            peft_config.rank_pattern = {f"^{re.escape(name)}": r for name, r in rounded.items()} | patterns
+
+    @staticmethod
+    def _create_new_module(
+        lora_config: GatedLoraConfig, adapter_name: str, target: nn.Module, **kwargs: Any
+    ) -> GatedLoraLayer:
+        cls = check_host(kwargs["target_name"], target)
+        return cls(target, adapter_name, config=lora_config, r=kwargs["r"], lora_alpha=kwargs["lora_alpha"])
+
+    # Norms.
+
+    def _post_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
+        super()._post_injection_hook(model, config, adapter_name)
+        self._freeze_norm_stats()
+
+    def train(self, mode: bool = True) -> "GatedLoraModel":
+        """As `nn.Module.train`, but host norms with running statistics stay in eval mode (`freeze_norm_stats`)."""
+        super().train(mode)
+        self._freeze_norm_stats()
+        return self
+
+    def _freeze_norm_stats(self) -> None:
+        if not all(self.peft_config[adapter].freeze_norm_stats for adapter in self.active_adapters):
+            return
+        for _, module in walk(self.model):
+            # A norm in modules_to_save is a copy to be trained; the host's own is beneath.
+            wrapped = isinstance(module, AuxiliaryTrainingWrapper)
+            for norm in module.get_submodule("original_module").modules() if wrapped else (module,):
+                if isinstance(norm, _NormBase) and norm.track_running_stats:
+                    norm.eval()
+
+    # LoRA's conversion of adapters whose initialisation changed W.
+
+    def subtract_mutated_init(self, *args: Any, **kwargs: Any) -> dict:
+        """Refuse with a ValueError: no initialisation of GATED_LORA changes W."""
+        raise ValueError("subtract_mutated_init does not apply to GATED_LORA: its initialisations leave W alone.")
+
+    @classmethod
+    def _convert_state_dict_for_initial_model(cls, *args: Any, **kwargs: Any) -> dict:
+        raise ValueError(
+            "path_initial_model_for_weight_conversion does not apply to GATED_LORA: its initialisations leave W "
+            "alone. Leave it out."
+        )
