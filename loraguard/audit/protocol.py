@@ -1,0 +1,277 @@
+"""The audit: the same images, edits and budget in every situation, untouched and patched generator side by side."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import peft
+import torch
+import torchmetrics
+from peft import PeftModel
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm.auto import tqdm
+
+import loraguard
+from loraguard.channels import published
+from loraguard.defenses import Defense, RandomNoise
+from loraguard.defenses.base import check_images
+from loraguard.generators import Condition, Conditions, conditions_of
+from loraguard.stamp import Stamp, StampDetector
+from loraguard.files import describe
+from loraguard.training.trainer import collate
+from loraguard.tuner import folded
+
+from .metrics import DSR_THRESHOLD, Estimate, defense_succeeds, estimate, mean_squared_error, psnr, ssim
+
+UNTOUCHED = "untouched"
+SHARES = ("dsr", "stamp_rate")
+PERTURBATIONS = ("clean", "noise", "no-leak", "leak")
+"""Of the photo: none; random noise of the same budget; crafted on the untouched generator; crafted on the one at hand."""
+
+
+@dataclass(frozen=True)
+class Situation:
+    """One row of the audit: a generator, what was done to the photos, and what came of it on each image.
+
+    Attributes:
+        generator: "untouched" or the name of a patch.
+        perturbation: one of :data:`PERTURBATIONS`.
+        values: by metric, one figure for each image, (n,).
+    """
+
+    generator: str
+    perturbation: str
+    values: dict[str, Tensor]
+
+    @property
+    def estimates(self) -> dict[str, Estimate]:
+        """By metric, the mean over images and its 95% interval."""
+        return {metric: estimate(values, share=metric in SHARES) for metric, values in self.values.items()}
+
+
+@dataclass
+class AuditResult:
+    """Everything an audit found.
+
+    Attributes:
+        situations: one for each generator and perturbation.
+        edits: the edit that was asked for on each image.
+        pictures: for the first images, what each situation looked like, (k, 3, H, W) in [-1, 1]: photos and perturbed
+            photos under ("photo", perturbation), outputs under (generator, perturbation).
+        settings: all that the figures depend on.
+    """
+
+    situations: list[Situation]
+    edits: list[str]
+    pictures: dict[tuple[str, str], Tensor]
+    settings: dict[str, Any]
+
+    def __getitem__(self, key: tuple[str, str]) -> Situation:
+        """The situation of a generator and a perturbation."""
+        for situation in self.situations:
+            if (situation.generator, situation.perturbation) == key:
+                return situation
+        raise KeyError(f"{key} was not audited; there is {[(s.generator, s.perturbation) for s in self.situations]}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Settings, figures with intervals, and every image's figures, as strict JSON takes them."""
+        rows = [
+            {
+                "generator": situation.generator,
+                "perturbation": situation.perturbation,
+                "metrics": {metric: asdict(value) for metric, value in situation.estimates.items()},
+                "per_image": {metric: _jsonable(values) for metric, values in situation.values.items()},
+            }
+            for situation in self.situations
+        ]
+        return {"settings": self.settings, "edits": self.edits, "situations": rows}
+
+
+def run_audit(
+    model: PeftModel,
+    dataset: Dataset[Any],
+    *,
+    defense: Defense,
+    leak_defense: Defense | None = None,
+    patches: Mapping[str, Stamp | None],
+    conditions: Conditions | None = None,
+    detector: StampDetector | None = None,
+    batch_size: int = 25,
+    pictures: int = 6,
+    seed: int = 0,
+    disable_tqdm: bool = False,
+) -> AuditResult:
+    """Measure what a defense is still worth against a generator as it is and as it is patched.
+
+    For each image one edit is drawn. The photo is taken as it is, with random noise of the defense's budget, defended
+    with knowledge of the untouched generator (*no-leak*), and defended with knowledge of the very generator that is used
+    (*leak*); each is rounded to 8 bits within its budget, as a published photo is. Outputs are compared with what the
+    generator should have given: the untouched generator's output on the clean photo, with the stamp on it for a
+    defensive patch. A defense succeeds where that distance is over 0.05 (MSE); see METHOD.md and arXiv 2510.03747.
+
+    Args:
+        model: the generator with all patches as adapters.
+        dataset: images never trained on, as :class:`~loraguard.PatchTrainer` takes them.
+        defense: crafted on the untouched generator; its `eps` is also the noise's.
+        leak_defense: crafted on the patched generator; by default the same.
+        patches: the adapters' names, with the stamp of each or None for a standard patch.
+        conditions: from labels to edits, by default the generator's own.
+        detector: looks for the stamp in every output; without it no stamp rate is measured.
+        batch_size: images at a time.
+        pictures: how many images are kept for showing.
+        seed: of edits and of the defenses' random starts.
+        disable_tqdm: no progress bar.
+
+    Returns:
+        Figures for each image in each situation.
+
+    Raises:
+        ValueError: for a name in `patches` that is no adapter of the model.
+
+    Example:
+        >>> from peft import get_peft_model
+        >>> from loraguard import GatedLoraConfig
+        >>> from loraguard.data import DemoFaces
+        >>> from loraguard.defenses import Disrupting
+        >>> from loraguard.generators import DemoEditor
+        >>> model = get_peft_model(DemoEditor(conv_dim=4), GatedLoraConfig(r=2), adapter_name="standard")
+        >>> result = run_audit(model, DemoFaces(4, size=16), defense=Disrupting(steps=2), patches={"standard": None},
+        ...                    disable_tqdm=True)
+        >>> result["untouched", "no-leak"].estimates["mse"].n
+        4
+    """
+    if unknown := [name for name in patches if name not in model.peft_config]:
+        raise ValueError(f"The model has no adapter {unknown}; it has {sorted(model.peft_config)}.")
+    perturb: dict[str, Defense] = {"noise": RandomNoise(defense.eps), "no-leak": defense, "leak": leak_defense or defense}
+    device = next(model.parameters()).device
+    found: dict[tuple[str, str], list[dict[str, Tensor]]] = {}
+    shown: dict[tuple[str, str], list[Tensor]] = {}
+    edits: list[str] = []
+
+    with _repeatable(model, seed):
+        for batch in tqdm(list(_batches(dataset, batch_size)), desc="audit", disable=disable_tqdm):
+            images = batch["image"].to(device)
+            check_images(images)
+            labels = batch["labels"].to(device) if "labels" in batch else None
+            names, condition = draw_edits(conditions_of(model, labels, conditions), len(images))
+            edits += names
+            for key, outputs, reference in _look(model, images, condition, perturb, patches):
+                if len(shown.setdefault(key, [])) * batch_size < pictures:
+                    shown[key].append(outputs.cpu())
+                if reference is not None:
+                    found.setdefault(key, []).append(_measure(outputs, reference, detector))
+
+    situations = [
+        Situation(*key, {metric: torch.cat([part[metric] for part in parts]).cpu() for metric in parts[0]})
+        for key, parts in found.items()
+    ]
+    return AuditResult(
+        situations,
+        edits,
+        {key: torch.cat(parts)[:pictures] for key, parts in shown.items()},
+        {
+            "n": len(edits),
+            "seed": seed,
+            "defense": describe(defense),
+            "leak_defense": describe(perturb["leak"]),
+            "dsr_threshold": DSR_THRESHOLD,
+            "patches": {name: None if stamp is None else describe(stamp) for name, stamp in patches.items()},
+            "detector": None if detector is None else detector.settings(),
+            "weights_sha256": fingerprint(model),
+            "device": str(device),
+            "versions": {module.__name__: module.__version__ for module in (loraguard, torch, peft, torchmetrics)},
+        },
+    )
+
+
+def _look(
+    model: PeftModel, images: Tensor, condition: Condition, perturb: dict[str, Defense], patches: Mapping[str, Stamp | None]
+) -> Iterator[tuple[tuple[str, str], Tensor, Tensor | None]]:
+    """Every photo, without a reference, and every output with what it should have been."""
+    with folded(model):
+        with model.disable_adapter():
+            untouched = _run(model, images, condition)
+            photos = {"clean": images} | {
+                name: published(perturb[name](model, images, condition), images) for name in ("noise", "no-leak")
+            }
+            for name, photo in photos.items():
+                yield ("photo", name), photo, None
+                yield (UNTOUCHED, name), _run(model, photo, condition), untouched
+        for patch, stamp in patches.items():
+            model.set_adapter(patch)
+            target = untouched if stamp is None else stamp.compose(untouched)
+            leaked = published(perturb["leak"](model, images, condition), images)
+            for name, photo in (photos | {"leak": leaked}).items():
+                yield (patch, name), _run(model, photo, condition), target
+
+
+@torch.no_grad()
+def _run(model: PeftModel, images: Tensor, condition: Condition) -> Tensor:
+    return model(images, **condition)
+
+
+def _measure(outputs: Tensor, reference: Tensor, detector: StampDetector | None) -> dict[str, Tensor]:
+    figures = {
+        "mse": mean_squared_error(outputs, reference),
+        "dsr": defense_succeeds(outputs, reference),
+        "psnr": psnr(outputs, reference),
+        "ssim": ssim(outputs, reference),
+    }
+    if detector is not None:
+        figures["stamp_score"] = detector.score(outputs)
+        figures["stamp_rate"] = detector(outputs).to(outputs)
+    return figures
+
+
+def draw_edits(edits: Mapping[str, Condition], n: int) -> tuple[list[str], Condition]:
+    """One edit for each of `n` images, drawn at random: their names and the condition.
+
+    Example:
+        >>> names, condition = draw_edits({"a": {"c": torch.zeros(3, 1)}, "b": {"c": torch.ones(3, 1)}}, 3)
+        >>> [{"a": 0.0, "b": 1.0}[name] for name in names] == condition["c"][:, 0].tolist()
+        True
+    """
+    names = list(edits)
+    drawn = torch.randint(len(names), (n,)).tolist()
+    keys = edits[names[0]].keys()
+    condition = {key: torch.stack([edits[names[edit]][key][row] for row, edit in enumerate(drawn)]) for key in keys}
+    return [names[edit] for edit in drawn], condition
+
+
+def fingerprint(model: PeftModel) -> dict[str, str]:
+    """SHA-256 of the generator's own weights and of each patch's, so that a figure says what it is about."""
+    digests: dict[str, Any] = {}
+    for key, value in sorted(model.get_base_model().state_dict().items()):
+        owner = next((name for name in model.peft_config if f".{name}." in f"{key}." and "lora_" in key), "generator")
+        digest = digests.setdefault(owner, hashlib.sha256())
+        digest.update(key.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return {name: digest.hexdigest()[:16] for name, digest in digests.items()}
+
+
+@contextmanager
+def _repeatable(model: PeftModel, seed: int) -> Iterator[None]:
+    """Evaluation mode and a seed of its own inside; the active adapter, the mode and the global seed as before after."""
+    active, training = model.active_adapter, model.training
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model.eval()
+        try:
+            yield
+        finally:
+            model.set_adapter(active)
+            model.train(training)
+
+
+def _batches(dataset: Dataset[Any], size: int) -> Iterator[dict[str, Tensor]]:
+    n = len(dataset)  # type: ignore[arg-type]
+    for start in range(0, n, size):
+        yield collate([dataset[index] for index in range(start, min(n, start + size))])
+
+
+def _jsonable(values: Tensor) -> list[float | None]:
+    return [round(value, 6) if abs(value) != float("inf") else None for value in values.tolist()]

@@ -1,0 +1,38 @@
+"""What happens to a photo between its publication and its misuse."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def quantize(images: Tensor) -> Tensor:
+    """Round images (N, 3, H, W) in [-1, 1] to the 256 levels that a photo's file can hold.
+
+    Example:
+        >>> import torch
+        >>> (quantize(torch.tensor([-1.0, 0.0, 0.003, 1.0])) * 127.5 + 127.5).tolist()
+        [0.0, 128.0, 128.0, 255.0]
+    """
+    return ((images.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
+
+
+def published(perturbed: Tensor, images: Tensor) -> Tensor:
+    """The photo as it is published: 8 bits a channel, never further from the original than the perturbation was.
+
+    The perturbation is rounded towards zero, counted from the original's own 8-bit levels, so that an L-infinity budget
+    that held before still holds.
+
+    Args:
+        perturbed: perturbed images (N, 3, H, W) in [-1, 1].
+        images: the originals.
+
+    Example:
+        >>> import torch
+        >>> photo = quantize(torch.rand(1, 3, 4, 4) * 2 - 1)
+        >>> shown = published((photo + 0.05).clamp(-1, 1), photo)
+        >>> bool(((shown - photo).abs() <= 0.05).all())
+        True
+    """
+    original = quantize(images)
+    levels = ((perturbed.clamp(-1, 1) - original) * 127.5).trunc()
+    return original + levels / 127.5

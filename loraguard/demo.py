@@ -1,0 +1,176 @@
+"""The whole idea on real input, offline and without a GPU: protect, patch, stamp, audit, report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from peft import PeftModel, get_peft_model
+from torch import Tensor
+
+from .audit import AuditResult, run_audit, write_report
+from .audit.protocol import draw_edits
+from .data import DemoFaces
+from .defenses import Disrupting
+from .files import writable_folder
+from .generators import DemoEditor
+from .stamp import Stamp, StampDetector
+from .training import PatchTrainer, PatchTrainingArguments, TrainingResult
+from .training.trainer import collate
+from .tuner import GatedLoraConfig
+
+STAMP = Stamp("AI\nEDIT", place="bottom-left", size=0.5, margin=0.0, background="#b00020", outline=None)
+
+
+@dataclass(frozen=True)
+class PatchRecipe:
+    """How one of the demo's patches is made; each training step sees `batch_size` faces with all five edits."""
+
+    stamp: Stamp | None
+    r: int
+    steps: int
+    learning_rate: float
+    lora_alpha: float = 8.0
+    batch_size: int = 4
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """What the demo's figures depend on; the defaults are those of `loraguard demo`.
+
+    Attributes:
+        eps: budget of every perturbation, L-infinity, images in [-1, 1].
+        train_attack_steps: PGD steps of the adversary in training.
+        attack_steps: PGD steps of the audited defense, with and without the leak; at least twice those of training.
+        standard: how the standard patch is made.
+        defensive: how the defensive patch is made.
+        test_images: faces of the audit, of the split "test".
+        calibration_images: faces whose untouched outputs the detector's threshold comes from.
+        seed: of everything that is drawn.
+    """
+
+    eps: float = 0.1
+    train_attack_steps: int = 3
+    attack_steps: int = 10
+    standard: PatchRecipe = PatchRecipe(None, r=8, steps=100, learning_rate=5e-3)
+    defensive: PatchRecipe = PatchRecipe(STAMP, r=16, steps=120, learning_rate=5e-3)
+    test_images: int = 200
+    calibration_images: int = 400
+    seed: int = 0
+
+    def quick(self) -> DemoSettings:
+        """Enough to see that everything runs; the figures mean little."""
+        return replace(
+            self,
+            standard=replace(self.standard, steps=4),
+            defensive=replace(self.defensive, steps=4),
+            test_images=24,
+            calibration_images=40,
+        )
+
+    @property
+    def patches(self) -> dict[str, PatchRecipe]:
+        """The recipes by the names of their adapters."""
+        return {"standard": self.standard, "defensive": self.defensive}
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo made.
+
+    Attributes:
+        model: the generator with both patches as adapters.
+        training: how each patch was trained.
+        audit: what the audit found.
+        report: the page, beside `audit.json`, `grid.png` and the patches in folders of their names.
+    """
+
+    model: PeftModel
+    training: dict[str, TrainingResult]
+    audit: AuditResult
+    report: Path
+
+
+def run_demo(
+    output_dir: str | Path,
+    settings: DemoSettings | None = None,
+    *,
+    device: str = "cpu",
+    say: Callable[[str], None] = print,
+    disable_tqdm: bool = False,
+) -> DemoResult:
+    """Protect drawn faces, train a standard and a defensive patch, audit all three generators, write the report.
+
+    Args:
+        output_dir: gets `report.html`, `audit.json`, `grid.png` and the patches in `standard/` and `defensive/`.
+        settings: by default those of `loraguard demo`.
+        device: "cpu", or "auto" for the accelerator that Accelerate finds.
+        say: called with a line of text as each part begins.
+        disable_tqdm: no progress bars.
+
+    Raises:
+        OSError: if the folder cannot be written to; before anything else is done.
+    """
+    settings = settings or DemoSettings()
+    folder = writable_folder(output_dir)
+    torch.manual_seed(settings.seed)
+    generator = DemoEditor.pretrained()
+    model: PeftModel | None = None
+    training = {}
+    for name, recipe in settings.patches.items():
+        say(f"Training the {name} patch: {recipe.steps} steps")
+        config = GatedLoraConfig(r=recipe.r, lora_alpha=recipe.lora_alpha)
+        if model is None:
+            model = get_peft_model(generator, config, adapter_name=name)
+        else:
+            model.add_adapter(name, config)
+            model.set_adapter(name)
+        arguments = PatchTrainingArguments(
+            folder / name,
+            stamp=recipe.stamp,
+            adversary=Disrupting(settings.eps, settings.train_attack_steps, step_size=settings.eps / 2),
+            max_train_steps=recipe.steps,
+            train_batch_size=recipe.batch_size,
+            learning_rate=recipe.learning_rate,
+            lr_scheduler="cosine",
+            max_grad_norm=1.0,
+            seed=settings.seed,
+            cpu=device == "cpu",
+            disable_tqdm=disable_tqdm,
+        )
+        training[name] = PatchTrainer(model, DemoFaces(10_000, seed=settings.seed), arguments).train()
+    assert model is not None
+
+    say(f"Auditing on {settings.test_images} faces that no patch was trained on")
+    detector = calibrated_detector(model, settings)
+    audit = run_audit(
+        model,
+        DemoFaces(settings.test_images, seed=settings.seed, split="test"),
+        defense=Disrupting(settings.eps, settings.attack_steps),
+        patches={name: recipe.stamp for name, recipe in settings.patches.items()},
+        conditions=every_edit,
+        detector=detector,
+        seed=settings.seed,
+        disable_tqdm=disable_tqdm,
+    )
+    audit.settings["budget"] = f"L-infinity {settings.eps} on [-1, 1], that is {settings.eps * 127.5:.2f}/255"
+    audit.settings["demo"] = asdict(settings)
+    return DemoResult(model, training, audit, write_report(audit, folder, training=training))
+
+
+def every_edit(labels: Tensor) -> dict[str, dict[str, Tensor]]:
+    """The audit's edits: the five that patches are trained on, and seven combinations that they never saw."""
+    return {**DemoEditor.conditions(labels), **DemoEditor.combined_conditions(labels)}
+
+
+@torch.no_grad()
+def calibrated_detector(model: PeftModel, settings: DemoSettings) -> StampDetector:
+    """A detector whose threshold comes from the untouched generator's outputs, on faces of their own."""
+    faces = DemoFaces(settings.calibration_images, seed=settings.seed, split="calibration")
+    batch = collate(faces.__getitems__(list(range(len(faces)))))
+    device = next(model.parameters()).device
+    _, condition = draw_edits(every_edit(batch["labels"].to(device)), len(faces))
+    with model.disable_adapter():
+        return StampDetector(STAMP).calibrate(model(batch["image"].to(device), **condition))

@@ -1,0 +1,84 @@
+"""Writing that is never seen half done."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+
+def writable_folder(path: str | Path) -> Path:
+    """Make a folder and make sure that files can be written there, before any long work starts.
+
+    Raises:
+        OSError: if the folder cannot be made or written to.
+    """
+    folder = Path(path).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".loraguard-"):
+            pass
+    except OSError as error:
+        raise type(error)(
+            error.errno, f"Cannot write to the output folder ({error.strerror}); choose another one", str(folder)
+        ) from None
+    return folder
+
+
+@contextmanager
+def whole_files(folder: str | Path) -> Iterator[Path]:
+    """A temporary folder whose files are moved into `folder` once the block has ended without an error.
+
+    Each file appears complete under its name or not at all, and what was there before stays until then.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with whole_files(folder) as draft:
+        ...         _ = (draft / "a.txt").write_text("all of it")
+        ...     (Path(folder) / "a.txt").read_text()
+        'all of it'
+    """
+    folder = Path(folder)
+    draft = Path(tempfile.mkdtemp(dir=folder, prefix=".loraguard-"))
+    try:
+        yield draft
+        for file in sorted(file for file in draft.rglob("*") if file.is_file()):
+            with file.open("rb+") as handle:
+                os.fsync(handle.fileno())
+            target = folder / file.relative_to(draft)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            file.chmod(0o666 & ~_umask())
+            file.replace(target)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+def describe(thing: Any) -> dict[str, Any]:
+    """The class and settings of a dataclass (or the class alone of anything else), as JSON takes them.
+
+    Example:
+        >>> from loraguard.defenses import RandomNoise
+        >>> describe(RandomNoise(eps=0.1))
+        {'class': 'RandomNoise', 'eps': 0.1}
+    """
+    fields = asdict(thing) if is_dataclass(thing) and not isinstance(thing, type) else {}
+    plain = {key: str(value) if isinstance(value, Path) else value for key, value in fields.items()}
+    return {"class": type(thing).__name__, **plain}
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write strict JSON (no NaN), indented."""
+    path.write_text(json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,69 @@
+"""What loraguard asks of a generator, and how labels become the edits that it can make."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+Condition = Mapping[str, Tensor]
+"""Which edit to make: batch-first tensors that are passed to `generator(images, **condition)`; `{}` for none."""
+
+Conditions = Callable[[Tensor], Mapping[str, Condition]]
+"""From a batch's labels (N, A) to every edit that a generator is asked for, by name."""
+
+
+def conditions_of(generator: nn.Module, labels: Tensor | None, conditions: Conditions | None = None) -> dict[str, Condition]:
+    """The edits to make on a batch, by name.
+
+    Args:
+        generator: a network; wrapped by PEFT or not.
+        labels: the batch's labels (N, A), or None where the data has none.
+        conditions: from labels to edits; by default the generator's own method `conditions`, if it has one.
+
+    Returns:
+        By name, what to pass as `generator(images, **condition)`. An unconditional network has one edit, `{}`.
+
+    Raises:
+        ValueError: if edits are to be made from labels and the data has none.
+
+    Example:
+        >>> conditions_of(nn.Identity(), None)
+        {'output': {}}
+        >>> edits = conditions_of(nn.Identity(), torch.zeros(4, 1), lambda labels: {"flip": {"labels": 1 - labels}})
+        >>> edits["flip"]["labels"].shape
+        torch.Size([4, 1])
+    """
+    make = conditions or getattr(generator, "conditions", None)
+    if make is None:
+        return {"output": {}}
+    if labels is None:
+        raise ValueError(
+            f"{type(generator).__name__} makes edits from labels, but the data yields images alone. Give a data set "
+            "whose items hold 'labels', or pass `conditions`, a function from labels to edits."
+        )
+    return dict(make(labels))
+
+
+def expand(images: Tensor, edits: Mapping[str, Condition]) -> tuple[Tensor, dict[str, Tensor]]:
+    """One batch that holds every image with every edit, so that they go through the network together.
+
+    Args:
+        images: (N, 3, H, W).
+        edits: E edits, as from :func:`conditions_of`.
+
+    Returns:
+        Images (E * N, 3, H, W), the edits one after another, and their condition.
+
+    Example:
+        >>> images, condition = expand(torch.zeros(4, 3, 8, 8), {"a": {"c": torch.zeros(4, 2)}, "b": {"c": torch.ones(4, 2)}})
+        >>> images.shape, condition["c"][:, 0].tolist()
+        (torch.Size([8, 3, 8, 8]), [0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0])
+    """
+    first, *rest = edits.values()
+    for other in rest:
+        if other.keys() != first.keys():
+            raise ValueError(f"Every edit must have the same inputs, got {sorted(first)} and {sorted(other)}.")
+    condition = {key: torch.cat([edit[key] for edit in edits.values()]) for key in first}
+    return images.repeat(len(edits), 1, 1, 1), condition

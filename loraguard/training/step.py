@@ -1,0 +1,94 @@
+"""One step of patch training: the method of arXiv 2510.03747 on one page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+
+from loraguard.defenses import Defense
+from loraguard.generators import Condition
+from loraguard.stamp import Stamp
+from loraguard.tuner import folded
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""From outputs and targets, both (N, 3, H, W) in [-1, 1], to a scalar."""
+
+
+def target_of(model: PeftModel, images: Tensor, condition: Condition, stamp: Stamp | None) -> Tensor:
+    """What the patched network should give: y0 = G0(x, c), with the stamp on it if there is one.
+
+    The untouched generator G0 is the same network with its adapter disabled.
+    """
+    with torch.no_grad(), model.disable_adapter():
+        untouched = model(images, **condition)
+    return untouched if stamp is None else stamp.compose(untouched)
+
+
+def patch_step(
+    model: PeftModel,
+    images: Tensor,
+    condition: Condition,
+    *,
+    adversary: Defense,
+    stamp: Stamp | None,
+    loss: Loss,
+    backward: Callable[[Tensor], None] = Tensor.backward,
+    network: nn.Module | None = None,
+) -> dict[str, float]:
+    """Accumulate the gradient of `D(Gp(x, c), t) + D(Gp(x_adv, c), t)` in the adapter's parameters.
+
+    The target t is `y0 = G0(x, c)` for a standard patch and y0 with the warning on it for a defensive one, on clean and
+    adversarial inputs alike; x_adv is crafted on Gp, the network as it is patched now, with its patch folded into the
+    weights so that each layer is one convolution and only images get gradients. The clean loss is backpropagated before
+    the adversary starts, so that only one graph is alive at a time.
+
+    Args:
+        model: a generator with a GATED_LORA adapter.
+        images: (N, 3, H, W) in [-1, 1].
+        condition: the edit of each image, batch-first.
+        adversary: crafts x_adv.
+        stamp: the warning, or None.
+        loss: D.
+        backward: called with each of the two losses, in place of `Tensor.backward`.
+        network: what to call for outputs that are learnt from, where it is not `model` itself (a DDP wrapper).
+
+    Returns:
+        `loss_clean` and `loss_adversarial`.
+
+    Raises:
+        FloatingPointError: if a loss is not finite; no parameter has changed then.
+
+    Example:
+        >>> from peft import get_peft_model
+        >>> from loraguard import GatedLoraConfig
+        >>> from loraguard.defenses import Disrupting
+        >>> model = get_peft_model(nn.Sequential(nn.Conv2d(3, 3, 3, padding=1)), GatedLoraConfig(r=2))
+        >>> losses = patch_step(model, torch.zeros(2, 3, 8, 8), {}, adversary=Disrupting(steps=2), stamp=None,
+        ...                     loss=torch.nn.functional.mse_loss)
+        >>> losses["loss_clean"]
+        0.0
+    """
+    network = network or model
+    target = target_of(model, images, condition, stamp)
+
+    clean = network(images, **condition)
+    losses = {"loss_clean": _backpropagate(loss(clean, target), "clean", backward)}
+
+    with folded(model):
+        adversarial = adversary(model, images, condition, clean=clean.detach())
+    perturbed = network(adversarial, **condition)
+    losses["loss_adversarial"] = _backpropagate(loss(perturbed, target), "adversarial", backward)
+    return losses
+
+
+def _backpropagate(value: Tensor, name: str, backward: Callable[[Tensor], None]) -> float:
+    if not torch.isfinite(value):
+        raise FloatingPointError(
+            f"The loss on {name} images is {value.item()}: the network's outputs are no longer finite. Lower the learning "
+            "rate, clip gradients (max_grad_norm=1.0), or check that the generator itself gives finite outputs."
+        )
+    backward(value)
+    return value.item()

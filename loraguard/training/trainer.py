@@ -1,0 +1,219 @@
+"""The patch trainer, on Accelerate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from peft import PeftModel
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset, default_collate
+from tqdm.auto import tqdm
+from transformers import get_scheduler
+
+from loraguard.defenses.base import check_images
+from loraguard.files import whole_files, writable_folder, write_json
+from loraguard.generators import Conditions, conditions_of, expand
+from loraguard.tuner import GatedLoraLayer
+
+from .arguments import PatchTrainingArguments
+from .step import Loss, patch_step, target_of
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a training run leaves behind.
+
+    Attributes:
+        output_dir: where the patch is; `PeftModel.from_pretrained(generator, output_dir)` loads it.
+        log: one entry a step: `step`, `loss_clean`, `loss_adversarial`, `learning_rate`, `gate_mean`.
+        gates: by adapted layer, the gate's value sigmoid(g) after each step.
+    """
+
+    output_dir: Path
+    log: list[dict[str, float]]
+    gates: dict[str, list[float]]
+
+
+class PatchTrainer:
+    """Trains the adapter of a generator to be a patch: *standard*, or with a stamp *defensive* (arXiv 2510.03747).
+
+    Args:
+        model: a generator with a GATED_LORA adapter, from `get_peft_model(generator, GatedLoraConfig(...))`. Its active
+            adapter is trained; everything else stays frozen. Targets come from the same network, adapter disabled.
+        dataset: a map-style data set whose items are an image (3, H, W) in [-1, 1], or a pair (image, labels), or a
+            dict with "image" and, for generators that need them, "labels" (A,).
+        args: the settings.
+        conditions: from a batch's labels to the edits to train on, by name; by default the generator's own
+            `conditions`, and a single unconditional output where it has none.
+        loss: D, the distance between outputs and targets; pixel MSE by default.
+
+    Raises:
+        TypeError: if the model has no GATED_LORA adapter.
+        ValueError: if the data yields wrong shapes or ranges, or the generator's output does not have its input's shape.
+        OSError: if the output folder cannot be written to. All of it before training starts.
+
+    Example:
+        >>> import tempfile
+        >>> from peft import get_peft_model
+        >>> from loraguard import GatedLoraConfig
+        >>> from loraguard.data import DemoFaces
+        >>> from loraguard.defenses import Disrupting
+        >>> from loraguard.generators import DemoEditor
+        >>> model = get_peft_model(DemoEditor(conv_dim=4), GatedLoraConfig(r=2))
+        >>> out = tempfile.mkdtemp()
+        >>> args = PatchTrainingArguments(out, adversary=Disrupting(steps=2), max_train_steps=2, cpu=True, disable_tqdm=True)
+        >>> result = PatchTrainer(model, DemoFaces(16, size=16), args).train()
+        >>> len(result.log), (result.output_dir / "adapter_model.safetensors").is_file()
+        (2, True)
+    """
+
+    def __init__(
+        self,
+        model: PeftModel,
+        dataset: Dataset[Any],
+        args: PatchTrainingArguments,
+        *,
+        conditions: Conditions | None = None,
+        loss: Loss = F.mse_loss,
+    ) -> None:
+        self.layers = {name: m for name, m in model.named_modules() if isinstance(m, GatedLoraLayer)}
+        if not isinstance(model, PeftModel) or not self.layers:
+            raise TypeError(
+                f"{type(model).__name__} has no GATED_LORA adapter to train; wrap the generator first: "
+                "get_peft_model(generator, GatedLoraConfig())."
+            )
+        self.model, self.args, self.conditions, self.loss = model, args, conditions, loss
+        self.adapter = cast(str, model.active_adapter)
+        self.output_dir = writable_folder(args.output_dir)
+        self.accelerator = Accelerator(mixed_precision=args.mixed_precision, cpu=args.cpu)
+        set_seed(args.seed)
+        self.loader = DataLoader(
+            dataset,
+            args.train_batch_size,
+            shuffle=True,
+            generator=torch.Generator().manual_seed(args.seed),
+            collate_fn=collate,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=self.accelerator.device.type == "cuda",
+        )
+        self._check_data(dataset)
+
+    def _check_data(self, dataset: Dataset[Any]) -> None:
+        """Run the untouched generator once, so that what cannot work is said before training starts."""
+        batch = collate([dataset[0]])
+        images, condition = self._edits(batch)
+        self.model.to(self.accelerator.device)
+        target = target_of(self.model, images, condition, self.args.stamp)
+        if target.shape != images.shape:
+            raise ValueError(
+                f"The generator turns images {tuple(images.shape)} into {tuple(target.shape)}; a patch needs a generator "
+                "whose outputs have the shape of its inputs."
+            )
+        if not torch.isfinite(target).all():
+            raise FloatingPointError("The untouched generator's own outputs are not finite (NaN or infinity).")
+
+    def _edits(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Every image with every edit, on the device."""
+        batch = {key: value.to(self.accelerator.device) for key, value in batch.items()}
+        check_images(batch["image"])
+        return expand(batch["image"], conditions_of(self.model, batch.get("labels"), self.conditions))
+
+    def train(self) -> TrainingResult:
+        """Train the patch and save it.
+
+        Returns:
+            Where it is and how training went.
+
+        Raises:
+            FloatingPointError: if a loss is not finite; nothing is written then.
+        """
+        args, accelerator = self.args, self.accelerator
+        steps = args.max_train_steps or math.ceil(args.num_train_epochs * len(self.loader))
+        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.Adam(parameters, args.learning_rate, betas=(args.adam_beta1, args.adam_beta2))
+        scheduler = get_scheduler(args.lr_scheduler, optimizer, args.lr_warmup_steps, steps)
+        network, optimizer, loader, scheduler = accelerator.prepare(self.model, optimizer, self.loader, scheduler)
+        self.model.train()
+        log: list[dict[str, float]] = []
+        gates: dict[str, list[float]] = {name: [] for name in self.layers}
+        bar = tqdm(
+            _endless(loader, steps), total=steps, desc=f"{args.kind} patch",
+            disable=args.disable_tqdm or not accelerator.is_main_process,
+        )  # fmt: skip
+        for step, batch in enumerate(bar, 1):
+            images, condition = self._edits(batch)
+            losses = patch_step(
+                self.model, images, condition, adversary=args.adversary, stamp=args.stamp, loss=self.loss,
+                backward=accelerator.backward, network=network,
+            )  # fmt: skip
+            if args.max_grad_norm is not None:
+                accelerator.clip_grad_norm_(parameters, args.max_grad_norm)
+            entry = {"step": step, **losses, "learning_rate": scheduler.get_last_lr()[0]}
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+            for name, layer in self.layers.items():
+                gates[name].append(layer.lora_gate[self.adapter].opening.mean().item())
+            entry["gate_mean"] = sum(values[-1] for values in gates.values()) / len(gates)
+            log.append(entry)
+            bar.set_postfix(clean=f"{losses['loss_clean']:.4f}", adv=f"{losses['loss_adversarial']:.4f}",
+                            gate=f"{entry['gate_mean']:.3f}")  # fmt: skip
+        self.model.eval()
+        if accelerator.is_main_process:
+            self._save(log, gates)
+        accelerator.wait_for_everyone()
+        return TrainingResult(self.output_dir, log, gates)
+
+    def _save(self, log: list[dict[str, float]], gates: dict[str, list[float]]) -> None:
+        with whole_files(self.output_dir) as draft:
+            self.model.save_pretrained(str(draft), selected_adapters=[self.adapter])
+            if self.adapter != "default":  # PEFT puts every other adapter into a folder of its name
+                for file in (draft / self.adapter).iterdir():
+                    file.rename(draft / file.name)
+            write_json(draft / "training_log.json", {"settings": self.args.to_dict(), "steps": log, "gates": gates})
+
+
+def collate(samples: list[Any]) -> dict[str, Tensor]:
+    """A batch from a data set's items: `image` (N, 3, H, W) and, where there are any, `labels` (N, A).
+
+    Items are an image, a pair (image, labels) or a dict with both.
+
+    Raises:
+        TypeError: for any other item.
+        ValueError: for images that are not (3, H, W) or differ in size.
+    """
+    batch = []
+    for sample in samples:
+        if isinstance(sample, Tensor):
+            sample = {"image": sample}
+        elif isinstance(sample, (tuple, list)) and len(sample) == 2:
+            sample = {"image": sample[0], "labels": sample[1]}
+        if not isinstance(sample, dict) or not isinstance(sample.get("image"), Tensor):
+            raise TypeError(
+                f"The data set yields {type(sample).__name__}; its items must be an image tensor (3, H, W), a pair "
+                "(image, labels), or a dict with 'image' and perhaps 'labels'."
+            )
+        batch.append({key: sample[key] for key in ("image", "labels") if key in sample})
+    shapes = {tuple(sample["image"].shape) for sample in batch}
+    if len(shapes) > 1 or len(shape := next(iter(shapes))) != 3 or shape[0] != 3:
+        raise ValueError(f"The data set's images must all have one shape (3, H, W), got {sorted(shapes)}.")
+    return cast(dict[str, Tensor], default_collate(batch))
+
+
+def _endless(loader: DataLoader[Any], steps: int) -> Iterator[dict[str, Tensor]]:
+    """`steps` batches, over as many epochs as it takes."""
+    done = 0
+    while done < steps:
+        for batch in loader:
+            yield batch
+            done += 1
+            if done == steps:
+                return

@@ -1,0 +1,150 @@
+"""Defenses against closed forms on linear generators, and what every defense promises."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from loraguard.channels import published, quantize
+from loraguard.defenses import Disrupting, RandomNoise
+from loraguard.generators import DemoEditor
+
+EPS = 0.05
+DEFENSES = {
+    "noise": RandomNoise(EPS),
+    "fgsm": Disrupting(EPS, method="fgsm"),
+    "ifgsm": Disrupting(EPS, steps=4, method="ifgsm"),
+    "pgd": Disrupting(EPS, steps=4),
+}
+
+
+class Scale(nn.Module):
+    """G(x) = a * x with a factor for each channel: the best perturbation is +-eps everywhere, whatever its signs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factors = nn.Parameter(torch.tensor([0.5, 1.0, 3.0]))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images * self.factors[:, None, None]
+
+
+@pytest.fixture
+def photos() -> Tensor:
+    return torch.rand(3, 3, 16, 16) * 2 - 1
+
+
+@pytest.fixture
+def condition() -> dict[str, Tensor]:
+    return {"labels": torch.eye(5)[:3]}
+
+
+@pytest.mark.parametrize("method", ["fgsm", "ifgsm", "pgd"])
+def test_optimum_of_a_linear_generator(method: str) -> None:
+    images, generator = torch.zeros(2, 3, 8, 8), Scale()
+    defended = Disrupting(EPS, steps=20, method=method)(generator, images, {})
+    assert torch.allclose(defended.abs(), torch.full_like(images, EPS), atol=EPS * 0.011)
+    mse = (generator(defended) - generator(images)).square().mean().item()
+    assert mse == pytest.approx(EPS**2 * (0.25 + 1 + 9) / 3, rel=0.03)
+
+
+def test_optimum_follows_the_sign_of_a_single_output() -> None:
+    """G(x) = <w, x>: the best perturbation is eps * sign(w) or its negative, for the whole image."""
+    w = torch.randn(1, 3, 8, 8)
+
+    class Inner(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return (w * images).sum((1, 2, 3), keepdim=True).expand_as(images)
+
+    defended = Disrupting(EPS, steps=20)(Inner(), torch.zeros(2, 3, 8, 8), {})
+    for image in defended:
+        aligned = image / EPS * torch.sign(w[0])
+        assert torch.allclose(aligned, aligned[0, 0, 0].sign().expand_as(aligned), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", DEFENSES)
+def test_budget_range_and_shape(name: str, editor: DemoEditor, photos: Tensor, condition: dict[str, Tensor]) -> None:
+    photos[0] = photos[0].sign()  # at both ends of the range
+    defended = DEFENSES[name](editor, photos, condition)
+    assert defended.shape == photos.shape
+    assert not defended.requires_grad
+    assert (defended - photos).abs().max() <= EPS + 1e-6
+    assert defended.abs().max() <= 1
+    assert (defended != photos).any()
+
+
+@pytest.mark.parametrize("name", DEFENSES)
+def test_published_photos_are_8_bit_and_within_the_budget(name: str, editor: DemoEditor, condition: dict[str, Tensor]) -> None:
+    photos = quantize(torch.rand(3, 3, 16, 16) * 2 - 1)
+    shown = published(DEFENSES[name](editor, photos, condition), photos)
+    levels = (shown + 1) * 127.5
+    assert torch.allclose(levels, levels.round(), atol=1e-3)
+    assert (shown - photos).abs().max() <= EPS
+    assert shown.abs().max() <= 1
+
+
+@pytest.mark.parametrize("name", DEFENSES)
+@pytest.mark.parametrize("training", [True, False])
+def test_leaves_the_generator_alone(
+    name: str, training: bool, editor: DemoEditor, photos: Tensor, condition: dict[str, Tensor]
+) -> None:
+    editor.train(training)
+    editor.main[0].weight.requires_grad_(False)
+    asked = [parameter.requires_grad for parameter in editor.parameters()]
+    before = {key: value.clone() for key, value in editor.state_dict().items()}
+    DEFENSES[name](editor, photos, condition)
+    assert editor.training == training
+    assert [parameter.requires_grad for parameter in editor.parameters()] == asked
+    assert all(parameter.grad is None for parameter in editor.parameters())
+    assert all(torch.equal(before[key], value) for key, value in editor.state_dict().items())
+
+
+@pytest.mark.parametrize("name", DEFENSES)
+def test_same_seed_same_perturbation(name: str, editor: DemoEditor, photos: Tensor, condition: dict[str, Tensor]) -> None:
+    runs = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        runs.append(DEFENSES[name](editor, photos, condition))
+    assert torch.equal(runs[0], runs[1])
+    assert not torch.equal(runs[0], runs[2])
+
+
+def test_known_clean_outputs_change_nothing(editor: DemoEditor, photos: Tensor, condition: dict[str, Tensor]) -> None:
+    runs = []
+    for clean in (None, editor(photos, **condition).detach()):
+        torch.manual_seed(1)
+        runs.append(Disrupting(EPS, steps=3)(editor, photos, condition, clean=clean))
+    assert torch.equal(*runs)
+
+
+def test_objective_grows_with_steps_and_beats_noise(photos: Tensor, condition: dict[str, Tensor]) -> None:
+    generator = DemoEditor.pretrained()
+    clean = generator(photos, **condition)
+
+    def damage(defense: Disrupting | RandomNoise) -> float:
+        torch.manual_seed(0)
+        return (generator(defense(generator, photos, condition), **condition) - clean).square().mean().item()
+
+    damages = [damage(RandomNoise(EPS)), *(damage(Disrupting(EPS, steps=k)) for k in (2, 5, 15))]
+    assert damages == sorted(damages)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [({"eps": 0}, "eps=0"), ({"eps": 3}, r"in \(0, 2\]"), ({"steps": 0}, "steps=0"), ({"step_size": -1}, "step_size=-1"),
+     ({"method": "cw"}, "fgsm, ifgsm, pgd")],
+)  # fmt: skip
+def test_bad_settings(arguments: dict, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Disrupting(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [(torch.zeros(3, 16, 16), "shape"), (torch.zeros(1, 1, 16, 16), "shape"), (torch.zeros(0, 3, 8, 8), "empty"),
+     (torch.full((1, 3, 8, 8), 255.0), "127.5"), (torch.full((1, 3, 8, 8), float("nan")), "nan"),
+     (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), "uint8")],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["noise", "pgd"])
+def test_bad_images(name: str, images: Tensor, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        DEFENSES[name](nn.Identity(), images, {})
