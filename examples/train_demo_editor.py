@@ -102,7 +102,9 @@ def main() -> None:
     parser.add_argument("--eps", type=float, default=0.1)
     parser.add_argument("--log-every", type=int, default=500)
     parser.add_argument("--faces", type=int, default=4096, help="kept in memory, of the one a step that is drawn")
-    parser.add_argument("--compile", action="store_true", help="torch.compile and bfloat16: 2.5 times faster where both help")
+    parser.add_argument(
+        "--compile", action="store_true", help="torch.compile and bfloat16: 2.5 times faster where both help"
+    )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     out = writable_folder(args.output_dir)
@@ -124,7 +126,10 @@ def main() -> None:
             outputs = networks[0](images, labels).float()
             loss = ((outputs - truth).abs() * (1 + args.detail_weight * details)).mean()
             if step > args.adversarial_from:
-                critic_loss = F.relu(1 - networks[1](truth, labels)).mean() + F.relu(1 + networks[1](outputs.detach(), labels)).mean()
+                critic_loss = (
+                    F.relu(1 - networks[1](truth, labels)).mean()
+                    + F.relu(1 + networks[1](outputs.detach(), labels)).mean()
+                )
                 critic_optimizer.zero_grad()
                 critic_loss.backward()
                 critic_optimizer.step()
@@ -134,7 +139,9 @@ def main() -> None:
         optimizer.step()
         schedule.step()
         if step % args.log_every == 0:
-            log.append({"step": step, "seconds": round(time.time() - started), **measure(editor, unseen, 64, args.eps, 10)})
+            log.append(
+                {"step": step, "seconds": round(time.time() - started), **measure(editor, unseen, 64, args.eps, 10)}
+            )
             print(log[-1], flush=True)
             save_file(editor.state_dict(), out / "last.safetensors")
 

@@ -11,29 +11,37 @@ from typing import TYPE_CHECKING
 from .tuner import GatedLoraConfig, GatedLoraModel, folded
 
 if TYPE_CHECKING:
-    from .audit import Audit, audit
+    from .audit import run_audit
     from .stamp import Stamp, StampDetector
     from .training import PatchTrainer, PatchTrainingArguments
 
 __version__ = "0.1.0"
 
-_LAZY = {
-    "Audit": "audit",
+__all__ = [
+    "GatedLoraConfig",
+    "GatedLoraModel",
+    "PatchTrainer",
+    "PatchTrainingArguments",
+    "Stamp",
+    "StampDetector",
+    "folded",
+    "run_audit",
+]
+
+_MODULES = {
     "PatchTrainer": "training",
     "PatchTrainingArguments": "training",
     "Stamp": "stamp",
     "StampDetector": "stamp",
-    "audit": "audit",
+    "run_audit": "audit",
 }
-
-__all__ = ["GatedLoraConfig", "GatedLoraModel", "folded", *_LAZY]  # noqa: PLE0604
 
 
 def __getattr__(name: str) -> object:
-    if name not in _LAZY:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
+    return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_LAZY])
+    return sorted({*globals(), *_MODULES})

@@ -38,7 +38,9 @@ def demo(
     output_dir: Annotated[Path, typer.Option(help="Where the report and the patches go.")] = Path("loraguard-demo"),
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
     device: Annotated[Device, typer.Option(help="cpu, or auto for the accelerator that is there.")] = Device.cpu,
-    quick: Annotated[bool, typer.Option("--quick", help="A few steps: everything runs, the figures mean little.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A few steps: everything runs, the figures mean little.")
+    ] = False,
 ) -> None:
     """Protect drawn faces, train a standard and a defensive patch, audit all of it, and write a report.
 

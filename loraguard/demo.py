@@ -32,7 +32,7 @@ class PatchRecipe:
     r: int
     steps: int
     learning_rate: float
-    lora_alpha: float = 8.0
+    lora_alpha: int = 8
     batch_size: int = 4
 
 

@@ -203,8 +203,11 @@ def _text_picture(stamp: Stamp, width: int) -> Image.Image:
     probe = ImageDraw.Draw(Image.new("L", (1, 1)))
     left, top, right, bottom = probe.multiline_textbbox((0, 0), stamp.text, font=font, stroke_width=stroke)
     pad = round(font_size * 0.16) if stamp.background else 0
-    picture = Image.new("RGBA", (math.ceil(right - left) + 2 * pad, math.ceil(bottom - top) + 2 * pad),
-                        (*ImageColor.getrgb(stamp.background)[:3], 255) if stamp.background else (0, 0, 0, 0))
+    picture = Image.new(
+        "RGBA",
+        (math.ceil(right - left) + 2 * pad, math.ceil(bottom - top) + 2 * pad),
+        (*ImageColor.getrgb(stamp.background)[:3], 255) if stamp.background else (0, 0, 0, 0),
+    )
     ImageDraw.Draw(picture).multiline_text(
         (pad - left, pad - top), stamp.text, font=font, fill=stamp.colour, align="center",
         stroke_width=stroke, stroke_fill=stamp.outline,
@@ -221,9 +224,9 @@ def _image_picture(stamp: Stamp) -> Image.Image:
 class StampDetector:
     """Says how strongly a stamp is present in an image.
 
-    The score is the zero-mean normalised cross-correlation between the stamp and the image in a window around the
-    stamp's place, over the three colour channels, each pixel weighted alike: 1 for the stamp itself whatever its contrast and
-    brightness, near 0 where there is none.
+    The score is the zero-mean normalised cross-correlation between the stamp and the image, in a window around the
+    stamp's place and over the three colour channels: 1 for the stamp itself whatever its contrast and brightness, near
+    0 where there is none.
 
     Args:
         stamp: the stamp to look for.

@@ -73,7 +73,9 @@ def test_budget_range_and_shape(name: str, editor: DemoEditor, photos: Tensor, c
 
 
 @pytest.mark.parametrize("name", DEFENSES)
-def test_published_photos_are_8_bit_and_within_the_budget(name: str, editor: DemoEditor, condition: dict[str, Tensor]) -> None:
+def test_published_photos_are_8_bit_and_within_the_budget(
+    name: str, editor: DemoEditor, condition: dict[str, Tensor]
+) -> None:
     photos = quantize(torch.rand(3, 3, 16, 16) * 2 - 1)
     shown = published(DEFENSES[name](editor, photos, condition), photos)
     levels = (shown + 1) * 127.5
@@ -99,7 +101,9 @@ def test_leaves_the_generator_alone(
 
 
 @pytest.mark.parametrize("name", DEFENSES)
-def test_same_seed_same_perturbation(name: str, editor: DemoEditor, photos: Tensor, condition: dict[str, Tensor]) -> None:
+def test_same_seed_same_perturbation(
+    name: str, editor: DemoEditor, photos: Tensor, condition: dict[str, Tensor]
+) -> None:
     runs = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
@@ -130,9 +134,14 @@ def test_objective_grows_with_steps_and_beats_noise(photos: Tensor, condition: d
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [({"eps": 0}, "eps=0"), ({"eps": 3}, r"in \(0, 2\]"), ({"steps": 0}, "steps=0"), ({"step_size": -1}, "step_size=-1"),
-     ({"method": "cw"}, "fgsm, ifgsm, pgd")],
-)  # fmt: skip
+    [
+        ({"eps": 0}, "eps=0"),
+        ({"eps": 3}, r"in \(0, 2\]"),
+        ({"steps": 0}, "steps=0"),
+        ({"step_size": -1}, "step_size=-1"),
+        ({"method": "cw"}, "fgsm, ifgsm, pgd"),
+    ],
+)
 def test_bad_settings(arguments: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Disrupting(**arguments)

@@ -4,4 +4,14 @@ from .metrics import Estimate, estimate
 from .protocol import AuditResult, Situation, fingerprint, run_audit
 from .report import table, verdict, write_report
 
-__all__ = ["AuditResult", "Estimate", "Situation", "estimate", "fingerprint", "run_audit", "table", "verdict", "write_report"]
+__all__ = [
+    "AuditResult",
+    "Estimate",
+    "Situation",
+    "estimate",
+    "fingerprint",
+    "run_audit",
+    "table",
+    "verdict",
+    "write_report",
+]

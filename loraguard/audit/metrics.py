@@ -43,9 +43,7 @@ def psnr(outputs: Tensor, reference: Tensor) -> Tensor:
         >>> psnr(torch.full((1, 3, 8, 8), 0.2), torch.zeros(1, 3, 8, 8))
         tensor([20.])
     """
-    return peak_signal_noise_ratio(
-        _unit(outputs), _unit(reference), data_range=1.0, reduction="none", dim=(1, 2, 3)
-    )
+    return peak_signal_noise_ratio(_unit(outputs), _unit(reference), data_range=1.0, reduction="none", dim=(1, 2, 3))
 
 
 def ssim(outputs: Tensor, reference: Tensor) -> Tensor:
@@ -93,7 +91,9 @@ class Estimate:
     method: str
 
 
-def estimate(values: Tensor, *, share: bool = False, confidence: float = 0.95, resamples: int = 2000, seed: int = 0) -> Estimate:
+def estimate(
+    values: Tensor, *, share: bool = False, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> Estimate:
     """The mean of per-image values and its percentile-bootstrap interval, images being the unit that is resampled.
 
     Where a share is 0 or 1 on every image the bootstrap would give an interval of no width; the exact binomial

@@ -20,9 +20,9 @@ import loraguard
 from loraguard.channels import published
 from loraguard.defenses import Defense, RandomNoise
 from loraguard.defenses.base import check_images
+from loraguard.files import describe
 from loraguard.generators import Condition, Conditions, conditions_of
 from loraguard.stamp import Stamp, StampDetector
-from loraguard.files import describe
 from loraguard.training.trainer import collate
 from loraguard.tuner import folded
 
@@ -31,7 +31,7 @@ from .metrics import DSR_THRESHOLD, Estimate, defense_succeeds, estimate, mean_s
 UNTOUCHED = "untouched"
 SHARES = ("dsr", "stamp_rate")
 PERTURBATIONS = ("clean", "noise", "no-leak", "leak")
-"""Of the photo: none; random noise of the same budget; crafted on the untouched generator; crafted on the one at hand."""
+"""Of a photo: none, random noise of the budget, crafted on the untouched generator, crafted on the generator at hand."""
 
 
 @dataclass(frozen=True)
@@ -109,8 +109,8 @@ def run_audit(
     """Measure what a defense is still worth against a generator as it is and as it is patched.
 
     For each image one edit is drawn. The photo is taken as it is, with random noise of the defense's budget, defended
-    with knowledge of the untouched generator (*no-leak*), and defended with knowledge of the very generator that is used
-    (*leak*); each is rounded to 8 bits within its budget, as a published photo is. Outputs are compared with what the
+    with knowledge of the untouched generator (*no-leak*), and defended with knowledge of the very generator that is
+    used (*leak*); each is rounded to 8 bits within its budget, as a published photo is. Outputs are compared with what the
     generator should have given: the untouched generator's output on the clean photo, with the stamp on it for a
     defensive patch. A defense succeeds where that distance is over 0.05 (MSE); see METHOD.md and arXiv 2510.03747.
 
@@ -147,7 +147,11 @@ def run_audit(
     """
     if unknown := [name for name in patches if name not in model.peft_config]:
         raise ValueError(f"The model has no adapter {unknown}; it has {sorted(model.peft_config)}.")
-    perturb: dict[str, Defense] = {"noise": RandomNoise(defense.eps), "no-leak": defense, "leak": leak_defense or defense}
+    perturb: dict[str, Defense] = {
+        "noise": RandomNoise(defense.eps),
+        "no-leak": defense,
+        "leak": leak_defense or defense,
+    }
     device = next(model.parameters()).device
     found: dict[tuple[str, str], list[dict[str, Tensor]]] = {}
     shown: dict[tuple[str, str], list[Tensor]] = {}
@@ -190,7 +194,11 @@ def run_audit(
 
 
 def _look(
-    model: PeftModel, images: Tensor, condition: Condition, perturb: dict[str, Defense], patches: Mapping[str, Stamp | None]
+    model: PeftModel,
+    images: Tensor,
+    condition: Condition,
+    perturb: dict[str, Defense],
+    patches: Mapping[str, Stamp | None],
 ) -> Iterator[tuple[tuple[str, str], Tensor, Tensor | None]]:
     """Every photo, without a reference, and every output with what it should have been."""
     with folded(model):
@@ -255,7 +263,7 @@ def fingerprint(model: PeftModel) -> dict[str, str]:
 
 @contextmanager
 def _repeatable(model: PeftModel, seed: int) -> Iterator[None]:
-    """Evaluation mode and a seed of its own inside; the active adapter, the mode and the global seed as before after."""
+    """Evaluation mode and a seed of its own inside; after it the adapter, the mode and the global seed as before."""
     active, training = model.active_adapter, model.training
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -64,7 +64,7 @@ class Column:
 COLUMNS = (
     Column("dsr", "DSR", "Defense success rate: the share of photos on which the output is spoilt (MSE over "
            f"{DSR_THRESHOLD}). High is good for whoever relies on the defense."),
-    Column("mse", "MSE", "Mean squared error per pixel between the output and what it should have been, values in [-1, 1]."),
+    Column("mse", "MSE", "Mean squared error between the output and what it should have been, values in [-1, 1]."),
     Column("psnr", "PSNR", "The same distance in decibel; over 30 dB the difference is hard to see."),
     Column("ssim", "SSIM", "Structural similarity to what the output should have been; 1 is equal."),
     Column("stamp_rate", "Stamp", "The share of outputs on which the detector finds the visible warning."),
@@ -95,10 +95,11 @@ def verdict(result: AuditResult) -> list[str]:
         clean, no_leak, leak = (result[patch, name] for name in ("clean", "no-leak", "leak"))
         if stamp is None:
             value = clean.estimates["psnr"]
-            quality = "unchanged" if value.mean is None else f"within {value.mean:.1f} dB PSNR"
+            quality = "as they were" if value.mean is None else f"within {value.mean:.1f} dB PSNR of what they were"
             sentences.append(
-                f"A {patch} patch undoes it: {share(no_leak, 'dsr')} spoilt when the defender does not know of the patch, "
-                f"{share(leak, 'dsr')} when the defender attacks the patched generator itself; clean outputs stay {quality}."
+                f"With a {patch} patch it spoils {share(no_leak, 'dsr')} when the defender does not know of the patch, "
+                f"and {share(leak, 'dsr')} when the defender attacks the patched generator itself; clean outputs stay "
+                f"{quality}."
             )
         else:
             sentences.append(
@@ -164,14 +165,17 @@ def curves(run: TrainingResult) -> str:
     from matplotlib.figure import Figure
 
     grey = "#808080"
-    style = {"svg.fonttype": "none", "svg.hashsalt": "loraguard", "text.color": grey, "axes.labelcolor": grey,
+    style: Any = {"svg.fonttype": "none", "svg.hashsalt": "loraguard", "text.color": grey, "axes.labelcolor": grey,
              "axes.edgecolor": grey, "xtick.color": grey, "ytick.color": grey, "font.size": 9,
              "axes.spines.top": False, "axes.spines.right": False}  # fmt: skip
     with rc_context(style):
         figure = Figure((8.4, 2.8), layout="constrained")
         losses, gates = figure.subplots(1, 2)
         steps = [entry["step"] for entry in run.log]
-        for key, colour, label in (("loss_clean", "#3b82c4", "clean photos"), ("loss_adversarial", "#d9622b", "perturbed photos")):
+        for key, colour, label in (
+            ("loss_clean", "#3b82c4", "clean photos"),
+            ("loss_adversarial", "#d9622b", "perturbed photos"),
+        ):
             losses.plot(steps, [max(entry[key], 1e-6) for entry in run.log], color=colour, label=label, linewidth=1.5)
         losses.set(xlabel="training step", ylabel="loss (MSE)", yscale="log")
         losses.legend(frameon=False)
@@ -191,7 +195,9 @@ def draw_grid(result: AuditResult, scale: int = 2) -> Image.Image:
     margin, gap, head = 190, 4, 26
     groups = [group for group, _, _ in strips]
     heads = sum(group != before for group, before in zip(groups, [None, *groups], strict=False))
-    page = Image.new("RGB", (margin + width * scale + 12, 12 + heads * head + len(strips) * (height * scale + gap)), "white")
+    page = Image.new(
+        "RGB", (margin + width * scale + 12, 12 + heads * head + len(strips) * (height * scale + gap)), "white"
+    )
     draw = ImageDraw.Draw(page)
     y, before = 6, None
     for group, label, strip in strips:
@@ -209,7 +215,13 @@ def _columns(result: AuditResult) -> list[Column]:
 
 
 def _heading(group: str) -> str:
-    return "Photos" if group == "photo" else f"{group.capitalize()} generator" if group == UNTOUCHED else f"{group.capitalize()} patch"
+    return (
+        "Photos"
+        if group == "photo"
+        else f"{group.capitalize()} generator"
+        if group == UNTOUCHED
+        else f"{group.capitalize()} patch"
+    )
 
 
 def _ordered(result: AuditResult) -> list[tuple[tuple[str, str], Tensor]]:

@@ -8,29 +8,66 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from loraguard.channels import quantize
+
 from .drawing import Canvas, Point, arc, box, ellipse, moved, per_image, segment, smooth_union, turned
 
 ATTRIBUTES = ("Black_Hair", "Blond_Hair", "Brown_Hair", "Eyeglasses", "Smiling")
 """The labels, in order, under their CelebA names. The first three exclude each other."""
 
 _HAIR = torch.tensor([[0.09, 0.08, 0.10], [0.90, 0.73, 0.38], [0.42, 0.23, 0.12]])
-_SKIN = torch.tensor([[0.98, 0.85, 0.75], [0.92, 0.72, 0.57], [0.78, 0.56, 0.40], [0.55, 0.36, 0.25], [0.36, 0.23, 0.16]])
+_SKIN = torch.tensor(
+    [[0.98, 0.85, 0.75], [0.92, 0.72, 0.57], [0.78, 0.56, 0.40], [0.55, 0.36, 0.25], [0.36, 0.23, 0.16]]
+)
 _FRAME = torch.tensor([[0.10, 0.10, 0.14]])
 
 # What varies from face to face, each drawn uniformly from [low, high].
 _RANGES = {
-    "centre_x": (-0.10, 0.10), "centre_y": (-0.06, 0.10), "scale": (1.0, 1.2), "roll": (-0.16, 0.16),
-    "yaw": (-0.09, 0.09), "head_width": (0.43, 0.51), "head_height": (0.58, 0.66), "jaw": (0.30, 0.40),
-    "skin": (0.0, 3.999), "skin_light": (0.94, 1.05), "hair_light": (0.90, 1.12), "hair_style": (0.0, 3.999),
-    "hairline": (-0.40, -0.28), "parting": (-0.30, 0.30), "fringe": (-0.12, 0.14), "hair_volume": (0.07, 0.15),
-    "eye_apart": (0.20, 0.24), "eye_height": (-0.08, -0.02), "eye_size": (0.95, 1.2), "iris": (0.0, 2.999),
-    "brow_lift": (0.0, 0.05), "nose": (0.13, 0.19), "nose_width": (0.05, 0.08), "mouth_height": (0.31, 0.36),
-    "mouth_width": (0.15, 0.19), "lip_red": (0.0, 1.0), "blush": (0.0, 0.25),
-    "light_angle": (-1.2, 1.2), "light": (0.10, 0.32), "warmth": (-0.06, 0.06), "exposure": (0.88, 1.06),
-    "back_angle": (0.0, 6.28), "back_hue": (0.0, 1.0), "back_hue2": (0.0, 1.0), "back_light": (0.35, 0.9),
-    "back_shape": (0.0, 1.0), "blob_x": (-0.9, 0.9), "blob_y": (-0.9, 0.9), "blob_size": (0.25, 0.6),
-    "cloth_hue": (0.0, 1.0), "cloth_light": (0.25, 0.9), "collar": (0.0, 1.999),
-    "hair_colour": (0.0, 2.999), "glasses": (0.0, 1.0), "smile": (0.0, 1.0),
+    "centre_x": (-0.10, 0.10),
+    "centre_y": (-0.06, 0.10),
+    "scale": (1.0, 1.2),
+    "roll": (-0.16, 0.16),
+    "yaw": (-0.09, 0.09),
+    "head_width": (0.43, 0.51),
+    "head_height": (0.58, 0.66),
+    "jaw": (0.30, 0.40),
+    "skin": (0.0, 3.999),
+    "skin_light": (0.94, 1.05),
+    "hair_light": (0.90, 1.12),
+    "hair_style": (0.0, 3.999),
+    "hairline": (-0.40, -0.28),
+    "parting": (-0.30, 0.30),
+    "fringe": (-0.12, 0.14),
+    "hair_volume": (0.07, 0.15),
+    "eye_apart": (0.20, 0.24),
+    "eye_height": (-0.08, -0.02),
+    "eye_size": (0.95, 1.2),
+    "iris": (0.0, 2.999),
+    "brow_lift": (0.0, 0.05),
+    "nose": (0.13, 0.19),
+    "nose_width": (0.05, 0.08),
+    "mouth_height": (0.31, 0.36),
+    "mouth_width": (0.15, 0.19),
+    "lip_red": (0.0, 1.0),
+    "blush": (0.0, 0.25),
+    "light_angle": (-1.2, 1.2),
+    "light": (0.10, 0.32),
+    "warmth": (-0.06, 0.06),
+    "exposure": (0.88, 1.06),
+    "back_angle": (0.0, 6.28),
+    "back_hue": (0.0, 1.0),
+    "back_hue2": (0.0, 1.0),
+    "back_light": (0.35, 0.9),
+    "back_shape": (0.0, 1.0),
+    "blob_x": (-0.9, 0.9),
+    "blob_y": (-0.9, 0.9),
+    "blob_size": (0.25, 0.6),
+    "cloth_hue": (0.0, 1.0),
+    "cloth_light": (0.25, 0.9),
+    "collar": (0.0, 1.999),
+    "hair_colour": (0.0, 2.999),
+    "glasses": (0.0, 1.0),
+    "smile": (0.0, 1.0),
 }
 Traits = dict[str, Tensor]
 
@@ -75,7 +112,7 @@ def render(traits: Traits, labels: Tensor, size: int) -> Tensor:
         size: height and width of the result in pixels.
 
     Returns:
-        Images (N, 3, size, size) in [-1, 1].
+        Images (N, 3, size, size) in [-1, 1], on the 256 levels of a photo's file.
     """
     t = {name: per_image(value) for name, value in traits.items()}
     axis = (torch.arange(size) + 0.5) * (2 / size) - 1
@@ -87,8 +124,11 @@ def render(traits: Traits, labels: Tensor, size: int) -> Tensor:
     canvas = Canvas(_background(traits, t, screen), 2 / size / t["scale"])
     hair = (labels[:, :3] @ _HAIR) * traits["hair_light"][:, None]
     skin = _blend(_SKIN, traits["skin"]) * traits["skin_light"][:, None]
-    head = smooth_union(ellipse(moved(face, 0, -0.10), t["head_width"], t["head_height"] - 0.12),
-                        ellipse(moved(face, t["yaw"] * 0.4, 0.22), t["jaw"], t["head_height"] - 0.24), 0.12)
+    head = smooth_union(
+        ellipse(moved(face, 0, -0.10), t["head_width"], t["head_height"] - 0.12),
+        ellipse(moved(face, t["yaw"] * 0.4, 0.22), t["jaw"], t["head_height"] - 0.24),
+        0.12,
+    )
     _back_hair(canvas, t, face, hair)
     _body(canvas, traits, t, face, skin)
     _head(canvas, t, face, head, skin)
@@ -98,7 +138,7 @@ def render(traits: Traits, labels: Tensor, size: int) -> Tensor:
     _eyes(canvas, traits, t, features, hair, skin)
     _mouth(canvas, t, features, skin, per_image(labels[:, 4]))
     _glasses(canvas, t, features, per_image(labels[:, 3]))
-    return _lit(canvas.pixels, t, screen) * 2 - 1
+    return quantize(_lit(canvas.pixels, t, screen) * 2 - 1)
 
 
 def _background(traits: Traits, t: Traits, p: Point) -> Tensor:
@@ -116,7 +156,7 @@ def _background(traits: Traits, t: Traits, p: Point) -> Tensor:
 def _strands(hair: Tensor, p: Point, t: Traits) -> Tensor:
     """Hair colour with a sheen and strands that follow the head, (N, 3, H, W)."""
     around = torch.atan2(p[0] - t["parting"] * 0.3, 0.9 - p[1])
-    sheen = 0.22 * torch.exp(-((torch.hypot(p[0], p[1] + 0.05) - 0.56) / 0.07) ** 2)
+    sheen = 0.22 * torch.exp(-(((torch.hypot(p[0], p[1] + 0.05) - 0.56) / 0.07) ** 2))
     strands = 0.07 * torch.sin(around * 46) + 0.05 * torch.sin(around * 23 + 1)
     return hair[:, :, None, None] * (1 + sheen + strands)[:, None] + 0.25 * sheen[:, None] * 0.4
 
@@ -128,9 +168,16 @@ def _back_hair(canvas: Canvas, t: Traits, face: Point, hair: Tensor) -> None:
     long = box(moved(face, 0, 0.28), t["head_width"] + volume * 0.9, 0.62, 0.25)
     bob = box(moved(face, 0, 0.08), t["head_width"] + volume * 1.1, 0.42, 0.22)
     angle = torch.atan2(face[1] + 0.2, face[0])
-    curls = ellipse(moved(face, 0, -0.18), t["head_width"] + 0.17, t["head_height"] - 0.02) + 0.02 * torch.sin(angle * 17)
-    shape = torch.where(style < 1, cap, torch.where(style < 2, smooth_union(cap, long, 0.1),
-                        torch.where(style < 3, smooth_union(cap, bob, 0.1), curls)))
+    curls = ellipse(moved(face, 0, -0.18), t["head_width"] + 0.17, t["head_height"] - 0.02) + 0.02 * torch.sin(
+        angle * 17
+    )
+    shape = torch.where(
+        style < 1,
+        cap,
+        torch.where(
+            style < 2, smooth_union(cap, long, 0.1), torch.where(style < 3, smooth_union(cap, bob, 0.1), curls)
+        ),
+    )
     canvas.paint(shape, _strands(hair * 0.82, face, t))
 
 
@@ -138,8 +185,9 @@ def _body(canvas: Canvas, traits: Traits, t: Traits, face: Point, skin: Tensor) 
     canvas.paint(box(moved(face, 0, 0.75), 0.20, 0.35, 0.08), skin * 0.80)
     cloth = hue_colour(traits["cloth_hue"], traits["cloth_light"], 0.7)
     shoulders = ellipse(moved(face, 0, 1.34), 0.95, 0.62)
-    neckline = torch.where(t["collar"] < 1, ellipse(moved(face, 0, 0.78), 0.22, 0.16),
-                           (face[0].abs() * 1.6 + face[1] - 1.05) / 1.9)
+    neckline = torch.where(
+        t["collar"] < 1, ellipse(moved(face, 0, 0.78), 0.22, 0.16), (face[0].abs() * 1.6 + face[1] - 1.05) / 1.9
+    )
     canvas.paint(torch.maximum(shoulders, -neckline), cloth)
     canvas.paint((torch.maximum(shoulders, -neckline) + 0.02).abs() - 0.012, cloth * 0.75, softness=0.01)
 
@@ -166,7 +214,9 @@ def _front_hair(canvas: Canvas, t: Traits, face: Point, head: Tensor, hair: Tens
 
 def _nose(canvas: Canvas, t: Traits, p: Point, skin: Tensor) -> None:
     tip = t["nose"]
-    canvas.paint(segment(p, (t["yaw"] * 0.3 + 0.03, tip - 0.16), (t["yaw"] * 0.6 + 0.035, tip), 0.012), skin * 0.78, 0.7, 0.03)
+    canvas.paint(
+        segment(p, (t["yaw"] * 0.3 + 0.03, tip - 0.16), (t["yaw"] * 0.6 + 0.035, tip), 0.012), skin * 0.78, 0.7, 0.03
+    )
     canvas.paint(arc((p[0] - t["yaw"] * 0.5, p[1] - tip), t["nose_width"], 0.03, 0.012), skin * 0.62, softness=0.012)
 
 
@@ -210,13 +260,19 @@ def _glasses(canvas: Canvas, t: Traits, p: Point, worn: Tensor) -> None:
     lens = box((p[0].abs() - t["eye_apart"] - 0.005, p[1] - t["eye_height"] - 0.01), 0.155, 0.115, 0.06)
     frame = _FRAME.expand(len(p[0]), -1)
     canvas.paint(lens, torch.tensor([[0.80, 0.88, 0.95]]).expand_as(frame), worn * 0.16)
-    glint = torch.maximum(lens + 0.02, ((p[0].abs() - t["eye_apart"]) * 0.8 + p[1] - t["eye_height"] + 0.07).abs() - 0.014)
+    glint = torch.maximum(
+        lens + 0.02, ((p[0].abs() - t["eye_apart"]) * 0.8 + p[1] - t["eye_height"] + 0.07).abs() - 0.014
+    )
     canvas.paint(glint, torch.ones_like(frame), worn * 0.45)
     canvas.paint(lens.abs() - 0.024, frame, worn)
     bridge = arc((p[0], p[1] - t["eye_height"] + 0.02), t["eye_apart"] - 0.145, -0.02, 0.020)
     canvas.paint(bridge, frame, worn)
-    temple = segment((p[0].abs(), p[1]), (t["eye_apart"] + 0.16, t["eye_height"] - 0.03),
-                     (t["head_width"] + 0.02, t["eye_height"] - 0.05), 0.018)
+    temple = segment(
+        (p[0].abs(), p[1]),
+        (t["eye_apart"] + 0.16, t["eye_height"] - 0.03),
+        (t["head_width"] + 0.02, t["eye_height"] - 0.05),
+        0.018,
+    )
     canvas.paint(temple, frame, worn)
 
 

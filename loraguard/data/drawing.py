@@ -33,8 +33,12 @@ def box(p: Point, half_x: Tensor | float, half_y: Tensor | float, corner: Tensor
     return outside + torch.maximum(dx, dy).clamp_max(0) - corner
 
 
-def segment(p: Point, start: tuple[Tensor | float, Tensor | float], end: tuple[Tensor | float, Tensor | float],
-            radius: Tensor | float) -> Tensor:
+def segment(
+    p: Point,
+    start: tuple[Tensor | float, Tensor | float],
+    end: tuple[Tensor | float, Tensor | float],
+    radius: Tensor | float,
+) -> Tensor:
     """Distance to a thick line from ``start`` to ``end`` with round ends."""
     dx, dy = end[0] - start[0], end[1] - start[1]
     px, py = p[0] - start[0], p[1] - start[1]
@@ -44,8 +48,11 @@ def segment(p: Point, start: tuple[Tensor | float, Tensor | float], end: tuple[T
 
 def arc(p: Point, half_width: Tensor | float, sag: Tensor | float, radius: Tensor | float) -> Tensor:
     """Distance to a thick parabola through (0, sag) and (+-half_width, 0); first order, ends cut round."""
-    x = p[0].clamp(-half_width, half_width) if isinstance(half_width, float) else \
-        torch.maximum(torch.minimum(p[0], half_width), -half_width)
+    x = (
+        p[0].clamp(-half_width, half_width)
+        if isinstance(half_width, float)
+        else torch.maximum(torch.minimum(p[0], half_width), -half_width)
+    )
     curve = sag * (1 - (x / half_width) ** 2)
     slope = 2 * sag * x / half_width**2
     return torch.hypot(p[0] - x, (p[1] - curve) / torch.sqrt(1 + slope**2)) - radius

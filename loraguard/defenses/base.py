@@ -24,7 +24,10 @@ class Defense(Protocol):
     gradients, and its mode (train or eval) stays as it was.
     """
 
-    eps: float
+    @property
+    def eps(self) -> float:
+        """The budget, L-infinity, in units of images in [-1, 1]."""
+        ...
 
     def __call__(
         self, generator: nn.Module, images: Tensor, condition: Condition, clean: Tensor | None = None
@@ -42,8 +45,8 @@ def check_images(images: Tensor) -> None:
     low, high = float(images.min()), float(images.max())
     if not (low >= -1 - 1e-4 and high <= 1 + 1e-4):
         raise ValueError(
-            f"Expected images in [-1, 1], got values from {low:.4g} to {high:.4g}. Scale them first: photos in [0, 255] "
-            "by x / 127.5 - 1, photos in [0, 1] by 2 * x - 1."
+            f"Expected images in [-1, 1], got values from {low:.4g} to {high:.4g}. Scale them first: photos in "
+            "[0, 255] by x / 127.5 - 1, photos in [0, 1] by 2 * x - 1."
         )
 
 

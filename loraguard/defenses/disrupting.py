@@ -47,7 +47,9 @@ class Disrupting:
         if not 0 < self.eps <= 2:
             raise ValueError(f"eps={self.eps!r} must be in (0, 2]: it is a distance between images in [-1, 1].")
         if self.steps < 1 or (self.step_size is not None and self.step_size <= 0):
-            raise ValueError(f"Expected steps >= 1 and step_size > 0, got steps={self.steps}, step_size={self.step_size}.")
+            raise ValueError(
+                f"Expected steps >= 1 and step_size > 0, got steps={self.steps}, step_size={self.step_size}."
+            )
 
     def __call__(
         self, generator: nn.Module, images: Tensor, condition: Condition, clean: Tensor | None = None

@@ -14,7 +14,9 @@ Conditions = Callable[[Tensor], Mapping[str, Condition]]
 """From a batch's labels (N, A) to every edit that a generator is asked for, by name."""
 
 
-def conditions_of(generator: nn.Module, labels: Tensor | None, conditions: Conditions | None = None) -> dict[str, Condition]:
+def conditions_of(
+    generator: nn.Module, labels: Tensor | None, conditions: Conditions | None = None
+) -> dict[str, Condition]:
     """The edits to make on a batch, by name.
 
     Args:
@@ -57,9 +59,10 @@ def expand(images: Tensor, edits: Mapping[str, Condition]) -> tuple[Tensor, dict
         Images (E * N, 3, H, W), the edits one after another, and their condition.
 
     Example:
-        >>> images, condition = expand(torch.zeros(4, 3, 8, 8), {"a": {"c": torch.zeros(4, 2)}, "b": {"c": torch.ones(4, 2)}})
-        >>> images.shape, condition["c"][:, 0].tolist()
-        (torch.Size([8, 3, 8, 8]), [0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0])
+        >>> edits = {"off": {"label": torch.zeros(2, 1)}, "on": {"label": torch.ones(2, 1)}}
+        >>> images, condition = expand(torch.zeros(2, 3, 8, 8), edits)
+        >>> images.shape, condition["label"][:, 0].tolist()
+        (torch.Size([4, 3, 8, 8]), [0.0, 0.0, 1.0, 1.0])
     """
     first, *rest = edits.values()
     for other in rest:

@@ -110,7 +110,9 @@ class DemoEditor(nn.Module):
     def pretrained(cls) -> DemoEditor:
         """The network that ships with the package, in evaluation mode; `examples/train_demo_editor.py` made it."""
         editor = cls()
-        editor.load_state_dict(load(files("loraguard.generators").joinpath("demo_weights/model.safetensors").read_bytes()))
+        editor.load_state_dict(
+            load(files("loraguard.generators").joinpath("demo_weights/model.safetensors").read_bytes())
+        )
         return editor.eval()
 
 

@@ -67,11 +67,13 @@ class PatchTrainingArguments:
         if self.mixed_precision not in ("no", "fp16", "bf16"):
             raise ValueError(f"mixed_precision={self.mixed_precision!r} must be 'no', 'fp16' or 'bf16'.")
         if self.stamp is not None and not isinstance(self.stamp, Stamp):
-            raise TypeError(f"stamp must be a Stamp or None, got {self.stamp!r}; write Stamp({self.stamp!r}) for a text.")
+            raise TypeError(
+                f"stamp must be a Stamp or None, got {self.stamp!r}; write Stamp({self.stamp!r}) for a text."
+            )
 
     @property
     def kind(self) -> str:
-        """"defensive" with a stamp, "standard" without."""
+        """Either "defensive", with a stamp, or "standard", without."""
         return "standard" if self.stamp is None else "defensive"
 
     def to_dict(self) -> dict[str, Any]:

@@ -87,8 +87,8 @@ def patch_step(
 def _backpropagate(value: Tensor, name: str, backward: Callable[[Tensor], None]) -> float:
     if not torch.isfinite(value):
         raise FloatingPointError(
-            f"The loss on {name} images is {value.item()}: the network's outputs are no longer finite. Lower the learning "
-            "rate, clip gradients (max_grad_norm=1.0), or check that the generator itself gives finite outputs."
+            f"The loss on {name} images is {value.item()}: the network's outputs are no longer finite. Lower the "
+            "learning rate or clip gradients (max_grad_norm=1.0)."
         )
     backward(value)
     return value.item()

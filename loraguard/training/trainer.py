@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -57,7 +57,7 @@ class PatchTrainer:
 
     Raises:
         TypeError: if the model has no GATED_LORA adapter.
-        ValueError: if the data yields wrong shapes or ranges, or the generator's output does not have its input's shape.
+        ValueError: if the data yields wrong shapes or ranges, or the generator changes the shape of images.
         OSError: if the output folder cannot be written to. All of it before training starts.
 
     Example:
@@ -69,7 +69,8 @@ class PatchTrainer:
         >>> from loraguard.generators import DemoEditor
         >>> model = get_peft_model(DemoEditor(conv_dim=4), GatedLoraConfig(r=2))
         >>> out = tempfile.mkdtemp()
-        >>> args = PatchTrainingArguments(out, adversary=Disrupting(steps=2), max_train_steps=2, cpu=True, disable_tqdm=True)
+        >>> args = PatchTrainingArguments(out, adversary=Disrupting(steps=2), max_train_steps=2, cpu=True,
+        ...                               disable_tqdm=True)
         >>> result = PatchTrainer(model, DemoFaces(16, size=16), args).train()
         >>> len(result.log), (result.output_dir / "adapter_model.safetensors").is_file()
         (2, True)
@@ -91,7 +92,7 @@ class PatchTrainer:
                 "get_peft_model(generator, GatedLoraConfig())."
             )
         self.model, self.args, self.conditions, self.loss = model, args, conditions, loss
-        self.adapter = cast(str, model.active_adapter)
+        self.adapter = model.active_adapter
         self.output_dir = writable_folder(args.output_dir)
         self.accelerator = Accelerator(mixed_precision=args.mixed_precision, cpu=args.cpu)
         set_seed(args.seed)
@@ -114,8 +115,8 @@ class PatchTrainer:
         target = target_of(self.model, images, condition, self.args.stamp)
         if target.shape != images.shape:
             raise ValueError(
-                f"The generator turns images {tuple(images.shape)} into {tuple(target.shape)}; a patch needs a generator "
-                "whose outputs have the shape of its inputs."
+                f"The generator turns images {tuple(images.shape)} into {tuple(target.shape)}; a patch needs a "
+                "generator whose outputs have the shape of its inputs."
             )
         if not torch.isfinite(target).all():
             raise FloatingPointError("The untouched generator's own outputs are not finite (NaN or infinity).")
@@ -161,7 +162,8 @@ class PatchTrainer:
             scheduler.step()
             optimizer.zero_grad()
             for name, layer in self.layers.items():
-                gates[name].append(layer.lora_gate[self.adapter].opening.mean().item())
+                gate: Any = layer.lora_gate[self.adapter]
+                gates[name].append(gate.opening.mean().item())
             entry["gate_mean"] = sum(values[-1] for values in gates.values()) / len(gates)
             log.append(entry)
             bar.set_postfix(clean=f"{losses['loss_clean']:.4f}", adv=f"{losses['loss_adversarial']:.4f}",

@@ -1,0 +1,286 @@
+"""Patch training against a plain second implementation, and what it refuses."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel, get_peft_model
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+from loraguard import GatedLoraConfig, PatchTrainer, PatchTrainingArguments, Stamp
+from loraguard.data import DemoFaces
+from loraguard.defenses import Disrupting, RandomNoise
+from loraguard.generators import DemoEditor, conditions_of, expand
+from loraguard.training import patch_step
+from loraguard.training.trainer import collate
+
+
+def arguments(folder: Path, **changes: object) -> PatchTrainingArguments:
+    defaults = {"adversary": Disrupting(steps=2), "max_train_steps": 3, "cpu": True, "disable_tqdm": True}
+    return PatchTrainingArguments(folder, **{**defaults, **changes})
+
+
+class Pictures(Dataset):
+    """Items that are whatever a list holds."""
+
+    def __init__(self, items: list) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> object:
+        return self.items[index]
+
+
+@pytest.mark.parametrize("stamp", [None, Stamp("AI", size=0.8)])
+def test_gradient_is_that_of_a_naive_implementation(patched: PeftModel, faces: DemoFaces, stamp: Stamp | None) -> None:
+    """Two networks, nothing folded or shared, one backward; in float64, as sign() amplifies rounding."""
+    model = patched.double()
+    batch = collate([faces[i] for i in range(3)])
+    images, condition = expand(batch["image"].double(), conditions_of(model, batch["labels"].double()))
+    original = DemoEditor(conv_dim=4, num_blocks=1).double()
+    original.load_state_dict(
+        {k.replace("base_layer.", ""): v for k, v in model.get_base_model().state_dict().items() if "lora_" not in k}
+    )
+    naive = copy.deepcopy(model)
+
+    torch.manual_seed(5)
+    losses = patch_step(model, images, condition, adversary=Disrupting(steps=3), stamp=stamp, loss=F.mse_loss)
+
+    torch.manual_seed(5)
+    target = original(images, **condition).detach()
+    if stamp is not None:
+        target = stamp.compose(target)
+    adversarial = images + 0.05 * (2 * torch.rand_like(images) - 1)
+    adversarial = adversarial.clamp(-1, 1)
+    for _ in range(3):
+        adversarial.requires_grad_(True)
+        distance = F.mse_loss(naive(adversarial, **condition), naive(images, **condition).detach())
+        gradient = torch.autograd.grad(distance, adversarial)[0]
+        adversarial = (adversarial + 0.01 * gradient.sign()).detach()
+        adversarial = (images + (adversarial - images).clamp(-0.05, 0.05)).clamp(-1, 1)
+    clean, perturbed = (F.mse_loss(naive(x, **condition), target) for x in (images, adversarial))
+    (clean + perturbed).backward()
+
+    assert losses["loss_clean"] == pytest.approx(clean.item(), rel=1e-9)
+    assert losses["loss_adversarial"] == pytest.approx(perturbed.item(), rel=1e-9)
+    compared = 0
+    for (name, mine), theirs in zip(model.named_parameters(), naive.parameters(), strict=True):
+        assert (mine.grad is None) == (theirs.grad is None), name
+        if mine.grad is not None:
+            assert torch.allclose(mine.grad, theirs.grad, rtol=1e-7, atol=1e-12), name
+            compared += 1
+    assert compared > 20
+
+
+def test_a_patch_learns_its_target(faces: DemoFaces, tmp_path: Path) -> None:
+    """On a defensive patch both losses fall, and only the adapter has changed."""
+    editor = DemoEditor.pretrained()
+    before = copy.deepcopy(editor.state_dict())
+    model = get_peft_model(editor, GatedLoraConfig(r=4, lora_alpha=8))
+    stamp = Stamp("AI", place="bottom-left", size=0.5, background="red", outline=None)
+    settings = arguments(tmp_path, stamp=stamp, learning_rate=1e-2, max_train_steps=25, max_grad_norm=1.0)
+    result = PatchTrainer(model, DemoFaces(64, size=32), settings).train()
+    for key in ("loss_clean", "loss_adversarial"):
+        values = [entry[key] for entry in result.log]
+        assert sum(values[-5:]) < 0.6 * sum(values[:5])
+    bare = {k.replace("base_layer.", ""): v for k, v in model.get_base_model().state_dict().items() if "lora_" not in k}
+    assert all(torch.equal(before[key], bare[key]) for key in before)
+    assert len(result.gates) == 12
+    assert all(len(values) == 25 and all(0 < v < 1 for v in values) for values in result.gates.values())
+
+
+def test_what_is_saved_is_what_was_trained(patched: PeftModel, faces: DemoFaces, tmp_path: Path) -> None:
+    editor = DemoEditor(conv_dim=4, num_blocks=1)
+    editor.load_state_dict(
+        {k.replace("base_layer.", ""): v for k, v in patched.get_base_model().state_dict().items() if "lora_" not in k}
+    )
+    result = PatchTrainer(patched, faces, arguments(tmp_path / "a" / "b")).train()
+    assert {f.name for f in result.output_dir.iterdir()} == {
+        "adapter_model.safetensors", "adapter_config.json", "training_log.json", "README.md"
+    }  # fmt: skip
+    again = PeftModel.from_pretrained(editor, result.output_dir)
+    images, condition = faces[0]["image"][None], {"labels": faces[0]["labels"][None]}
+    assert torch.equal(patched(images, **condition), again.eval()(images, **condition))
+    log = json.loads((result.output_dir / "training_log.json").read_text())
+    assert log["settings"]["kind"] == "standard"
+    assert log["settings"]["adversary"] == {
+        "class": "Disrupting",
+        "eps": 0.05,
+        "steps": 2,
+        "step_size": None,
+        "method": "pgd",
+    }
+    assert [entry["step"] for entry in log["steps"]] == [1, 2, 3]
+
+
+def test_merged_patch_has_the_keys_and_shapes_of_the_generator(
+    patched: PeftModel, faces: DemoFaces, tmp_path: Path
+) -> None:
+    PatchTrainer(patched, faces, arguments(tmp_path)).train()
+    images, condition = faces[0]["image"][None], {"labels": faces[0]["labels"][None]}
+    expected = patched(images, **condition)
+    merged = patched.merge_and_unload()
+    shapes = {key: value.shape for key, value in DemoEditor(conv_dim=4, num_blocks=1).state_dict().items()}
+    assert {key: value.shape for key, value in merged.state_dict().items()} == shapes
+    assert (merged(images, **condition) - expected).abs().max() < 1e-5
+
+
+def test_an_adapter_by_another_name_is_saved_in_the_same_place(
+    editor: DemoEditor, faces: DemoFaces, tmp_path: Path
+) -> None:
+    model = get_peft_model(editor, GatedLoraConfig(r=2), adapter_name="first")
+    model.add_adapter("second", GatedLoraConfig(r=2))
+    model.set_adapter("second")
+    first = {k: v.clone() for k, v in model.state_dict().items() if ".first." in k}
+    PatchTrainer(model, faces, arguments(tmp_path)).train()
+    assert (tmp_path / "adapter_model.safetensors").is_file()
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in first.items())
+
+
+def test_same_seed_same_patch(faces: DemoFaces, tmp_path: Path) -> None:
+    weights = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        torch.manual_seed(0)
+        model = get_peft_model(DemoEditor(conv_dim=4, num_blocks=1), GatedLoraConfig(r=2))
+        PatchTrainer(model, faces, arguments(tmp_path / name, seed=seed)).train()
+        weights.append((tmp_path / name / "adapter_model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+    assert weights[0] != weights[2]
+
+
+@pytest.mark.parametrize("form", ["tensor", "pair", "dict"])
+def test_forms_of_data(form: str, faces: DemoFaces, tmp_path: Path) -> None:
+    samples = [faces[i] for i in range(4)]
+    if form == "tensor":
+        network, items = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1)), [s["image"] for s in samples]
+    else:
+        network = DemoEditor(conv_dim=4, num_blocks=1)
+        items = samples if form == "dict" else [(s["image"], s["labels"]) for s in samples]
+    model = get_peft_model(network, GatedLoraConfig(r=2))
+    assert len(PatchTrainer(model, Pictures(items), arguments(tmp_path)).train().log) == 3
+
+
+def test_epochs_and_steps(faces: DemoFaces, tmp_path: Path, patched: PeftModel) -> None:
+    settings = arguments(tmp_path, max_train_steps=None, num_train_epochs=2, adversary=RandomNoise(0.05))
+    assert len(PatchTrainer(patched, faces, settings).train().log) == 2 * 3
+    settings = arguments(tmp_path, max_train_steps=7, adversary=RandomNoise(0.05))
+    assert len(PatchTrainer(patched, faces, settings).train().log) == 7
+
+
+def test_the_conditions_of_a_network_of_ones_own(faces: DemoFaces, tmp_path: Path) -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+        def forward(self, images: Tensor, strength: Tensor) -> Tensor:
+            return self.conv(images) * strength[:, None, None, None]
+
+    seen = []
+
+    def edits(labels: Tensor) -> dict:
+        seen.append(labels.shape)
+        return {"weak": {"strength": labels[:, 0]}, "strong": {"strength": labels[:, 0] + 1}}
+
+    model = get_peft_model(Own(), GatedLoraConfig(r=2))
+    PatchTrainer(model, faces, arguments(tmp_path), conditions=edits).train()
+    assert seen[-1] == (4, 5)
+
+
+@pytest.mark.parametrize(
+    ("item", "words"),
+    [
+        ({"image": torch.zeros(1, 16, 16), "labels": torch.zeros(5)}, r"\(3, H, W\)"),
+        ({"image": torch.zeros(3, 16), "labels": torch.zeros(5)}, r"\(3, H, W\)"),
+        ({"image": torch.full((3, 16, 16), 200.0), "labels": torch.zeros(5)}, "127.5"),
+        ({"image": torch.full((3, 16, 16), float("nan")), "labels": torch.zeros(5)}, "nan"),
+        ({"image": torch.zeros(3, 16, 16, dtype=torch.uint8), "labels": torch.zeros(5)}, "uint8"),
+        ({"image": torch.zeros(3, 16, 16)}, "labels"),
+    ],
+)
+def test_bad_data_is_refused_before_training(item: dict, words: str, patched: PeftModel, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=words):
+        PatchTrainer(patched, Pictures([item] * 4), arguments(tmp_path))
+
+
+@pytest.mark.parametrize("item", ["a.png", {"picture": 1}, (1, 2, 3)])
+def test_items_that_are_no_images(item: object, patched: PeftModel, tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="must be an image tensor"):
+        PatchTrainer(patched, Pictures([item] * 4), arguments(tmp_path))
+
+
+def test_bad_data_in_the_middle_leaves_what_was_there(patched: PeftModel, faces: DemoFaces, tmp_path: Path) -> None:
+    PatchTrainer(patched, faces, arguments(tmp_path)).train()
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    items = [faces[0]] * 3 + [{**faces[1], "image": faces[1]["image"] * 300}]
+    with pytest.raises(ValueError, match="in \\[-1, 1\\]"):
+        PatchTrainer(patched, Pictures(items), arguments(tmp_path)).train()
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_nan_losses_stop_the_run_before_the_step(patched: PeftModel, faces: DemoFaces, tmp_path: Path) -> None:
+    PatchTrainer(patched, faces, arguments(tmp_path)).train()
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    weights = {k: v.clone() for k, v in patched.state_dict().items()}
+    trainer = PatchTrainer(patched, faces, arguments(tmp_path), loss=lambda a, b: F.mse_loss(a, b) * float("nan"))
+    with pytest.raises(FloatingPointError, match="loss on clean images is nan"):
+        trainer.train()
+    assert all(torch.equal(value, weights[key]) for key, value in patched.state_dict().items())
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_a_generator_that_gives_nan(patched: PeftModel, faces: DemoFaces, tmp_path: Path) -> None:
+    with torch.no_grad():
+        patched.get_base_model().main[0].base_layer.weight.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="untouched generator"):
+        PatchTrainer(patched, faces, arguments(tmp_path))
+
+
+def test_a_generator_that_changes_the_size(tmp_path: Path) -> None:
+    model = get_peft_model(nn.Sequential(nn.Conv2d(3, 3, 3)), GatedLoraConfig(r=2))
+    with pytest.raises(ValueError, match=r"\(1, 3, 16, 16\) into \(1, 3, 14, 14\)"):
+        PatchTrainer(model, Pictures([torch.zeros(3, 16, 16)] * 4), arguments(tmp_path))
+
+
+def test_a_model_without_an_adapter(editor: DemoEditor, faces: DemoFaces, tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="get_peft_model"):
+        PatchTrainer(editor, faces, arguments(tmp_path))
+
+
+def test_an_output_folder_that_is_a_file(patched: PeftModel, faces: DemoFaces, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("here first")
+    with pytest.raises(OSError, match="Cannot write to the output folder"):
+        PatchTrainer(patched, faces, arguments(tmp_path / "file"))
+    assert (tmp_path / "file").read_text() == "here first"
+
+
+def test_an_output_folder_that_cannot_be_written(patched: PeftModel, faces: DemoFaces) -> None:
+    with pytest.raises(OSError, match="Cannot write to the output folder"):
+        PatchTrainer(patched, faces, arguments(Path("/proc/loraguard")))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"learning_rate": 0}, {"train_batch_size": -1}, {"max_train_steps": 0}, {"mixed_precision": "fp8"}]
+)
+def test_bad_settings(changes: dict, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=next(iter(changes))):
+        arguments(tmp_path, **changes)
+
+
+def test_a_text_is_no_stamp(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"Stamp\('AI'\)"):
+        arguments(tmp_path, stamp="AI")
+
+
+def test_a_stamp_that_does_not_fit_is_refused_before_training(
+    patched: PeftModel, faces: DemoFaces, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="larger than the 16x16 image"):
+        PatchTrainer(patched, faces, arguments(tmp_path, stamp=Stamp("A\nB\nC\nD", size=1.0)))
