@@ -1,17 +1,19 @@
 """The recipe of the demo's generator: train a DemoEditor from nothing on drawn faces, and measure it.
 
-    python examples/train_demo_editor.py --output-dir out
+    python examples/train_demo_editor.py --output-dir out --compile
 
+takes an hour on one core.
 Every pair of the loss is a drawn face and the same face drawn with other labels. The first steps minimise their L1
 distance, with more weight where glasses and mouths are; then a patch discriminator joins in, which sharpens edges and
-makes the network as sensitive to perturbations as published generators are. Writes `model.safetensors` and `recipe.json`
-(settings, log, figures on unseen faces); both ship in `loraguard/generators/demo_weights`.
+makes the network as sensitive to perturbations as published generators are. Writes `model.safetensors` and
+`recipe.json` (settings, log, figures on unseen faces); both ship in `loraguard/generators/demo_weights`.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -40,6 +42,7 @@ class FacePool:
             self.add()
 
     def add(self) -> None:
+        """Draw the next face, over the oldest one."""
         traits = self.faces.traits([self.drawn])
         repeated = {name: value.expand(len(COMBINATIONS)) for name, value in traits.items()}
         self.images[self.drawn % self.capacity] = ((render(repeated, COMBINATIONS, 64) + 1) * 127.5).round().byte()
@@ -65,12 +68,13 @@ class PatchDiscriminator(nn.Module):
         super().__init__()
         widths = [3 + num_labels, conv_dim, 2 * conv_dim, 4 * conv_dim]
         layers: list[nn.Module] = []
-        for i, (wide_in, wide_out) in enumerate(zip(widths, widths[1:], strict=False)):
+        for i, (wide_in, wide_out) in enumerate(pairwise(widths)):
             conv = nn.Conv2d(wide_in, wide_out, 4, 2, 1) if i < 2 else nn.Conv2d(wide_in, wide_out, 3, 1, 1)
             layers += [spectral_norm(conv), nn.LeakyReLU(0.2)]
         self.main = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 3, 1, 1))
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Images (N, 3, H, W) and labels (N, 5) to scores (N, 1, H / 4, W / 4)."""
         tiled = labels[:, :, None, None].expand(-1, -1, *images.shape[-2:])
         return self.main(torch.cat([images, tiled], 1))
 
@@ -89,31 +93,14 @@ def measure(editor: DemoEditor, pool: FacePool, n: int, eps: float, steps: int) 
     }  # fmt: skip
 
 
-def main() -> None:
-    """Train, log, measure, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output-dir", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=16000)
-    parser.add_argument("--adversarial-from", type=int, default=5000)
-    parser.add_argument("--adversarial-weight", type=float, default=0.02)
-    parser.add_argument("--detail-weight", type=float, default=3.0)
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
-    parser.add_argument("--eps", type=float, default=0.1)
-    parser.add_argument("--log-every", type=int, default=500)
-    parser.add_argument("--faces", type=int, default=4096, help="kept in memory, of the one a step that is drawn")
-    parser.add_argument(
-        "--compile", action="store_true", help="torch.compile and bfloat16: 2.5 times faster where both help"
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    out = writable_folder(args.output_dir)
+def train(args: argparse.Namespace, out: Path) -> tuple[DemoEditor, FacePool, list[dict[str, float]]]:
+    """Train an editor; returns it, the unseen faces, and what was measured on the way."""
     torch.manual_seed(args.seed)
     stream = torch.Generator().manual_seed(args.seed)
     pool = FacePool("train", args.seed, args.faces, min(300, args.faces))
-    unseen = FacePool("test", args.seed, 256, 256)
+    unseen = FacePool("test", args.seed, args.test_faces, args.test_faces)
     editor, critic = DemoEditor(), PatchDiscriminator()
-    networks = (torch.compile(editor), torch.compile(critic)) if args.compile else (editor, critic)
+    edit, judge = (torch.compile(editor), torch.compile(critic)) if args.compile else (editor, critic)
     optimizer = torch.optim.Adam(editor.parameters(), betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.learning_rate, args.steps, pct_start=0.05)
     critic_optimizer = torch.optim.Adam(critic.parameters(), 4e-4, betas=(0.5, 0.99))
@@ -123,31 +110,48 @@ def main() -> None:
         pool.add()
         images, labels, truth, details = pool.batch(args.batch_size, stream)
         with torch.autocast("cpu", torch.bfloat16, enabled=args.compile):
-            outputs = networks[0](images, labels).float()
+            outputs = edit(images, labels).float()
             loss = ((outputs - truth).abs() * (1 + args.detail_weight * details)).mean()
             if step > args.adversarial_from:
-                critic_loss = (
-                    F.relu(1 - networks[1](truth, labels)).mean()
-                    + F.relu(1 + networks[1](outputs.detach(), labels)).mean()
-                )
+                real, made = judge(truth, labels), judge(outputs.detach(), labels)
                 critic_optimizer.zero_grad()
-                critic_loss.backward()
+                (F.relu(1 - real).mean() + F.relu(1 + made).mean()).backward()
                 critic_optimizer.step()
-                loss = loss - args.adversarial_weight * networks[1](outputs, labels).mean()
+                loss = loss - args.adversarial_weight * judge(outputs, labels).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
         if step % args.log_every == 0:
-            log.append(
-                {"step": step, "seconds": round(time.time() - started), **measure(editor, unseen, 64, args.eps, 10)}
-            )
+            figures = measure(editor, unseen, min(64, args.test_faces), args.eps, 10)
+            log.append({"step": step, "seconds": round(time.time() - started), **figures})
             print(log[-1], flush=True)
             save_file(editor.state_dict(), out / "last.safetensors")
+    return editor, unseen, log
 
-    figures = measure(editor, unseen, 256, args.eps, 20)
+
+def main() -> None:
+    """Read the settings, train, measure, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output-dir", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=16000)
+    parser.add_argument("--adversarial-from", type=int, default=5000, help="the step at which the discriminator joins")
+    parser.add_argument("--adversarial-weight", type=float, default=0.02)
+    parser.add_argument("--detail-weight", type=float, default=3.0, help="of glasses and mouths, over 1 elsewhere")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--eps", type=float, default=0.1, help="budget of the defense that is measured")
+    parser.add_argument("--log-every", type=int, default=500)
+    parser.add_argument("--faces", type=int, default=4096, help="how many of the faces, one new a step, are kept")
+    parser.add_argument("--test-faces", type=int, default=256)
+    parser.add_argument("--compile", action="store_true", help="compiled and in bfloat16: 2.5 times faster here")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    out = writable_folder(args.output_dir)
+    editor, unseen, log = train(args, out)
+    figures = measure(editor, unseen, args.test_faces, args.eps, 20)
     print("final", figures)
-    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
+    settings = {key: value for key, value in vars(args).items() if key != "output_dir"}
     with whole_files(out) as draft:
         save_file(editor.state_dict(), draft / "model.safetensors")
         write_json(draft / "recipe.json", {"settings": settings, "figures": figures, "log": log})

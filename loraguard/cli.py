@@ -9,11 +9,7 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(
-    help="Audit proactive defenses against adaptive adversaries, and make generators stamp a visible warning.",
-    no_args_is_help=True,
-    add_completion=False,
-)
+app = typer.Typer(no_args_is_help=True, add_completion=False)
 
 
 class Device(str, Enum):
@@ -23,14 +19,22 @@ class Device(str, Enum):
     auto = "auto"
 
 
-@app.callback()
-def root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
-    """Audit proactive defenses against adaptive adversaries, and make generators stamp a visible warning."""
-    if version:
+def print_version(wanted: bool) -> None:
+    """Print the version and leave, before a command is asked for."""
+    if wanted:
         from loraguard import __version__
 
         typer.echo(f"loraguard {__version__}")
         raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Audit proactive defenses against adaptive adversaries, and make generators stamp a visible warning."""
 
 
 @app.command()
@@ -71,3 +75,7 @@ def demo(
 def main() -> None:
     """Entry point of the console script."""
     app()
+
+
+if __name__ == "__main__":
+    main()

@@ -10,8 +10,6 @@ from loraguard import GatedLoraConfig
 from loraguard.data import DemoFaces
 from loraguard.generators import DemoEditor
 
-torch.set_num_threads(1)
-
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:

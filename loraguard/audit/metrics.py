@@ -40,8 +40,8 @@ def psnr(outputs: Tensor, reference: Tensor) -> Tensor:
     Infinite where both are equal.
 
     Example:
-        >>> psnr(torch.full((1, 3, 8, 8), 0.2), torch.zeros(1, 3, 8, 8))
-        tensor([20.])
+        >>> psnr(torch.full((1, 3, 8, 8), 0.5), torch.full((1, 3, 8, 8), -0.5))  # half of the range
+        tensor([6.0206])
     """
     return peak_signal_noise_ratio(_unit(outputs), _unit(reference), data_range=1.0, reduction="none", dim=(1, 2, 3))
 

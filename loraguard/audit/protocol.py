@@ -31,7 +31,7 @@ from .metrics import DSR_THRESHOLD, Estimate, defense_succeeds, estimate, mean_s
 UNTOUCHED = "untouched"
 SHARES = ("dsr", "stamp_rate")
 PERTURBATIONS = ("clean", "noise", "no-leak", "leak")
-"""Of a photo: none, random noise of the budget, crafted on the untouched generator, crafted on the generator at hand."""
+"""Of a photo: none, random noise, crafted on the untouched generator, crafted on the generator at hand."""
 
 
 @dataclass(frozen=True)
@@ -110,9 +110,9 @@ def run_audit(
 
     For each image one edit is drawn. The photo is taken as it is, with random noise of the defense's budget, defended
     with knowledge of the untouched generator (*no-leak*), and defended with knowledge of the very generator that is
-    used (*leak*); each is rounded to 8 bits within its budget, as a published photo is. Outputs are compared with what the
-    generator should have given: the untouched generator's output on the clean photo, with the stamp on it for a
-    defensive patch. A defense succeeds where that distance is over 0.05 (MSE); see METHOD.md and arXiv 2510.03747.
+    used (*leak*); each is rounded to 8 bits within its budget, as a published photo is. Outputs are compared with what
+    the generator should have given: the untouched generator's output on the clean photo, with the stamp on it for a
+    defensive patch. A defense succeeds on an image where that distance, as MSE, is over 0.05 (arXiv 2510.03747).
 
     Args:
         model: the generator with all patches as adapters.
@@ -181,6 +181,7 @@ def run_audit(
         {
             "n": len(edits),
             "seed": seed,
+            "budget": f"L-infinity {defense.eps} on [-1, 1], that is {defense.eps * 127.5:.2f}/255",
             "defense": describe(defense),
             "leak_defense": describe(perturb["leak"]),
             "dsr_threshold": DSR_THRESHOLD,

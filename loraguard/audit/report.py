@@ -152,6 +152,7 @@ def render_page(result: AuditResult, training: Mapping[str, TrainingResult]) -> 
         rows=rows,
         strips=strips,
         n=len(result.edits),
+        budget=result.settings["budget"],
         curves=[(name, curves(run)) for name, run in training.items()],
         settings=_flat(result.settings),
         methods=sorted({e.method for s in result.situations for e in s.estimates.values() if e.mean is not None}),

@@ -1,0 +1,125 @@
+"""The main job from end to end, and the network that ships with it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+
+import loraguard.generators
+from loraguard.audit.metrics import defense_succeeds, psnr
+from loraguard.data import DemoFaces
+from loraguard.data.demo_faces import render
+from loraguard.defenses import Disrupting
+from loraguard.demo import STAMP, DemoResult, DemoSettings, every_edit, run_demo
+from loraguard.generators import DemoEditor
+
+WEIGHTS = Path(loraguard.generators.__file__).parent / "demo_weights"
+N = 60
+
+
+@pytest.fixture(scope="module")
+def unseen() -> tuple[DemoFaces, torch.Tensor, torch.Tensor]:
+    faces = DemoFaces(N, split="never seen")
+    samples = faces.__getitems__(list(range(N)))
+    return faces, *(torch.stack([sample[key] for sample in samples]) for key in ("image", "labels"))
+
+
+def test_the_shipped_weights_are_small_and_say_where_they_come_from() -> None:
+    assert (WEIGHTS / "model.safetensors").stat().st_size <= 2 * 1024**2
+    recipe = json.loads((WEIGHTS / "recipe.json").read_text())
+    assert recipe["figures"]["psnr_db"] >= 24
+    assert recipe["figures"]["dsr"] >= 0.9
+    assert recipe["log"][-1]["step"] == recipe["settings"]["steps"]
+
+
+@torch.no_grad()
+def test_the_shipped_network_edits_well(unseen: tuple[DemoFaces, torch.Tensor, torch.Tensor]) -> None:
+    """At least 24 dB against the drawn truth on every edit, on average and on glasses and smiles in particular."""
+    faces, images, labels = unseen
+    editor = DemoEditor.pretrained()
+    traits = faces.traits(list(range(N)))
+    for name, condition in every_edit(labels).items():
+        truth = render(traits, condition["labels"], 64)
+        outputs = editor(images, **condition)
+        assert psnr(outputs, truth).mean() >= 24, name
+        # The edit is made: outputs are much nearer to the truth than photos are, where both differ.
+        where = ((truth - images).abs() > 0.2).float()
+        if where.sum() > 1000:
+            assert ((outputs - truth).abs() * where).sum() < 0.5 * ((images - truth).abs() * where).sum(), name
+
+
+def test_the_shipped_network_is_as_vulnerable_as_published_ones(
+    unseen: tuple[DemoFaces, torch.Tensor, torch.Tensor],
+) -> None:
+    """A DSR of 90% at the demo's budget and steps."""
+    _, images, labels = unseen
+    settings, editor = DemoSettings(), DemoEditor.pretrained()
+    condition = DemoEditor.conditions(labels)["Eyeglasses"]
+    defended = Disrupting(settings.eps, settings.attack_steps)(editor, images, condition)
+    with torch.no_grad():
+        assert defense_succeeds(editor(defended, **condition), editor(images, **condition)).mean() >= 0.9
+
+
+def test_edits_by_hand() -> None:
+    labels = torch.tensor([[1.0, 0, 0, 0, 1]])
+    edits = {name: edit["labels"][0].tolist() for name, edit in every_edit(labels).items()}
+    assert edits == {
+        "Black_Hair": [1, 0, 0, 0, 1],
+        "Blond_Hair": [0, 1, 0, 0, 1],
+        "Brown_Hair": [0, 0, 1, 0, 1],
+        "Eyeglasses": [1, 0, 0, 1, 1],
+        "Smiling": [1, 0, 0, 0, 0],
+        "Eyeglasses+Smiling": [1, 0, 0, 1, 0],
+        "Black_Hair+Eyeglasses": [1, 0, 0, 1, 1],
+        "Black_Hair+Smiling": [1, 0, 0, 0, 0],
+        "Blond_Hair+Eyeglasses": [0, 1, 0, 1, 1],
+        "Blond_Hair+Smiling": [0, 1, 0, 0, 0],
+        "Brown_Hair+Eyeglasses": [0, 0, 1, 1, 1],
+        "Brown_Hair+Smiling": [0, 0, 1, 0, 0],
+    }
+    assert labels.tolist() == [[1, 0, 0, 0, 1]]
+
+
+@pytest.fixture(scope="module")
+def twice(tmp_path_factory: pytest.TempPathFactory) -> list[DemoResult]:
+    """The quick demo, two times."""
+    settings = DemoSettings().quick()
+    return [
+        run_demo(tmp_path_factory.mktemp("demo"), settings, say=lambda line: None, disable_tqdm=True) for _ in range(2)
+    ]
+
+
+def test_running_it_twice_gives_the_same(twice: list[DemoResult]) -> None:
+    first, second = (result.report.parent for result in twice)
+    for name in ("audit.json", "grid.png", "standard/adapter_model.safetensors", "defensive/adapter_model.safetensors"):
+        assert (first / name).read_bytes() == (second / name).read_bytes(), name
+    pages = [(folder / "report.html").read_text(encoding="utf-8") for folder in (first, second)]
+    assert pages[0] == pages[1]
+
+
+def test_plain_peft_loads_its_patches(twice: list[DemoResult]) -> None:
+    result = twice[0]
+    sample = DemoFaces(1, split="test")[0]
+    images, labels = sample["image"][None], sample["labels"][None]
+    for patch in ("standard", "defensive"):
+        result.model.set_adapter(patch)
+        loaded = PeftModel.from_pretrained(DemoEditor.pretrained(), result.report.parent / patch).eval()
+        assert torch.equal(loaded(images, labels), result.model.eval()(images, labels))
+        merged = loaded.merge_and_unload()
+        assert merged.state_dict().keys() == load_file(WEIGHTS / "model.safetensors").keys()
+        assert (merged(images, labels) - result.model(images, labels)).abs().max() < 1e-5
+
+
+def test_its_settings_are_stated(twice: list[DemoResult]) -> None:
+    found = json.loads((twice[0].report.parent / "audit.json").read_text())
+    settings = found["settings"]
+    assert settings["n"] == 24
+    assert settings["budget"] == "L-infinity 0.1 on [-1, 1], that is 12.75/255"
+    assert settings["patches"]["defensive"]["text"] == STAMP.text
+    assert settings["detector"]["calibrated_on"] == 40
+    assert set(found["edits"]) > {"Black_Hair", "Blond_Hair"}
+    page = twice[0].report.read_text(encoding="utf-8")
+    assert "12.75/255" in page
