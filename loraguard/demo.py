@@ -21,6 +21,7 @@ from .training import PatchTrainer, PatchTrainingArguments, TrainingResult
 from .training.trainer import collate
 from .tuner import GatedLoraConfig
 
+DEFENSE = Disrupting(eps=0.1, steps=15, step_size=0.03)
 STAMP = Stamp("AI", place="bottom-left", size=0.4, margin=0.0, background="#b00020", outline=None)
 
 
@@ -46,8 +47,8 @@ class DemoSettings:
     """What the demo's figures depend on; the defaults are those of `loraguard demo`.
 
     Attributes:
-        eps: budget of every perturbation, L-infinity, images in [-1, 1].
-        attack_steps: PGD steps of the audited defense, with and without the leak; twice those of training or more.
+        defense: what is audited, with and without the leak; its budget is that of the training's adversary too, its
+            steps are several times as many.
         standard: how the standard patch is made.
         defensive: how the defensive patch is made.
         test_images: faces of the audit, of the split "test".
@@ -55,8 +56,7 @@ class DemoSettings:
         seed: of everything that is drawn.
     """
 
-    eps: float = 0.1
-    attack_steps: int = 10
+    defense: Disrupting = DEFENSE
     standard: PatchRecipe = PatchRecipe(None, r=8, steps=80, attack_steps=2)
     defensive: PatchRecipe = PatchRecipe(STAMP, r=16, steps=100, attack_steps=1)
     test_images: int = 200
@@ -67,6 +67,7 @@ class DemoSettings:
         """Enough to see that everything runs; the figures mean little."""
         return replace(
             self,
+            defense=replace(self.defense, steps=5),
             standard=replace(self.standard, steps=4),
             defensive=replace(self.defensive, steps=4),
             test_images=24,
@@ -133,7 +134,7 @@ def run_demo(
         arguments = PatchTrainingArguments(
             folder / name,
             stamp=recipe.stamp,
-            adversary=Disrupting(settings.eps, recipe.attack_steps, step_size=settings.eps),
+            adversary=replace(settings.defense, steps=recipe.attack_steps, step_size=settings.defense.eps),
             max_train_steps=recipe.steps,
             train_batch_size=recipe.batch_size,
             learning_rate=recipe.learning_rate,
@@ -151,7 +152,7 @@ def run_demo(
     audit = run_audit(
         model,
         DemoFaces(settings.test_images, seed=settings.seed, split="test"),
-        defense=Disrupting(settings.eps, settings.attack_steps),
+        defense=settings.defense,
         patches={name: recipe.stamp for name, recipe in settings.patches.items()},
         conditions=every_edit,
         detector=detector,

@@ -273,14 +273,26 @@ class StampDetector:
     def calibrate(self, unstamped: Tensor, false_positive_rate: float = 0.001) -> StampDetector:
         """Set the threshold from outputs (N, 3, H, W) that carry no stamp; returns itself.
 
-        The threshold is the higher of the empirical quantile and the normal one, mean + z * std, so that a sample
-        smaller than `1 / false_positive_rate` still supports it.
+        The false-positive rate asks for a score that unstamped outputs exceed no more often: the higher of their
+        empirical quantile and of the normal one, mean + z * std, so that a sample smaller than
+        `1 / false_positive_rate` supports it too. The threshold is halfway from there to what nearly all (99%) of the
+        same outputs score once the stamp is laid onto them, so that perturbed outputs do not cross it by chance.
+
+        Raises:
+            ValueError: for fewer than 20 outputs, or a stamp so faint that it cannot be told from none at this rate.
         """
         if len(unstamped) < 20:
             raise ValueError(f"Calibration needs at least 20 unstamped outputs, got {len(unstamped)}.")
         scores = self.score(unstamped).double()
         normal = scores.mean() + NormalDist().inv_cdf(1 - false_positive_rate) * scores.std()
-        self.threshold = float(torch.maximum(scores.quantile(1 - false_positive_rate), normal))
+        bound = float(torch.maximum(scores.quantile(1 - false_positive_rate), normal))
+        stamped = float(self.score(self.stamp.compose(unstamped)).double().quantile(0.01))
+        if stamped <= bound:
+            raise ValueError(
+                f"The stamp cannot be told from none: stamped outputs score {stamped:.2f}, unstamped ones up to "
+                f"{bound:.2f} at a false-positive rate of {false_positive_rate}. Make it larger or less transparent."
+            )
+        self.threshold = (bound + stamped) / 2
         self.false_positive_rate, self.calibrated_on = false_positive_rate, len(scores)
         return self
 

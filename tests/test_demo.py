@@ -12,7 +12,6 @@ import loraguard.generators
 from loraguard.audit.metrics import defense_succeeds, psnr
 from loraguard.data import DemoFaces
 from loraguard.data.demo_faces import render
-from loraguard.defenses import Disrupting
 from loraguard.demo import STAMP, DemoResult, DemoSettings, every_edit, run_demo
 from loraguard.generators import DemoEditor
 
@@ -58,7 +57,7 @@ def test_the_shipped_network_is_as_vulnerable_as_published_ones(
     _, images, labels = unseen
     settings, editor = DemoSettings(), DemoEditor.pretrained()
     condition = DemoEditor.conditions(labels)["Eyeglasses"]
-    defended = Disrupting(settings.eps, settings.attack_steps)(editor, images, condition)
+    defended = settings.defense(editor, images, condition)
     with torch.no_grad():
         assert defense_succeeds(editor(defended, **condition), editor(images, **condition)).mean() >= 0.9
 

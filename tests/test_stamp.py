@@ -158,6 +158,11 @@ def test_a_flat_image_scores_zero() -> None:
     assert StampDetector(Stamp("AI")).score(torch.zeros(2, 3, 64, 64)).tolist() == [0, 0]
 
 
+def test_a_stamp_too_faint_to_be_told_from_none() -> None:
+    with pytest.raises(ValueError, match="cannot be told from none"):
+        StampDetector(Stamp("AI", opacity=0.001)).calibrate(photos(30))
+
+
 def test_calibration_needs_enough_outputs() -> None:
     with pytest.raises(ValueError, match="at least 20"):
         StampDetector(Stamp("AI")).calibrate(photos(5))

@@ -206,7 +206,8 @@ def draw_grid(result: AuditResult, scale: int = 2) -> Image.Image:
             draw.text((12, y + 5), _heading(group), fill="#1c2733", font=ImageFont.load_default(15))
             y, before = y + head, group
         draw.text((12, y + height * scale // 2 - 8), label, fill="#4a5866", font=ImageFont.load_default(14))
-        page.paste(strip.resize((width * scale, height * scale), Image.Resampling.BICUBIC), (margin, y))
+        larger = strip.resize((width * scale, height * scale), Image.Resampling.BICUBIC)
+        page.paste(larger, (margin, y), larger)
         y += height * scale + gap
     return page
 
@@ -234,8 +235,9 @@ def _ordered(result: AuditResult) -> list[tuple[tuple[str, str], Tensor]]:
 def _strip(images: Tensor) -> Image.Image:
     """Images (k, 3, H, W) in [-1, 1] side by side."""
     pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    pixels = torch.nn.functional.pad(pixels, (0, 2), value=255)
-    return Image.fromarray(torch.cat(list(pixels), 2).permute(1, 2, 0).numpy())
+    opaque = torch.full_like(pixels[:, :1], 255)
+    spaced = torch.nn.functional.pad(torch.cat([pixels, opaque], 1), (0, 2))
+    return Image.fromarray(torch.cat(list(spaced), 2)[..., :-2].permute(1, 2, 0).numpy())
 
 
 def _data_uri(image: Image.Image) -> str:
