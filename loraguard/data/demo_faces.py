@@ -19,6 +19,7 @@ _HAIR = torch.tensor([[0.09, 0.08, 0.10], [0.90, 0.73, 0.38], [0.42, 0.23, 0.12]
 _SKIN = torch.tensor(
     [[0.98, 0.85, 0.75], [0.92, 0.72, 0.57], [0.78, 0.56, 0.40], [0.55, 0.36, 0.25], [0.36, 0.23, 0.16]]
 )
+_IRIS = torch.tensor([[0.28, 0.17, 0.10], [0.25, 0.45, 0.65], [0.30, 0.48, 0.28]])
 _FRAME = torch.tensor([[0.10, 0.10, 0.14]])
 
 # What varies from face to face, each drawn uniformly from [low, high].
@@ -225,10 +226,9 @@ def _eyes(canvas: Canvas, traits: Traits, t: Traits, p: Point, hair: Tensor, ski
     eye = (p[0].abs() - t["eye_apart"], p[1] - t["eye_height"])
     white = ellipse(eye, 0.092 * size, 0.052 * size)
     canvas.paint(white, torch.tensor([[0.96, 0.96, 0.95]]).expand(len(hair), -1))
-    table = torch.tensor([[0.28, 0.17, 0.10], [0.25, 0.45, 0.65], [0.30, 0.48, 0.28], [0.28, 0.17, 0.10]])
     looking = (p[0].abs() - t["eye_apart"] - torch.sign(p[0]) * t["yaw"] * 0.25, eye[1])
     iris = torch.maximum(ellipse(looking, 0.05 * size, 0.05 * size), white)
-    canvas.paint(iris, table[traits["iris"].long()])
+    canvas.paint(iris, _IRIS[traits["iris"].long()])
     canvas.paint(torch.maximum(ellipse(looking, 0.024 * size, 0.024 * size), white), torch.full_like(hair, 0.04))
     canvas.paint(ellipse((p[0].abs() - t["eye_apart"] + 0.015, eye[1] + 0.018), 0.013, 0.013), torch.ones_like(hair))
     canvas.paint(arc((eye[0], eye[1]), 0.095 * size, -0.058 * size, 0.012), skin * 0.25)

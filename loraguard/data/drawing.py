@@ -48,11 +48,8 @@ def segment(
 
 def arc(p: Point, half_width: Tensor | float, sag: Tensor | float, radius: Tensor | float) -> Tensor:
     """Distance to a thick parabola through (0, sag) and (+-half_width, 0); first order, ends cut round."""
-    x = (
-        p[0].clamp(-half_width, half_width)
-        if isinstance(half_width, float)
-        else torch.maximum(torch.minimum(p[0], half_width), -half_width)
-    )
+    end = torch.as_tensor(half_width)
+    x = p[0].clamp(-end, end)
     curve = sag * (1 - (x / half_width) ** 2)
     slope = 2 * sag * x / half_width**2
     return torch.hypot(p[0] - x, (p[1] - curve) / torch.sqrt(1 + slope**2)) - radius
