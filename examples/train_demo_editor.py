@@ -6,7 +6,8 @@ takes an hour on one core.
 Every pair of the loss is a drawn face and the same face drawn with other labels. The first steps minimise their L1
 distance, with more weight where glasses and mouths are; then a patch discriminator joins in, which sharpens edges and
 makes the network as sensitive to perturbations as published generators are. Writes `model.safetensors` and
-`recipe.json` (settings, log, figures on unseen faces); both ship in `loraguard/generators/demo_weights`.
+`recipe.json` (settings, log, figures on unseen faces), which ship in `loraguard/generators/demo_weights`, and
+`samples.png`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
+from torchvision.utils import save_image
 
 from loraguard.audit.metrics import defense_succeeds, psnr
 from loraguard.data import DemoFaces
@@ -93,6 +95,18 @@ def measure(editor: DemoEditor, pool: FacePool, n: int, eps: float, steps: int) 
     }  # fmt: skip
 
 
+@torch.no_grad()
+def draw_samples(editor: DemoEditor, path: Path, n: int = 8) -> None:
+    """A picture of unseen faces, one row each: photos, then every edit with the drawn truth below it."""
+    faces = DemoFaces(n, split="test")
+    samples = faces.__getitems__(list(range(n)))
+    images, labels = (torch.stack([sample[key] for sample in samples]) for key in ("image", "labels"))
+    rows = [images]
+    for condition in editor.conditions(labels).values():
+        rows += [editor(images, **condition), render(faces.traits(list(range(n))), condition["labels"], 64)]
+    save_image(F.interpolate(torch.cat(rows), scale_factor=2, mode="bicubic") / 2 + 0.5, path, nrow=n, padding=4)
+
+
 def train(args: argparse.Namespace, out: Path) -> tuple[DemoEditor, FacePool, list[dict[str, float]]]:
     """Train an editor; returns it, the unseen faces, and what was measured on the way."""
     torch.manual_seed(args.seed)
@@ -154,6 +168,7 @@ def main() -> None:
     settings = {key: value for key, value in vars(args).items() if key != "output_dir"}
     with whole_files(out) as draft:
         save_file(editor.state_dict(), draft / "model.safetensors")
+        draw_samples(editor, draft / "samples.png")
         write_json(draft / "recipe.json", {"settings": settings, "figures": figures, "log": log})
 
 

@@ -27,4 +27,5 @@ def test_train_demo_editor(tmp_path: Path) -> None:
     assert [entry["step"] for entry in recipe["log"]] == [3, 6]
     assert recipe["figures"]["psnr_db"] > recipe["log"][0]["psnr_db"] - 3
     assert recipe["figures"]["n"] == 4
+    assert (tmp_path / "samples.png").stat().st_size > 10_000
     DemoEditor().load_state_dict(load_file(tmp_path / "model.safetensors"))
