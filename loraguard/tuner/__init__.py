@@ -3,12 +3,14 @@
 from .config import GatedLoraConfig
 from .conv import GatedLoraConv, GatedLoraConvTranspose
 from .folding import folded
+from .gates import Gate, parameter_groups
 from .layer import GatedLoraLayer
 from .linear import GatedLoraLinear
 from .model import GatedLoraModel
 from .registration import register
 
 __all__ = [
+    "Gate",
     "GatedLoraConfig",
     "GatedLoraConv",
     "GatedLoraConvTranspose",
@@ -16,6 +18,7 @@ __all__ = [
     "GatedLoraLinear",
     "GatedLoraModel",
     "folded",
+    "parameter_groups",
     "register",
 ]
 

@@ -7,6 +7,7 @@ from typing import Literal
 from peft import LoraConfig, PeftType
 
 _INITS = (True, False, "paper", "gaussian")
+_GATES = ("scalar", "channel", "input", "input_channel", "none")
 
 # PEFT's LoRA variants and extras: each changes what an adapter computes, and none of them knows a gate.
 _NOT_FOR_GATED_LORA = (
@@ -41,6 +42,10 @@ class GatedLoraConfig(LoraConfig):
             warning, and written into `rank_pattern`.
         lora_alpha: Numerator of the scale `s`.
         use_rslora: `s = lora_alpha / sqrt(r)`, as in the paper; `False` gives `lora_alpha / r`.
+        gate_type: What scales a layer's update: `"scalar"`, one number g per layer as in the paper; `"channel"`, one
+            per output channel; `"input"`, one per sample, from the mean of its update; `"input_channel"`, one per
+            channel and position, from a 1x1 convolution over the update; `"none"`, nothing: plain LoRA. The two
+            that depend on the input cannot be merged. See `loraguard.tuner.gates` for the formulas.
         gate_init: Where every gate's logit `g` starts; the gate opens by `sigmoid(gate_init)`, 0.269 in the paper.
         init_lora_weights: `True` starts with B = 0, so that the adapted model is at first the bare one.
             `"paper"` (or `False`, PEFT's name for it) draws A and B from Kaiming-uniform with a = sqrt(5).
@@ -66,9 +71,10 @@ class GatedLoraConfig(LoraConfig):
         ValueError: use_dora=True does not apply to GATED_LORA; leave it out, or use peft.LoraConfig.
     """
 
-    lora_alpha: int = 2
+    lora_alpha: float = 2  # type: ignore[assignment]  # PEFT says int
     use_rslora: bool = True
     init_lora_weights: bool | Literal["paper", "gaussian"] = True  # type: ignore[assignment]  # LoRA has others
+    gate_type: Literal["scalar", "channel", "input", "input_channel", "none"] = field(default="scalar")
     gate_init: float = field(default=-1.0)
     freeze_norm_stats: bool = field(default=True)
 
@@ -110,6 +116,8 @@ class GatedLoraConfig(LoraConfig):
                 f"gate_init={self.gate_init!r} must lie in [-80, 80]: beyond, sigmoid(g) is 0 or 1 to the last bit "
                 "and the gate can no longer learn. The paper's is -1.0."
             )
+        if self.gate_type not in _GATES:
+            raise ValueError(f"gate_type={self.gate_type!r} is unknown; expected one of {_GATES}.")
         if self.init_lora_weights not in _INITS:
             raise ValueError(
                 f"init_lora_weights={self.init_lora_weights!r} does not apply to GATED_LORA; expected one of {_INITS}."

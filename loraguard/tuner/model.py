@@ -116,6 +116,35 @@ class GatedLoraModel(WeightedAdapters, LoraModel):
         cls = check_host(kwargs["target_name"], target)
         return cls(target, adapter_name, config=lora_config, r=kwargs["r"], lora_alpha=kwargs["lora_alpha"])
 
+    # Merging. What cannot be merged is found before the first layer is.
+
+    def _check_merge(self, adapter_names: list[str] | None, safe_merge: bool) -> None:
+        for module in self.model.modules():
+            if isinstance(module, GatedLoraLayer):
+                names = module.active_adapters if adapter_names is None else adapter_names
+                missing = [name for name in names if name in module.lora_A and name not in module.merged_adapters]
+                module.check_merge(missing, safe_merge)
+
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        """As PEFT's `merge_adapter`, but all layers or none.
+
+        Raises:
+            ValueError: If a gate depends on the input, or if `safe_merge` and a merged weight would not be finite.
+        """
+        self._check_merge(adapter_names, safe_merge)
+        super().merge_adapter(adapter_names, safe_merge)
+
+    def _unload_and_optionally_merge(
+        self,
+        merge: bool = True,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: list[str] | None = None,
+    ) -> Any:
+        if merge:
+            self._check_merge(adapter_names, safe_merge)
+        return super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
+
     # Norms.
 
     def _post_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
