@@ -234,6 +234,6 @@ def frozen(module: nn.Module) -> Any:
         >>> frozen(layer)(torch.ones(2)).requires_grad, layer.weight.requires_grad
         (False, True)
     """
-    twin = copy.copy(module)
+    twin: Any = copy.copy(module)
     twin._parameters = {name: None if p is None else p.detach() for name, p in module._parameters.items()}
     return twin

@@ -47,7 +47,7 @@ class GatedLoraLayer(FoldingLayer, LoraLayer):
         self.update_layer(adapter_name, r, lora_alpha, config)
 
     @property
-    def host(self) -> Any:  # type: ignore[override]
+    def host(self) -> Any:
         """The bare layer."""
         return self.get_base_layer()
 

@@ -278,7 +278,8 @@ def test_gates_learn_at_their_own_rate(gate: str) -> None:
     optimizer.step()
     moved = {name.split(".")[-3] for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert moved == (set() if gate == "none" else {"lora_gate"})
-    assert {id(p) for group in groups for p in group["params"]} == {id(p) for p in model.parameters() if p.requires_grad}
+    grouped = {id(p) for group in groups for p in group["params"]}
+    assert grouped == {id(p) for p in model.parameters() if p.requires_grad}
 
 
 def test_one_unmergeable_layer_keeps_all_from_merging() -> None:
