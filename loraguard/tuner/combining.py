@@ -105,7 +105,8 @@ class WeightedAdapters(LoraModel):
 
 
 def _rank(layer: GatedLoraLayer, adapters: list[str], combination: str, svd_rank: int | None) -> int:
-    ranks = [layer.r[adapter] for adapter in adapters if adapter in layer.r]
+    # Not layer.r, which leaves out what prepare_model_for_compiled_hotswap adds.
+    ranks = [len(layer.factor_groups(adapter)[0].flatten(0, 1)) for adapter in adapters if adapter in layer.r]
     if combination == "cat":
         return sum(ranks)
     if combination.endswith("svd"):
