@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .audit import Audit, audit
     from .stamp import Stamp, StampDetector
     from .training import PatchTrainer, PatchTrainingArguments
+    from .tuner import convert_checkpoint, to_lora
 
 __version__ = "0.1.0"
 
@@ -24,6 +25,8 @@ _LAZY = {
     "Stamp": "stamp",
     "StampDetector": "stamp",
     "audit": "audit",
+    "convert_checkpoint": "tuner",
+    "to_lora": "tuner",
 }
 
 __all__ = ["GatedLoraConfig", "GatedLoraModel", "folded", *_LAZY]  # noqa: PLE0604
