@@ -6,7 +6,6 @@ convolution; B is `[out, r]`. The scale is `alpha / sqrt(r)`, but `alpha` for li
 """
 
 import math
-import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -98,7 +97,9 @@ def convert_checkpoint(path: str | Path, alpha: float = 2.0) -> AuthorsPatch:
 def _read(path: Path) -> dict[str, Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # what torch.load raises on broken files is not laid down
         raise ValueError(f"{path} is no whole file of tensors: {error}") from error
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path} holds a {type(state).__name__}; expected a state dict, names with tensors.")
