@@ -91,7 +91,7 @@ def _swapping(original: Any) -> Any:
 def _set_scale(layer: Any, name: str, adapter: str, rank: int, config: GatedLoraConfig) -> None:
     name = name.removeprefix("_orig_mod.").removeprefix("base_model.model.")
     patterns = config.alpha_pattern or {}
-    alpha = patterns.get(get_pattern_key(patterns, name), config.lora_alpha)
+    alpha = patterns.get(get_pattern_key(list(patterns), name), config.lora_alpha)
     # What set_scale and unscale_layer go back to: the adapter's own rank, whatever it is padded to.
     layer.r[adapter], layer.lora_alpha[adapter] = rank, alpha
     hotswap._update_scaling(layer, adapter, alpha / (math.sqrt(rank) if config.use_rslora else rank))
