@@ -57,12 +57,18 @@ class Tied(nn.Module):
         return self.other(self.layer(x))
 
 
+
+def conv() -> nn.Module:
+    """A plain convolution."""
+    return nn.Conv2d(4, 6, 3)
+
+
 ROWS: list[tuple[str, Callable[[], nn.Module], tuple[int, ...], str]] = [
     ("Linear", lambda: Net(nn.Linear(4, 6)), (5, 4), "layer"),
     ("Conv2d", lambda: Net(nn.Conv2d(4, 6, 3, padding=1)), X, "layer"),
     *(
-        (f"Conv2d, padding_mode={mode!r}", lambda m=mode: Net(nn.Conv2d(4, 6, 3, padding=2, padding_mode=m)), X, "layer")
-        for mode in ("reflect", "replicate", "circular")
+        (f"Conv2d, padding_mode={m!r}", lambda m=m: Net(nn.Conv2d(4, 6, 3, padding=2, padding_mode=m)), X, "layer")
+        for m in ("reflect", "replicate", "circular")
     ),
     ("Conv2d, dilation=2", lambda: Net(nn.Conv2d(4, 6, 3, dilation=2)), X, "layer"),
     ("Conv2d, dilation=2, padding='same'", lambda: Net(nn.Conv2d(4, 6, 3, dilation=2, padding="same")), X, "layer"),
@@ -74,10 +80,10 @@ ROWS: list[tuple[str, Callable[[], nn.Module], tuple[int, ...], str]] = [
     ("ConvTranspose2d", lambda: Net(nn.ConvTranspose2d(4, 6, 4, stride=2, padding=1)), X, "layer"),
     ("ConvTranspose2d, output_size=", lambda: Net(nn.ConvTranspose2d(4, 6, 3, 2), output_size=(18, 16)), X, "layer"),
     ("ConvTranspose3d, groups=2", lambda: Net(nn.ConvTranspose3d(4, 6, 3, groups=2)), (2, 4, 3, 3, 5), "layer"),
-    ("Conv2d, weight_norm", lambda: Net(weight_norm(nn.Conv2d(4, 6, 3))), X, "layer"),
-    ("Conv2d, parametrizations.weight_norm", lambda: Net(parametrizations.weight_norm(nn.Conv2d(4, 6, 3))), X, "layer"),
-    ("Conv2d, spectral_norm", lambda: Net(spectral_norm(nn.Conv2d(4, 6, 3))), X, "layer"),
-    ("Conv2d, parametrizations.spectral_norm", lambda: Net(parametrizations.spectral_norm(nn.Conv2d(4, 6, 3))), X, "layer"),
+    ("Conv2d, weight_norm", lambda: Net(weight_norm(conv())), X, "layer"),
+    ("Conv2d, parametrizations.weight_norm", lambda: Net(parametrizations.weight_norm(conv())), X, "layer"),
+    ("Conv2d, spectral_norm", lambda: Net(spectral_norm(conv())), X, "layer"),
+    ("Conv2d, parametrizations.spectral_norm", lambda: Net(parametrizations.spectral_norm(conv())), X, "layer"),
     ("MultiheadAttention.out_proj", Attention, (2, 5, 8), "out_proj"),
     ("Linear, weight tied to another's", Tied, (5, 4), "layer"),
 ]

@@ -171,7 +171,8 @@ def main() -> None:
     net = stargan().to(args.device).eval().requires_grad_(False)
     x = torch.randn(args.batch, 8, args.size, args.size, device=args.device)
     device = torch.cuda.get_device_name() if args.device == "cuda" else f"{torch.get_num_threads()} CPU thread(s)"
-    print(f"torch {torch.__version__}, {device}, batch {args.batch}, {args.size} px, rank {args.rank}, {args.rounds} rounds")
+    settings = f"batch {args.batch}, {args.size} px, rank {args.rank}, {args.rounds} rounds"
+    print(f"torch {torch.__version__}, {device}, {settings}")
     inference(net, x, args.rank, args.rounds, args.device)
     training(net, x, args.rank, args.rounds, args.device)
     sizes(net, args.rank)

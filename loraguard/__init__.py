@@ -8,13 +8,12 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from .tuner import GatedLoraConfig, GatedLoraModel, folded
+from .tuner import GatedLoraConfig, GatedLoraModel, convert_checkpoint, folded, to_lora
 
 if TYPE_CHECKING:
     from .audit import Audit, audit
     from .stamp import Stamp, StampDetector
     from .training import PatchTrainer, PatchTrainingArguments
-    from .tuner import convert_checkpoint, to_lora
 
 __version__ = "0.1.0"
 
@@ -25,11 +24,9 @@ _LAZY = {
     "Stamp": "stamp",
     "StampDetector": "stamp",
     "audit": "audit",
-    "convert_checkpoint": "tuner",
-    "to_lora": "tuner",
 }
 
-__all__ = ["GatedLoraConfig", "GatedLoraModel", "folded", *_LAZY]  # noqa: PLE0604
+__all__ = ["GatedLoraConfig", "GatedLoraModel", "convert_checkpoint", "folded", "to_lora", *_LAZY]  # noqa: PLE0604
 
 
 def __getattr__(name: str) -> object:

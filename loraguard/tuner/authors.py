@@ -69,8 +69,8 @@ def convert_checkpoint(path: str | Path, alpha: float = 2.0) -> AuthorsPatch:
     hosts = {match[1]: match[2] for match in map(_HOST.fullmatch, state) if match and match[3] == "weight"}
     if not hosts:
         raise ValueError(
-            f"{path}: no layer 'X' with 'X.orig_conv.weight' or 'X.orig_linear.weight'; this is no patched checkpoint of "
-            f"the authors. It holds {next(iter(state), 'nothing')!r}."
+            f"{path}: no layer 'X' with 'X.orig_conv.weight' or 'X.orig_linear.weight'; this is no patched checkpoint "
+            f"of the authors. It holds {next(iter(state), 'nothing')!r}."
         )
     tensors: dict[str, Tensor] = {}
     ranks, alphas = {}, {}

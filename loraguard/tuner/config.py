@@ -202,8 +202,8 @@ class GatedLoraConfig(LoraConfig):
         """Check what was read from a file, where no one has looked at it before."""
         if unknown := kwargs.keys() - {one.name for one in fields(cls)}:
             raise ValueError(
-                f"adapter_config.json: unknown field {min(unknown)!r} = {kwargs[min(unknown)]!r}. If a later version of "
-                "loraguard or PEFT wrote it, install that version."
+                f"adapter_config.json: unknown field {min(unknown)!r} = {kwargs[min(unknown)]!r}. If a later version "
+                "of loraguard or PEFT wrote it, install that version."
             )
         for name in ("target_modules", "exclude_modules", "layers_pattern", "rank_pattern", "alpha_pattern"):
             value = kwargs.get(name) or ()

@@ -91,8 +91,9 @@ def _check_layer(name: str, layer: GatedLoraLayer) -> None:
             unlike.append(f"dilation={host.dilation}")
     if unlike:
         raise ValueError(
-            f"PEFT's LoRA is not the same on {name!r} ({type(host).__name__}: {', '.join(unlike)}), so that the adapter "
-            "cannot be plain LoRA. Share it as GATED_LORA, or merge it: model.merge_and_unload(safe_merge=True)."
+            f"PEFT's LoRA is not the same on {name!r} ({type(host).__name__}: {', '.join(unlike)}), so that the "
+            "adapter cannot be plain LoRA. Share it as GATED_LORA, or merge it: "
+            "model.merge_and_unload(safe_merge=True)."
         )
 
 

@@ -45,7 +45,8 @@ def pad_rank(factor: Tensor, kind: str, groups: int, rank: int) -> Tensor:
     if kind == "lora_B":
         return torch.cat([factor, factor.new_zeros(len(factor), (rank - ranks) // groups, *factor.shape[2:])], 1)
     by_group = factor.unflatten(0, (groups, -1))
-    return torch.cat([by_group, by_group.new_zeros(groups, (rank - ranks) // groups, *factor.shape[1:])], 1).flatten(0, 1)
+    more = factor.new_zeros(groups, (rank - ranks) // groups, *factor.shape[1:])
+    return torch.cat([by_group, more], 1).flatten(0, 1)
 
 
 def _layer_and_kind(model: nn.Module, key: str) -> tuple[str, Any, str]:

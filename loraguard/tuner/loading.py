@@ -97,13 +97,13 @@ def check_finite(source: str, name: str, tensor: Tensor) -> None:
 def _missing(file: Path, model: nn.Module, name: str, shape: Shape, unexpected: list[str]) -> str:
     instead = f"It holds {unexpected[0]!r} instead" if unexpected else "Nothing is there in its place"
     return (
-        f"{file}: no tensor {name!r} of shape {shape}, which this {type(model).__name__} takes. {instead}: the patch is "
-        "of another generator, or its adapter_config.json was changed."
+        f"{file}: no tensor {name!r} of shape {shape}, which this {type(model).__name__} takes. {instead}: the patch "
+        "is of another generator, or its adapter_config.json was changed."
     )
 
 
 def check_pattern(name: str, pattern: str) -> None:
-    """Refuse a regular expression that does not compile, or might take for ever on the name of a layer.
+    r"""Refuse a regular expression that does not compile, or might take for ever on the name of a layer.
 
     That is one with a repetition or an alternative inside a repetition, whose ways to match are exponentially many.
 
@@ -111,7 +111,7 @@ def check_pattern(name: str, pattern: str) -> None:
         ValueError: If so.
 
     Example:
-        >>> check_pattern("target_modules", r".*\\.(conv|up)\\d+")
+        >>> check_pattern("target_modules", r".*\.(conv|up)\d+")
         >>> check_pattern("target_modules", r"(.+)+x")
         Traceback (most recent call last):
         ...

@@ -227,7 +227,7 @@ class TestEveryLayerAndGate:
         model, x = adapted(kind, gate, ("one", "two")), input_of(kind)
         want = {"combination_type": combination, **({"svd_rank": 12} if combination == "svd" else {})}
         if gate not in STATIC:
-            with pytest.raises(ValueError, match="adapter 'one' depends on the input.* cannot be .*combined"):
+            with pytest.raises(ValueError, match=r"adapter 'one' depends on the input.* cannot be .*combined"):
                 model.add_weighted_adapter(["one", "two"], [0.7, -1.3], "sum", **want)
             assert "sum" not in model.peft_config
             return

@@ -127,7 +127,8 @@ class AuthorsLayer(nn.Module):
             update = x @ self.lora_A.T @ self.lora_B.T
         else:
             convolve = F.conv_transpose2d if isinstance(host, nn.ConvTranspose2d) else F.conv2d
-            update = torch.einsum("or,nrhw->nohw", self.lora_B, convolve(x, self.lora_A, None, host.stride, host.padding))
+            hidden = convolve(x, self.lora_A, None, host.stride, host.padding)
+            update = torch.einsum("or,nrhw->nohw", self.lora_B, hidden)
         return host(x) + torch.sigmoid(self.gate) * self.scale * update
 
 
@@ -156,7 +157,7 @@ class Editor(nn.Module):
 
 @pytest.fixture
 def released(tmp_path: Path) -> tuple[Editor, Path]:
-    """The authors' patched network, with whole numbers for weights, so that no order of summing rounds; and its file."""
+    """The authors' patched network, weights being whole numbers, so that no order of summing rounds; and its file."""
     parts = hosts()
     for name, r in (("label", 4), ("trunk.0", 4), ("trunk.2", 16)):
         parts.set_submodule(name, AuthorsLayer(parts.get_submodule(name), r, alpha=2.0))

@@ -33,7 +33,8 @@ class Stack(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(nn.ModuleDict({"conv": nn.Conv2d(3, 3, 1), "up": nn.Linear(3, 3)}) for _ in range(4))
+        blocks = ({"conv": nn.Conv2d(3, 3, 1), "up": nn.Linear(3, 3)} for _ in range(4))
+        self.blocks = nn.ModuleList(map(nn.ModuleDict, blocks))
 
 
 @pytest.mark.parametrize(
@@ -186,11 +187,12 @@ class TestTransformers:
 def test_subfolder(generator: nn.Module, batch: Any, tmp_path: Path) -> None:
     bare = copy.deepcopy(generator)
     model = get_peft_model(generator, config())
-    model.save_pretrained(tmp_path / "patches" / "one")
+    folder = tmp_path / "patches" / "one"
+    model.save_pretrained(folder)
     loaded = PeftModel.from_pretrained(bare, tmp_path, subfolder="patches/one")
     torch.testing.assert_close(loaded(*batch), model(*batch), **EXACT)
-    (tmp_path / "patches" / "one" / "adapter_model.safetensors").rename(tmp_path / "patches" / "one" / "adapter_model.bin")
-    with pytest.raises(ValueError, match="does not load adapter_model.bin"):
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+    with pytest.raises(ValueError, match=r"does not load adapter_model.bin"):
         PeftModel.from_pretrained(copy.deepcopy(bare), tmp_path, subfolder="patches/one")
 
 
