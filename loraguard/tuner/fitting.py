@@ -40,8 +40,16 @@ def expected_shapes(model: nn.Module, config: Any, targets: Mapping[str, Any]) -
 
 def check_fits(file: Path, model: nn.Module, config: Any, targets: Mapping[str, Any]) -> None:
     """Refuse a file that this network would not take whole; see `check_weights` and `expected_shapes`."""
-    # PEFT saves the biases of wrapped modules, too, where bias="all".
+    embeddings = {f"{_PREFIX}{name}.weight" for name in _embeddings(model)}
+
     def may_be_there(name: str) -> bool:
-        return config.bias == "all" and name.endswith(".bias") and ".lora_" not in name
+        """The biases of wrapped modules, too, where bias="all"; what save_embedding_layers saves."""
+        return name in embeddings or (config.bias == "all" and name.endswith(".bias") and ".lora_" not in name)
 
     check_weights(file, model, expected_shapes(model, config, targets), may_be_there)
+
+
+def _embeddings(model: Any) -> list[str]:
+    getters = (getattr(model, f"get_{end}_embeddings", None) for end in ("input", "output"))
+    layers = [getter() for getter in getters if getter is not None]
+    return [name for name, module in model.named_modules() if any(module is layer for layer in layers)]

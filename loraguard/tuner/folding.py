@@ -20,8 +20,9 @@ def folded(model: nn.Module) -> Iterator[nn.Module]:
     Meant for inner loops that differentiate by the images (PGD) and for inference: gradients reach the inputs, and
     never A, B, the gate or the host, and dropout is off. The stored weights stay as they are. Contexts nest, and hold
     for the thread that opened them; disabled and merged adapters, `set_adapter` and scaling work as outside.
-    Parameters had better not change inside, as each change costs a new W + dW. Adapters with an input-dependent gate
-    have no dW: they are run as outside, only without gradients to their parameters, and save no time.
+    Parameters should not change inside: each change costs a new W + dW, and one that goes through `parameter.data` is
+    not noticed before the context ends. Adapters with an input-dependent gate have no dW: they are run as outside, only
+    without gradients to their parameters, and save no time.
 
     Outside, layers in eval mode do the same on their own where no gradient can be asked of a parameter; see
     `FoldingLayer`.
@@ -72,11 +73,11 @@ class Fold:
         self.weight = weight
         self._made_from = [(one, _version(one), _probe(one).clone()) for one in sources]
 
-    def is_of(self, sources: Sequence[Tensor]) -> bool:
+    def is_of(self, sources: Sequence[Tensor], look_at_values: bool) -> bool:
         """Whether it would come out the same today.
 
         Writing to `parameter.data`, as PEFT and others do, leaves no trace in torch's version counters. On a CPU the
-        values themselves are therefore compared: all of them, but for tensors of more than 65,536 values, of which it
+        values themselves can therefore be looked at: all of them, but for tensors of more than 65,536 values, of which it
         is every n-th slice. On an accelerator, comparing would wait for the device.
         """
         return len(sources) == len(self._made_from) and all(
@@ -84,7 +85,7 @@ class Fold:
             and _version(now) == version
             and now.device == values.device
             and now.dtype == values.dtype
-            and (values.device.type != "cpu" or torch.equal(_probe(now), values))
+            and (not look_at_values or values.device.type != "cpu" or torch.equal(_probe(now), values))
             for now, (then, version, values) in zip(sources, self._made_from, strict=True)
         )
 
@@ -197,7 +198,8 @@ class FoldingLayer(nn.Module):
         sources = [self.host.weight, *(scale for scale in scales if isinstance(scale, Tensor))]
         sources += [p for adapter in adapters for p in self._parameters_of(adapter)]
         fold = self._folds.get(key)
-        if fold is None or not fold.is_of(sources):
+        # `folded` promises that nothing writes to `.data` while it lasts.
+        if fold is None or not fold.is_of(sources, look_at_values=not self._folding):
             # A fold made under inference_mode has to serve a later forward that records gradients, too.
             with torch.inference_mode(False):
                 fold = Fold(self._fold(weight, adapters), sources)
