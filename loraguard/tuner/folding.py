@@ -77,8 +77,8 @@ class Fold:
         """Whether it would come out the same today.
 
         Writing to `parameter.data`, as PEFT and others do, leaves no trace in torch's version counters. On a CPU the
-        values themselves can therefore be looked at: all of them, but for tensors of more than 65,536 values, of which it
-        is every n-th slice. On an accelerator, comparing would wait for the device.
+        values themselves can therefore be looked at: all of them, but for tensors of more than 65,536 values, of which
+        it is every n-th slice. On an accelerator, comparing would wait for the device.
         """
         return len(sources) == len(self._made_from) and all(
             now is then

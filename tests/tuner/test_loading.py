@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -210,6 +211,25 @@ def test_settings_alone_load(patch: Path) -> None:
     (patch / WEIGHTS).unlink()
     assert GatedLoraConfig.from_pretrained(patch).r == 4
     assert find_weights(str(patch)) is None
+
+
+def test_the_hub_is_asked_for_safetensors_of_the_same_revision(patch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the network: what would be asked for, and what is said where it is not there."""
+    asked: list[tuple[Any, ...]] = []
+
+    def download(repo: str, name: str, *, subfolder: str | None = None, revision: str | None = None, **_: Any) -> str:
+        asked.append((repo, name, subfolder, revision))
+        if name == WEIGHTS and revision == "pickled":
+            raise LocalEntryNotFoundError("not there")
+        return str(patch / name)
+
+    monkeypatch.setattr("loraguard.tuner.loading.hf_hub_download", download)
+    monkeypatch.setattr("peft.config.hf_hub_download", download)
+    config = GatedLoraConfig.from_pretrained("me/patch", subfolder="one", revision="v2")
+    assert config._weights == patch / WEIGHTS
+    assert asked == [("me/patch", name, "one", "v2") for name in (CONFIG, WEIGHTS)]
+    with pytest.raises(ValueError, match=r"me/patch holds no adapter_model.safetensors. loraguard does not load"):
+        GatedLoraConfig.from_pretrained("me/patch", revision="pickled")
 
 
 def test_another_generator(generator: nn.Module, patch: Path) -> None:

@@ -93,6 +93,22 @@ def test_pgd_inside_folded_gives_parameters_no_gradients(generator: nn.Module, b
     assert all(p.requires_grad for layer in layers_of(model) for p in layer.lora_gate.parameters())
 
 
+@pytest.mark.parametrize("gate", GATES)
+def test_a_step_of_patch_training(gate: str) -> None:
+    """As PatchTrainer makes it: PGD inside folded, then a backward that reaches every parameter of the adapter."""
+    from loraguard.defenses import Disrupting
+    from loraguard.training.step import patch_step
+
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.InstanceNorm2d(4), nn.ConvTranspose2d(4, 3, 3, padding=1))
+    model = get_peft_model(net, config(gate_type=gate)).train()
+    images = torch.rand(2, 3, 8, 8) * 2 - 1
+    patch_step(model, images, {}, adversary=Disrupting(steps=2), stamp=None, loss=nn.functional.mse_loss)
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    assert all(gradient is not None and torch.isfinite(gradient).all() for gradient in gradients.values())
+    for layer in layers_of(model):
+        assert 0 < layer.lora_gate["default"].opening.mean().item() <= 1
+
+
 @pytest.fixture
 def one_process() -> Any:
     with socket.socket() as sock:
