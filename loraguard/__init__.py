@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from .tuner import GatedLoraConfig, GatedLoraModel, folded
+from .tuner import GatedLoraConfig, GatedLoraModel, convert_checkpoint, folded, to_lora
 
 if TYPE_CHECKING:
     from .audit import run_audit
@@ -24,8 +24,10 @@ __all__ = [
     "PatchTrainingArguments",
     "Stamp",
     "StampDetector",
+    "convert_checkpoint",
     "folded",
     "run_audit",
+    "to_lora",
 ]
 
 _MODULES = {

@@ -1,4 +1,4 @@
-"""The command line: `loraguard demo`."""
+"""The command line: `loraguard demo | convert`."""
 
 from __future__ import annotations
 
@@ -70,6 +70,28 @@ def demo(
         typer.echo(sentence)
     typer.echo(f"\nBudget: {result.audit.settings['budget']}. {time.monotonic() - started:.0f} s.")
     typer.echo(f"Report: {result.report.resolve()}")
+
+
+@app.command()
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(help="A patched checkpoint of the paper's authors, from torch.save.")],
+    output_dir: Annotated[Path, typer.Argument(help="Where the patch goes.")],
+    alpha: Annotated[float, typer.Option(help="The lora_alpha it was trained with; it is not in the file.")] = 2.0,
+) -> None:
+    """Turn a patched checkpoint of the paper's authors into a patch that plain PEFT loads.
+
+    Writes the adapter, and the weights of the untouched generator as generator.safetensors. Runs no pickle.
+    """
+    from loraguard.tuner import convert_checkpoint
+
+    try:
+        patch = convert_checkpoint(checkpoint, alpha)
+        patch.save(output_dir)
+    except (OSError, ValueError) as error:
+        typer.secho(f"Error: {error}", fg="red", err=True)
+        raise typer.Exit(2) from None
+    layers = sum(name.endswith(".lora_A.weight") for name in patch.tensors)
+    typer.echo(f"{layers} adapted layers, rank {patch.config.r}. Patch: {output_dir.resolve()}")
 
 
 def main() -> None:

@@ -99,6 +99,7 @@ def test_running_it_twice_gives_the_same(twice: list[DemoResult]) -> None:
     assert pages[0] == pages[1]
 
 
+@torch.no_grad()
 def test_plain_peft_loads_its_patches(twice: list[DemoResult]) -> None:
     result = twice[0]
     sample = DemoFaces(1, split="test")[0]

@@ -106,7 +106,8 @@ def test_what_is_saved_is_what_was_trained(patched: PeftModel, faces: DemoFaces,
     }  # fmt: skip
     again = PeftModel.from_pretrained(editor, result.output_dir)
     images, condition = faces[0]["image"][None], {"labels": faces[0]["labels"][None]}
-    assert torch.equal(patched(images, **condition), again.eval()(images, **condition))
+    with torch.no_grad():
+        assert torch.equal(patched(images, **condition), again.eval()(images, **condition))
     log = json.loads((result.output_dir / "training_log.json").read_text())
     assert log["settings"]["kind"] == "standard"
     assert log["settings"]["adversary"] == {
@@ -284,3 +285,30 @@ def test_a_stamp_that_does_not_fit_is_refused_before_training(
 ) -> None:
     with pytest.raises(ValueError, match="larger than the 16x16 image"):
         PatchTrainer(patched, faces, arguments(tmp_path, stamp=Stamp("A\nB\nC\nD", size=1.0)))
+
+
+@pytest.mark.parametrize("gate_type", ["scalar", "channel", "input", "input_channel", "none"])
+def test_every_gate_trains_and_loads_again(
+    gate_type: str, editor: DemoEditor, faces: DemoFaces, tmp_path: Path
+) -> None:
+    bare = copy.deepcopy(editor)
+    model = get_peft_model(editor, GatedLoraConfig(r=2, gate_type=gate_type))
+    result = PatchTrainer(model, faces, arguments(tmp_path)).train()
+    again = PeftModel.from_pretrained(bare, result.output_dir).eval()
+    images, condition = faces[0]["image"][None], {"labels": faces[0]["labels"][None]}
+    with torch.no_grad():
+        assert torch.equal(model(images, **condition), again(images, **condition))
+    assert all(0 < value <= 1 for values in result.gates.values() for value in values)
+
+
+def test_gates_have_a_learning_rate_of_their_own(faces: DemoFaces, tmp_path: Path) -> None:
+    """Adam's first step is as long as its learning rate, whatever the gradient."""
+    torch.manual_seed(0)
+    config = GatedLoraConfig(r=2, init_lora_weights="paper")
+    model = get_peft_model(DemoEditor(conv_dim=4, num_blocks=1), config)
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    settings = arguments(tmp_path, max_train_steps=1, learning_rate=1e-3, gate_learning_rate=0.1)
+    PatchTrainer(model, faces, settings).train()
+    moved = {name: (value - before[name]).abs().max().item() for name, value in model.named_parameters()}
+    assert all(moved[name] == pytest.approx(0.1, rel=1e-2) for name in moved if "lora_gate" in name)
+    assert all(moved[name] == pytest.approx(1e-3, rel=1e-2) for name in moved if "lora_A" in name)

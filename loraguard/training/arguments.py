@@ -23,6 +23,7 @@ class PatchTrainingArguments:
         max_train_steps: ends earlier, or goes on over as many epochs as it takes; overrides `num_train_epochs`.
         train_batch_size: images a step; each goes through the network with every edit.
         learning_rate: of Adam.
+        gate_learning_rate: of the gates, if they are to have one of their own.
         lr_scheduler: by its name in `transformers.get_scheduler` ("constant", "cosine", "linear", ...).
         lr_warmup_steps: steps over which the learning rate grows to its value.
         adam_beta1: of Adam.
@@ -47,6 +48,7 @@ class PatchTrainingArguments:
     max_train_steps: int | None = None
     train_batch_size: int = 4
     learning_rate: float = 1e-3
+    gate_learning_rate: float | None = None
     lr_scheduler: str = "constant"
     lr_warmup_steps: int = 0
     adam_beta1: float = 0.5
@@ -59,8 +61,14 @@ class PatchTrainingArguments:
     disable_tqdm: bool = False
 
     def __post_init__(self) -> None:
-        positive = ("num_train_epochs", "train_batch_size", "learning_rate", "max_train_steps", "max_grad_norm")
-        for name in positive:
+        for name in (
+            "num_train_epochs",
+            "train_batch_size",
+            "learning_rate",
+            "gate_learning_rate",
+            "max_train_steps",
+            "max_grad_norm",
+        ):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name}={value!r} must be greater than 0.")

@@ -21,7 +21,7 @@ from transformers import get_scheduler
 from loraguard.defenses.base import check_images
 from loraguard.files import whole_files, writable_folder, write_json
 from loraguard.generators import Conditions, conditions_of, expand
-from loraguard.tuner import GatedLoraLayer
+from loraguard.tuner import GatedLoraLayer, parameter_groups
 
 from .arguments import PatchTrainingArguments
 from .step import Loss, patch_step, target_of
@@ -139,7 +139,8 @@ class PatchTrainer:
         args, accelerator = self.args, self.accelerator
         steps = args.max_train_steps or math.ceil(args.num_train_epochs * len(self.loader))
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.Adam(parameters, args.learning_rate, betas=(args.adam_beta1, args.adam_beta2))
+        groups = parameter_groups(self.model, args.learning_rate, args.gate_learning_rate or args.learning_rate)
+        optimizer = torch.optim.Adam(groups, betas=(args.adam_beta1, args.adam_beta2))
         scheduler = get_scheduler(args.lr_scheduler, optimizer, args.lr_warmup_steps, steps)
         network, optimizer, loader, scheduler = accelerator.prepare(self.model, optimizer, self.loader, scheduler)
         self.model.train()

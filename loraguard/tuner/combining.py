@@ -68,6 +68,9 @@ class WeightedAdapters(LoraModel):
         if adapter_name in self.peft_config:
             return
         combination, r, targets = self._check_add_weighted_adapter(adapters, combination_type, svd_rank)
+        for _, layer in self._layers(adapters):
+            for name in filter(layer.lora_A.__contains__, adapters):
+                layer.strength(name)  # raises where there is no weight to combine
         rule = _rule(combination, density, majority_sign_method)
         ranks = {name: _rank(layer, adapters, combination, svd_rank) for name, layer in self._layers(adapters)}
         self.peft_config[adapter_name] = replace(
@@ -102,7 +105,8 @@ class WeightedAdapters(LoraModel):
 
 
 def _rank(layer: GatedLoraLayer, adapters: list[str], combination: str, svd_rank: int | None) -> int:
-    ranks = [layer.r[adapter] for adapter in adapters if adapter in layer.r]
+    # Not layer.r, which leaves out what prepare_model_for_compiled_hotswap adds.
+    ranks = [len(layer.factor_groups(adapter)[0].flatten(0, 1)) for adapter in adapters if adapter in layer.r]
     if combination == "cat":
         return sum(ranks)
     if combination.endswith("svd"):
@@ -130,15 +134,20 @@ def _rule(combination: str, density: float | None, majority: Literal["total", "f
 def _concatenate(layer: GatedLoraLayer, sources: Sources) -> tuple[Tensor, Tensor]:
     a, b = zip(*(layer.factor_groups(name) for name, _ in sources), strict=True)
     strengths = [weight * layer.strength(name) for name, weight in sources]
-    return torch.cat([one * by for one, by in zip(a, strengths, strict=True)], 1), torch.cat(b, 2)
+    return torch.cat(a, 1), torch.cat([one * by for one, by in zip(b, strengths, strict=True)], 2)
 
 
 def _combine_factors(layer: GatedLoraLayer, sources: Sources, rule: Rule) -> tuple[Tensor, Tensor]:
-    """Combine A with A and B with B, each weighted by the root of the whole weight; the sign goes to A."""
+    """Combine A with A and B with B, each weighted by the root of the whole weight; the sign goes to A.
+
+    What of a gate differs between channels goes to B.
+    """
     a, b = zip(*(layer.factor_groups(name) for name, _ in sources), strict=True)
-    strengths = torch.cat([weight * layer.strength(name) for name, weight in sources])
-    roots = strengths.abs().sqrt()
-    return rule(list(a), roots * strengths.sign()), rule(list(b), roots)
+    strengths = [layer.strength(name) for name, _ in sources]
+    b = tuple(one * by / by.mean() for one, by in zip(b, strengths, strict=True))
+    weights = torch.stack([weight * by.mean() for (_, weight), by in zip(sources, strengths, strict=True)])
+    roots = weights.abs().sqrt()
+    return rule(list(a), roots * weights.sign()), rule(list(b), roots)
 
 
 def _combine_updates(layer: GatedLoraLayer, sources: Sources, rule: Rule) -> Tensor:

@@ -1,12 +1,17 @@
 """The settings of a GATED_LORA adapter."""
 
 import math
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, cast
 
 from peft import LoraConfig, PeftType
 
+from .loading import check_pattern, find_weights
+
 _INITS = (True, False, "paper", "gaussian")
+_GATES = ("scalar", "channel", "input", "input_channel", "none")
 
 # PEFT's LoRA variants and extras: each changes what an adapter computes, and none of them knows a gate.
 _NOT_FOR_GATED_LORA = (
@@ -30,6 +35,62 @@ _NOT_FOR_GATED_LORA = (
 )
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_names(value: Any) -> bool:
+    return value is None or (isinstance(value, (list, tuple, set)) and all(isinstance(one, str) for one in value))
+
+
+def _is_indices(value: Any) -> bool:
+    ints = value if isinstance(value, (list, tuple)) else [value]
+    return value is None or all(isinstance(one, int) and not isinstance(one, bool) for one in ints)
+
+
+def _is_by_name(of: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: (
+        value is None or (isinstance(value, dict) and all(isinstance(k, str) and of(v) for k, v in value.items()))
+    )
+
+
+def _is_rank(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_positive(value: Any) -> bool:
+    return _is_number(value) and math.isfinite(value) and value > 0
+
+
+_TEXT = ("a string or None", lambda value: value is None or isinstance(value, str))
+_FLAG = ("True or False", lambda value: isinstance(value, bool))
+_NAMES_OR_TEXT = ("names of layers, or a string", lambda value: isinstance(value, str) or _is_names(value))
+
+# What a value must be, by field: a config may come from a stranger's file.
+_KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "r": ("a whole number, 1 or more: the rank", _is_rank),
+    "lora_alpha": ("a finite number above 0", _is_positive),
+    "lora_dropout": ("a probability in [0, 1)", lambda value: _is_number(value) and 0 <= value < 1),
+    "gate_init": (
+        "a number in [-80, 80]: beyond, sigmoid(g) is 0 or 1 to the last bit and the gate can no longer learn. "
+        "The paper's is -1.0",
+        lambda value: _is_number(value) and abs(value) <= 80,
+    ),
+    "gate_type": (f"one of {_GATES}", lambda value: isinstance(value, str) and value in _GATES),
+    "bias": ("one of 'none', 'all', 'lora_only'", lambda value: value in ("none", "all", "lora_only")),
+    "target_modules": _NAMES_OR_TEXT,
+    "exclude_modules": _NAMES_OR_TEXT,
+    "layers_pattern": _NAMES_OR_TEXT,
+    "modules_to_save": ("names of modules, or None", _is_names),
+    "layers_to_transform": ("whole numbers, or None", _is_indices),
+    "rank_pattern": ("ranks of 1 or more by the names of layers", _is_by_name(_is_rank)),
+    "alpha_pattern": ("finite numbers above 0 by the names of layers", _is_by_name(_is_positive)),
+    "auto_mapping": ("a dict or None", lambda value: value is None or isinstance(value, dict)),
+    **dict.fromkeys(("use_rslora", "freeze_norm_stats", "inference_mode"), _FLAG),
+    **dict.fromkeys(("base_model_name_or_path", "revision", "peft_version", "megatron_core", "task_type"), _TEXT),
+}
+
+
 @dataclass
 class GatedLoraConfig(LoraConfig):
     r"""Settings of gated LoRA (arXiv 2510.03747): `h = W*x + sigmoid(g) * s * B(A*x)`.
@@ -41,6 +102,10 @@ class GatedLoraConfig(LoraConfig):
             warning, and written into `rank_pattern`.
         lora_alpha: Numerator of the scale `s`.
         use_rslora: `s = lora_alpha / sqrt(r)`, as in the paper; `False` gives `lora_alpha / r`.
+        gate_type: What scales a layer's update: `"scalar"`, one number g per layer as in the paper; `"channel"`, one
+            per output channel; `"input"`, one per sample, from the mean of its update; `"input_channel"`, one per
+            channel and position, from a 1x1 convolution over the update; `"none"`, nothing: plain LoRA. The two
+            that depend on the input cannot be merged. See `loraguard.tuner.gates` for the formulas.
         gate_init: Where every gate's logit `g` starts; the gate opens by `sigmoid(gate_init)`, 0.269 in the paper.
         init_lora_weights: `True` starts with B = 0, so that the adapted model is at first the bare one.
             `"paper"` (or `False`, PEFT's name for it) draws A and B from Kaiming-uniform with a = sqrt(5).
@@ -66,16 +131,20 @@ class GatedLoraConfig(LoraConfig):
         ValueError: use_dora=True does not apply to GATED_LORA; leave it out, or use peft.LoraConfig.
     """
 
-    lora_alpha: int = 2
+    lora_alpha: float = 2  # type: ignore[assignment]  # PEFT says int
     use_rslora: bool = True
     init_lora_weights: bool | Literal["paper", "gaussian"] = True  # type: ignore[assignment]  # LoRA has others
+    gate_type: Literal["scalar", "channel", "input", "input_channel", "none"] = field(default="scalar")
     gate_init: float = field(default=-1.0)
     freeze_norm_stats: bool = field(default=True)
+
+    # The file that came with the settings. Not a field: it is not saved.
+    _weights = cast("Path | None", None)
 
     def __post_init__(self) -> None:
         """Check what was given, before PEFT puts it in its own form."""
         self._refuse_foreign_options()
-        self._check_ranges()
+        self._check_values()
         super().__post_init__()
         self.peft_type = PeftType.GATED_LORA  # type: ignore[attr-defined]  # added by registration.register
 
@@ -98,19 +167,12 @@ class GatedLoraConfig(LoraConfig):
         if self.runtime_config.ephemeral_gpu_offload:
             raise ValueError("ephemeral_gpu_offload=True does not apply to GATED_LORA; it serves DoRA alone.")
 
-    def _check_ranges(self) -> None:
-        if not isinstance(self.r, int) or self.r < 1:
-            raise ValueError(f"r={self.r!r}: the rank must be a whole number, 1 or more.")
-        if not math.isfinite(self.lora_alpha) or self.lora_alpha <= 0:
-            raise ValueError(f"lora_alpha={self.lora_alpha!r} must be a finite number above 0.")
-        if not 0 <= self.lora_dropout < 1:
-            raise ValueError(f"lora_dropout={self.lora_dropout!r} must be a probability in [0, 1).")
-        if not abs(self.gate_init) <= 80:
-            raise ValueError(
-                f"gate_init={self.gate_init!r} must lie in [-80, 80]: beyond, sigmoid(g) is 0 or 1 to the last bit "
-                "and the gate can no longer learn. The paper's is -1.0."
-            )
-        if self.init_lora_weights not in _INITS:
+    def _check_values(self) -> None:
+        for name, (kind, fits) in _KINDS.items():
+            if not fits(value := getattr(self, name)):
+                raise ValueError(f"{name}={value!r} must be {kind}.")
+        # 1 == True, so that `in` alone would take a number.
+        if not (isinstance(self.init_lora_weights, (bool, str)) and self.init_lora_weights in _INITS):
             raise ValueError(
                 f"init_lora_weights={self.init_lora_weights!r} does not apply to GATED_LORA; expected one of {_INITS}."
             )
@@ -119,3 +181,33 @@ class GatedLoraConfig(LoraConfig):
                 f"layers_to_transform={self.layers_to_transform!r} chooses among the layers that target_modules "
                 "names, and target_modules is None; name them."
             )
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any
+    ) -> "GatedLoraConfig":
+        """Load the settings of a patch, and remember where its weights are; see `loraguard.tuner.loading`.
+
+        Raises:
+            ValueError: If a field is unknown or has a value that it cannot have, or if the weights are a pickle.
+        """
+        config = super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
+        if isinstance(config, cls):
+            hub = cls._split_kwargs(kwargs)[0]
+            config._weights = find_weights(str(pretrained_model_name_or_path), subfolder, **hub)
+        return config
+
+    @classmethod
+    def check_kwargs(cls, **kwargs: Any) -> dict[str, Any]:
+        """Check what was read from a file, where no one has looked at it before."""
+        if unknown := kwargs.keys() - {one.name for one in fields(cls)}:
+            raise ValueError(
+                f"adapter_config.json: unknown field {min(unknown)!r} = {kwargs[min(unknown)]!r}. If a later version "
+                "of loraguard or PEFT wrote it, install that version."
+            )
+        for name in ("target_modules", "exclude_modules", "layers_pattern", "rank_pattern", "alpha_pattern"):
+            value = kwargs.get(name) or ()
+            for pattern in [value] if isinstance(value, str) else value:
+                if isinstance(pattern, str):
+                    check_pattern(name, pattern)
+        return kwargs

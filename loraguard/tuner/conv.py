@@ -25,7 +25,7 @@ class _ConvLayer(GatedLoraLayer):
         return module.in_channels, module.out_channels
 
     @property
-    def dims(self) -> int:
+    def dims(self) -> int:  # type: ignore[override]
         """Number of spatial dimensions."""
         return len(self.host.kernel_size)
 

@@ -1,11 +1,16 @@
-"""One convolution per adapted layer instead of three, where adapters do not learn."""
+"""One convolution per adapted layer instead of three, where no adapter learns."""
 
-from collections.abc import Iterator
+import copy
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from .layer import GatedLoraLayer
+_LOCK = threading.Lock()  # for entering and leaving `folded` from several threads
+_SMALL = 2**16  # tensors up to this size are compared whole
 
 
 @contextmanager
@@ -13,8 +18,14 @@ def folded(model: nn.Module) -> Iterator[nn.Module]:
     """Run the adapted layers of `model` with W + dW, computed once per layer and set of active adapters.
 
     Meant for inner loops that differentiate by the images (PGD) and for inference: gradients reach the inputs, and
-    never A, B, the gate or the host. The stored weights stay as they are. Contexts nest; disabled and merged adapters,
-    `set_adapter` and scaling work as outside. The parameters must not change inside, and dropout is off.
+    never A, B, the gate or the host, and dropout is off. The stored weights stay as they are. Contexts nest, and hold
+    for the thread that opened them; disabled and merged adapters, `set_adapter` and scaling work as outside.
+    Parameters should not change inside: each change costs a new W + dW, and one that goes through `parameter.data` is
+    not noticed before the context ends. Adapters with an input-dependent gate have no dW: they are run as outside, only
+    without gradients to their parameters, and save no time.
+
+    Outside, layers in eval mode do the same on their own where no gradient can be asked of a parameter; see
+    `FoldingLayer`.
 
     Args:
         model: A PEFT model with GATED_LORA adapters, or a module that contains one.
@@ -37,14 +48,194 @@ def folded(model: nn.Module) -> Iterator[nn.Module]:
         >>> gradient.shape
         torch.Size([1, 3, 8, 8])
     """
-    layers = [module for module in model.modules() if isinstance(module, GatedLoraLayer)]
+    layers = [module for module in model.modules() if isinstance(module, FoldingLayer)]
     if not layers:
         raise ValueError(f"Nothing to fold: {type(model).__name__} has no layer adapted by GATED_LORA.")
-    opened = [layer for layer in layers if layer._folds is None]
+    thread = threading.get_ident()
+    with _LOCK:
+        for layer in layers:
+            layer._folding = (*layer._folding, thread)
     try:
-        for layer in opened:
-            layer._folds = {}
         yield model
     finally:
-        for layer in opened:
-            layer._folds = None
+        with _LOCK:
+            for layer in layers:
+                at = layer._folding.index(thread)
+                layer._folding = layer._folding[:at] + layer._folding[at + 1 :]
+                if not layer._folding:
+                    layer._folds = {}
+
+
+class Fold:
+    """W + dW, with what it was made from, to tell when it is out of date."""
+
+    def __init__(self, weight: Tensor, sources: Sequence[Tensor]) -> None:
+        self.weight = weight
+        self._made_from = [(one, _version(one), _probe(one).clone()) for one in sources]
+
+    def is_of(self, sources: Sequence[Tensor], look_at_values: bool) -> bool:
+        """Whether it would come out the same today.
+
+        Writing to `parameter.data`, as PEFT and others do, leaves no trace in torch's version counters. On a CPU the
+        values themselves can therefore be looked at: all of them, but for tensors of more than 65,536 values, of which
+        it is every n-th slice. On an accelerator, comparing would wait for the device.
+        """
+        return len(sources) == len(self._made_from) and all(
+            now is then
+            and _version(now) == version
+            and now.device == values.device
+            and now.dtype == values.dtype
+            and (not look_at_values or values.device.type != "cpu" or torch.equal(_probe(now), values))
+            for now, (then, version, values) in zip(sources, self._made_from, strict=True)
+        )
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _probe(tensor: Tensor) -> Tensor:
+    values = tensor.detach()
+    return values if values.numel() <= _SMALL else values[:: max(1, len(values) // 4)]
+
+
+class FoldingLayer(nn.Module):
+    """How an adapted layer folds: when it may, what it keeps, and when it makes it anew.
+
+    Inside `folded` it always does. Otherwise a layer in eval mode folds on its own, unless
+
+    - a gradient may be asked of the host, the factors or the gate,
+    - the weights or the computation are in half precision, where W + dW would be rounded more than W*x + dW*x,
+    - hooks on the host expect it to be called, or
+    - parameters are replaced by other tensors, as `torch.func` does.
+
+    On a CPU the layer then keeps the last W + dW, checked against what it was made from at each call. On an accelerator
+    and under `torch.compile` it makes W + dW at each call, which is cheap beside the convolution.
+
+    Attributes:
+        folds_in_eval_mode: Whether it does so outside `folded`; set it to False, on the class or a layer, to save the
+            memory of a second W.
+    """
+
+    folds_in_eval_mode = True
+
+    # Defined by the layer.
+    host: Any
+    scaling: dict[str, float | Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._folds: dict[tuple, Fold] = {}
+        self._folding: tuple[int, ...] = ()  # the threads inside `folded`, once for each context
+
+    def run_host(self, x: Tensor, weight: Tensor, bias: Tensor | None, *args: Any, **kwargs: Any) -> Tensor:
+        """The host's forward, with another weight and bias."""
+        raise NotImplementedError
+
+    def is_mergeable(self, adapter: str) -> bool:
+        """Whether the adapter has a dW."""
+        raise NotImplementedError
+
+    def get_delta_weight(self, adapter: str) -> Tensor:
+        """The adapter's dW."""
+        raise NotImplementedError
+
+    def _parameters_of(self, adapter: str) -> list[nn.Parameter]:
+        raise NotImplementedError
+
+    def _update(self, adapter: str, x: Tensor, *args: Any, frozen: bool = False, **kwargs: Any) -> Tensor:
+        raise NotImplementedError
+
+    def _inside_folded(self) -> bool:
+        # Compiled code serves all threads.
+        return bool(self._folding) and (torch.compiler.is_compiling() or threading.get_ident() in self._folding)
+
+    def _may_fold(self, adapters: list[str]) -> bool:
+        weight = self.host.weight
+        if self.training or not self.folds_in_eval_mode or self._host_is_hooked():
+            return False
+        if weight.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled(weight.device.type):
+            return False
+        involved = [p for adapter in adapters for p in self._parameters_of(adapter)]
+        involved += [p for p in (weight, self.host.bias) if p is not None]
+        if torch.is_grad_enabled() and any(p.requires_grad for p in involved):
+            return False
+        return all(type(p) is nn.Parameter for p in involved) and any(map(self.is_mergeable, adapters))
+
+    def _host_is_hooked(self) -> bool:
+        host = self.host
+        return bool(
+            host._forward_hooks
+            or host._forward_pre_hooks
+            or host._backward_hooks
+            or host._backward_pre_hooks
+            or "forward" in vars(host)  # accelerate's hooks
+        )
+
+    def _folded_forward(self, x: Tensor, adapters: list[str], *args: Any, **kwargs: Any) -> Tensor:
+        if self._host_is_hooked():
+            result, branches = frozen(self.host)(x, *args, **kwargs), adapters
+        else:
+            bias = None if self.host.bias is None else self.host.bias.detach()
+            weight = self._folded_weight([adapter for adapter in adapters if self.is_mergeable(adapter)])
+            result = self.run_host(x, weight, bias, *args, **kwargs)
+            branches = [adapter for adapter in adapters if not self.is_mergeable(adapter)]
+        dtype = result.dtype
+        for adapter in branches:
+            result = result + self._update(adapter, x, *args, frozen=True, **kwargs)
+        return result.to(dtype)
+
+    def _folded_weight(self, adapters: list[str]) -> Tensor:
+        weight = self.host.weight.detach()
+        compiling = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if not adapters:
+            return weight
+        if compiling or not (self._folding or weight.device.type == "cpu"):
+            return self._fold(weight, adapters)
+        scales = [self.scaling[adapter] for adapter in adapters]
+        # prepare_model_for_compiled_hotswap makes tensors of scales.
+        key = (*adapters, *(None if isinstance(scale, Tensor) else scale for scale in scales))
+        sources = [self.host.weight, *(scale for scale in scales if isinstance(scale, Tensor))]
+        sources += [p for adapter in adapters for p in self._parameters_of(adapter)]
+        fold = self._folds.get(key)
+        # `folded` promises that nothing writes to `.data` while it lasts.
+        if fold is None or not fold.is_of(sources, look_at_values=not self._folding):
+            # A fold made under inference_mode has to serve a later forward that records gradients, too.
+            with torch.inference_mode(False):
+                fold = Fold(self._fold(weight, adapters), sources)
+            # Another dict rather than a change of this one: other threads may be reading it.
+            self._folds = {**self._folds, key: fold} if self._folding else {key: fold}
+        return fold.weight
+
+    def _fold(self, weight: Tensor, adapters: list[str]) -> Tensor:
+        with torch.no_grad():
+            return sum((self.get_delta_weight(adapter) for adapter in adapters), start=weight).to(weight.dtype)
+
+    # What is kept goes where it would be out of date or in the way.
+
+    def train(self, mode: bool = True) -> "FoldingLayer":
+        """As `nn.Module.train`; frees what was kept."""
+        self._folds = {}
+        super().train(mode)
+        return self
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        self._folds = {}
+        return super()._apply(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what was kept when the layer is copied or pickled."""
+        return {**self.__dict__, "_folds": {}, "_folding": ()}
+
+
+def frozen(module: nn.Module) -> Any:
+    """The same module, whose parameters get no gradients; it shares their memory.
+
+    Example:
+        >>> layer = nn.Linear(2, 2)
+        >>> frozen(layer)(torch.ones(2)).requires_grad, layer.weight.requires_grad
+        (False, True)
+    """
+    twin: Any = copy.copy(module)
+    twin._parameters = {name: None if p is None else p.detach() for name, p in module._parameters.items()}
+    return twin

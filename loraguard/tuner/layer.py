@@ -2,7 +2,8 @@
 
 import math
 import warnings
-from typing import Any
+from contextlib import nullcontext
+from typing import Any, cast
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -10,10 +11,12 @@ from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import Tensor, nn
 
 from .config import GatedLoraConfig
-from .gates import ScalarGate
+from .folding import FoldingLayer
+from .folding import frozen as without_gradients
+from .gates import GATES, Gate
 
 
-class GatedLoraLayer(nn.Module, LoraLayer):
+class GatedLoraLayer(FoldingLayer, LoraLayer):
     """A frozen host layer and, for each adapter, the factors A and B and a gate (arXiv 2510.03747).
 
     `h = W*x + sigmoid(g) * s * B(A*x)`. A maps as the host does, on to r channels; B is 1x1.
@@ -24,7 +27,7 @@ class GatedLoraLayer(nn.Module, LoraLayer):
     products are the *group matrices* of an update, (G, out / G, in / G * prod(k)). Each kind of host says how
     these lie in its weight.
 
-    Subclasses define `hosts`, `make_factors`, `to_groups`, `from_groups` and `run_host`.
+    Subclasses define `hosts`, `dims`, `make_factors`, `to_groups`, `from_groups` and `run_host`.
     """
 
     adapter_layer_names = (*LoraLayer.adapter_layer_names, "lora_gate")
@@ -32,9 +35,7 @@ class GatedLoraLayer(nn.Module, LoraLayer):
     hosts: tuple[type[nn.Module], ...]
     in_features: int
     out_features: int
-
-    # Folded weights by what they were made from; a dict inside `folded` only.
-    _folds: dict[tuple, Tensor] | None = None
+    dims: int = 0  # spatial dimensions of the host
 
     def __init__(
         self, base_layer: nn.Module, adapter_name: str, *, config: GatedLoraConfig, r: int, lora_alpha: float
@@ -69,10 +70,6 @@ class GatedLoraLayer(nn.Module, LoraLayer):
         """Group matrices as a weight in the host's shape; undoes `to_groups`."""
         raise NotImplementedError
 
-    def run_host(self, x: Tensor, weight: Tensor, bias: Tensor | None, *args: Any, **kwargs: Any) -> Tensor:
-        """The host's forward, with another weight and bias."""
-        raise NotImplementedError
-
     def make_dropout(self, p: float) -> nn.Module:
         """The dropout before A."""
         return nn.Dropout(p)
@@ -100,7 +97,7 @@ class GatedLoraLayer(nn.Module, LoraLayer):
         p = config.lora_dropout
         self.lora_dropout[adapter_name] = self.make_dropout(p) if p > 0 else nn.Identity()
         self.lora_A[adapter_name], self.lora_B[adapter_name] = self.make_factors(r)
-        self.lora_gate[adapter_name] = ScalarGate(config.gate_init)
+        self.lora_gate[adapter_name] = GATES[config.gate_type](config.gate_init, self.out_features, self.dims)
         self.reset_lora_parameters(adapter_name, config.init_lora_weights)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
@@ -117,15 +114,23 @@ class GatedLoraLayer(nn.Module, LoraLayer):
     def _factors(self, adapter: str) -> tuple[Any, Any]:
         return self.lora_A[adapter], self.lora_B[adapter]
 
-    def _gate(self, adapter: str) -> Any:
-        return self.lora_gate[adapter]
+    def _gate(self, adapter: str) -> Gate:
+        return cast(Gate, self.lora_gate[adapter])
+
+    def _parameters_of(self, adapter: str) -> list[nn.Parameter]:
+        modules = (*self._factors(adapter), self._gate(adapter))
+        return [p for module in modules for p in module._parameters.values() if p is not None]
 
     # Weight space.
+
+    def is_mergeable(self, adapter: str) -> bool:
+        """Whether the adapter's update can be added to the host's weight: not with an input-dependent gate."""
+        return self._gate(adapter).mergeable
 
     def factor_groups(self, adapter: str) -> tuple[Tensor, Tensor]:
         """A as (G, rho, in / G * prod(k)) and B as (G, out / G, rho), ungated and unscaled."""
         a, b = (factor.weight for factor in self._factors(adapter))
-        rank = self.r[adapter] // self.groups
+        rank = len(a) // self.groups
         return a.reshape(self.groups, rank, -1), b.reshape(self.groups, -1, rank)
 
     @torch.no_grad()
@@ -135,44 +140,74 @@ class GatedLoraLayer(nn.Module, LoraLayer):
             factor.weight.copy_(matrices.reshape(factor.weight.shape))
 
     def strength(self, adapter: str) -> Tensor:
-        """What stands before BA: `sigmoid(g) * s`, of shape (1,)."""
-        return self._gate(adapter).opening * self.scaling[adapter]
+        """What stands before BA, gate times `s`: (1, 1, 1), or (G, out / G, 1) where it differs between channels.
+
+        Raises:
+            ValueError: If the gate depends on the input.
+        """
+        if not self.is_mergeable(adapter):
+            raise ValueError(
+                f"The gate of adapter {adapter!r} depends on the input ({type(self._gate(adapter)).__name__}): its "
+                "update is no weight, and cannot be merged, converted or combined. Use the adapter unmerged, or train "
+                "one with gate_type='scalar' or 'channel'."
+            )
+        like = self._factors(adapter)[1].weight
+        dtype = torch.promote_types(like.dtype, torch.float32)  # half precision is too coarse for weights
+        strength = self._gate(adapter).opening.to(like.device, dtype) * self.scaling[adapter]
+        return strength.view(self.groups, -1, 1) if strength.numel() > 1 else strength.view(1, 1, 1)
 
     def get_delta_weight(self, adapter: str) -> Tensor:
-        """`sigmoid(g) * s * BA` of one adapter, in the shape of the host's weight and the adapter's dtype."""
-        a, b = self.factor_groups(adapter)
-        dtype = a.dtype
-        if dtype in (torch.float16, torch.bfloat16):
-            a, b = a.float(), b.float()
-        return self.from_groups(torch.bmm(b, self.strength(adapter) * a)).to(dtype)
+        """`gate * s * BA` of one adapter, in the shape of the host's weight and the adapter's dtype.
+
+        Raises:
+            ValueError: If the gate depends on the input.
+        """
+        strength, (a, b) = self.strength(adapter), self.factor_groups(adapter)
+        with _no_autocast(a):
+            return self.from_groups(torch.bmm(strength * b, a.to(strength.dtype))).to(a.dtype)
 
     @torch.no_grad()
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Add the updates of `adapter_names` (of the active adapters, where None) to the host's weight.
 
         Raises:
-            ValueError: If `safe_merge` and the merged weight would not be finite.
+            ValueError: If an adapter's gate depends on the input, or if `safe_merge` and the merged weight would not be
+                finite. Nothing is merged then.
         """
-        weight = self.host.weight.data
-        for adapter in check_adapters_to_merge(self, adapter_names):
-            if adapter not in self.lora_A:
-                continue
-            merged = weight + self.get_delta_weight(adapter)
-            if safe_merge and not torch.isfinite(merged).all():
-                raise ValueError(
-                    f"Adapter {adapter!r} would make weights of the host infinite or NaN; it seems to be broken."
-                )
-            weight.copy_(merged)
+        adapters = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.lora_A]
+        self.check_merge(adapters, safe_merge)
+        for adapter in adapters:
+            self.host.weight.copy_(self.host.weight + self.get_delta_weight(adapter))
             self.merged_adapters.append(adapter)
+
+    @torch.no_grad()
+    def check_merge(self, adapters: list[str], safe_merge: bool) -> None:
+        """Raise what `merge` would, without merging."""
+        weight = self.host.weight
+        for adapter in adapters:
+            self.strength(adapter)
+            if safe_merge:
+                weight = weight + self.get_delta_weight(adapter)
+                if not torch.isfinite(weight).all():
+                    raise ValueError(
+                        f"Adapter {adapter!r} would make weights of the host infinite or NaN; it seems to be broken."
+                    )
 
     @torch.no_grad()
     def unmerge(self) -> None:
         """Take the updates of all merged adapters out of the host's weight again, exact up to rounding."""
         if not self.merged:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
-        weight = self.host.weight.data
-        while self.merged_adapters:
-            weight.copy_(weight - self.get_delta_weight(self.merged_adapters.pop()))
+        self.host.weight.copy_(self._bare_weight())
+        self.merged_adapters.clear()
+
+    @torch.no_grad()
+    def _bare_weight(self) -> Tensor:
+        """W where adapters are merged."""
+        weight = self.host.weight
+        for adapter in reversed(self.merged_adapters):
+            weight = (weight - self.get_delta_weight(adapter)).to(weight.dtype)
+        return weight
 
     # Forward.
 
@@ -180,26 +215,35 @@ class GatedLoraLayer(nn.Module, LoraLayer):
         """Run the host and its active adapters; arguments and output are the host's, in its dtype."""
         self._check_forward_args(x, *args, **kwargs)
         adapter_names = kwargs.pop("adapter_names", None)
-        adapters = [adapter for adapter in self.active_adapters if adapter in self.lora_A]
         if self.disable_adapters:
             if self.merged:
-                self.unmerge()
-            adapters = []
-        elif adapter_names is not None:
+                return self.run_host(x, self._bare_weight(), self.host.bias, *args, **kwargs)
+            return self.base_layer(x, *args, **kwargs)
+        if adapter_names is not None:
+            self._check_batched(x)
             return self._mixed_batch_forward(x, *args, adapter_names=adapter_names, **kwargs)
-        elif self.merged:
-            adapters = []
-        if adapters and self._folds is not None:
+        adapters = [adapter for adapter in self.active_adapters if adapter in self.lora_A and not self.merged]
+        if adapters and (self._inside_folded() or self._may_fold(adapters)):
             return self._folded_forward(x, adapters, *args, **kwargs)
         base = result = self.base_layer(x, *args, **kwargs)
         for adapter in adapters:
             result = result + self._update(adapter, x, *args, **kwargs)
         return result.to(base.dtype)
 
-    def _update(self, adapter: str, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        factor_a, factor_b = self._factors(adapter)
-        x = self.drop(adapter, self._cast_input_dtype(x, factor_a.weight.dtype))
-        return self._gate(adapter)(factor_a(x, *args, **kwargs), factor_b, self.scaling[adapter])
+    def _update(self, adapter: str, x: Tensor, *args: Any, frozen: bool = False, **kwargs: Any) -> Tensor:
+        modules = (*self._factors(adapter), self._gate(adapter))
+        factor_a, factor_b, gate = map(without_gradients, modules) if frozen else modules
+        x = self._cast_input_dtype(x, factor_a.weight.dtype)
+        if not frozen:
+            x = self.drop(adapter, x)
+        return gate(factor_a(x, *args, **kwargs), factor_b, self.scaling[adapter])
+
+    def _check_batched(self, x: Tensor) -> None:
+        if x.dim() < self.dims + 2:
+            raise ValueError(
+                f"adapter_names names an adapter for each sample, and an input of shape {tuple(x.shape)} is a single "
+                "one; add a batch dimension: x.unsqueeze(0)."
+            )
 
     def _mixed_batch_forward(self, x: Tensor, *args: Any, adapter_names: list[str], **kwargs: Any) -> Tensor:
         result = self.base_layer(x, *args, **kwargs)
@@ -208,22 +252,12 @@ class GatedLoraLayer(nn.Module, LoraLayer):
             result[rows] += self._update(adapter, x[rows], *args, **kwargs).to(result.dtype)
         return result
 
-    # Folding; see folding.py.
-
-    def _folded_forward(self, x: Tensor, adapters: list[str], *args: Any, **kwargs: Any) -> Tensor:
-        assert self._folds is not None
-        key = tuple((adapter, float(self.scaling[adapter])) for adapter in adapters)
-        if key not in self._folds:
-            self._folds[key] = self._fold(adapters)
-        bias = None if self.host.bias is None else self.host.bias.detach()
-        return self.run_host(x, self._folds[key], bias, *args, **kwargs)
-
-    def _fold(self, adapters: list[str]) -> Tensor:
-        # A fold made under inference_mode has to serve a later forward that records gradients, too.
-        with torch.inference_mode(False), torch.no_grad():
-            weight = self.host.weight.detach()
-            return sum((self.get_delta_weight(adapter) for adapter in adapters), start=weight).to(weight.dtype)
-
     def __repr__(self) -> str:
         """PEFT's way: the tuner's name before the layer's."""
         return "gated_lora." + super().__repr__()
+
+
+def _no_autocast(like: Tensor) -> Any:
+    """Weights are computed in their own precision, also where activations are not."""
+    device = like.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()

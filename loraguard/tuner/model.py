@@ -5,18 +5,21 @@ import re
 import warnings
 from typing import Any
 
+import torch
 from peft import PeftConfig
 from peft.tuners.lora import LoraModel
 from peft.tuners.tuners_utils import _maybe_include_all_linear_layers
 from peft.utils.constants import INCLUDE_LINEAR_LAYERS_SHORTHAND
 from peft.utils.other import AuxiliaryTrainingWrapper, get_pattern_key
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from .combining import WeightedAdapters
 from .config import GatedLoraConfig
+from .fitting import check_fits
 from .hosts import ADAPTABLE, bypassed, check_host, check_not_shared, host_of, layer_class, walk
 from .layer import GatedLoraLayer
+from .loading import check_finite
 
 
 class GatedLoraModel(WeightedAdapters, LoraModel):
@@ -59,7 +62,47 @@ class GatedLoraModel(WeightedAdapters, LoraModel):
             check_host(name, module)
         check_not_shared(self.model, set(targets))
         self._round_ranks(peft_config, targets)
+        self._check_weights(peft_config, targets)
         return peft_config
+
+    def _check_weights(self, peft_config: Any, targets: dict[str, nn.Module]) -> None:
+        """Compare the file that the config came with, if any, before a layer is replaced."""
+        # transformers renames weights as it loads them; the file's own names say little then.
+        if peft_config._weights is None or hasattr(getattr(self.model, "config", None), "model_type"):
+            return
+        with torch.device("meta"):
+            layers = {
+                name: self._create_new_module(
+                    peft_config, "new", host_of(module), target_name=name, **self._rank_and_alpha(peft_config, name)
+                )
+                for name, module in targets.items()
+            }
+        check_fits(peft_config._weights, self.model, peft_config, layers)
+
+    @staticmethod
+    def _rank_and_alpha(peft_config: Any, name: str) -> dict[str, Any]:
+        ranks, alphas = peft_config.rank_pattern, peft_config.alpha_pattern
+        return {
+            "r": ranks.get(get_pattern_key(ranks, name), peft_config.r),
+            "lora_alpha": alphas.get(get_pattern_key(alphas, name), peft_config.lora_alpha),
+        }
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: Any, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Check what is loaded in other ways, too: where it would be dropped in silence, or is not finite."""
+        tensors = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        known = model.state_dict()
+        for name, tensor in tensors.items():
+            bare = name.removeprefix("base_model.model.")
+            if name not in known and bare not in known and ".lora_" in f".{bare}":
+                raise ValueError(
+                    f"{name!r} fits no adapter of this {type(model).__name__}; it has, for example, "
+                    f"{next((key for key in known if '.lora_' in key), None)!r}."
+                )
+            check_finite(f"Adapter {adapter_name!r}", name, tensor)
+        return tensors
 
     def _targets(self, peft_config: Any) -> dict[str, nn.Module]:
         return {n: m for n, m in walk(self.model) if n and self._check_target_module_exists(peft_config, n)}
@@ -97,7 +140,7 @@ class GatedLoraModel(WeightedAdapters, LoraModel):
         rounded = {}
         for name, module in targets.items():
             groups = getattr(host_of(module), "groups", 1)
-            r = patterns.get(get_pattern_key(patterns, name), peft_config.r)
+            r = self._rank_and_alpha(peft_config, name)["r"]
             if r % groups:
                 rounded[name] = r + -r % groups
         if rounded:
@@ -115,6 +158,35 @@ class GatedLoraModel(WeightedAdapters, LoraModel):
     ) -> GatedLoraLayer:
         cls = check_host(kwargs["target_name"], target)
         return cls(target, adapter_name, config=lora_config, r=kwargs["r"], lora_alpha=kwargs["lora_alpha"])
+
+    # Merging. What cannot be merged is found before the first layer is.
+
+    def _check_merge(self, adapter_names: list[str] | None, safe_merge: bool) -> None:
+        for module in self.model.modules():
+            if isinstance(module, GatedLoraLayer):
+                names = module.active_adapters if adapter_names is None else adapter_names
+                missing = [name for name in names if name in module.lora_A and name not in module.merged_adapters]
+                module.check_merge(missing, safe_merge)
+
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        """As PEFT's `merge_adapter`, but all layers or none.
+
+        Raises:
+            ValueError: If a gate depends on the input, or if `safe_merge` and a merged weight would not be finite.
+        """
+        self._check_merge(adapter_names, safe_merge)
+        super().merge_adapter(adapter_names, safe_merge)
+
+    def _unload_and_optionally_merge(
+        self,
+        merge: bool = True,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: list[str] | None = None,
+    ) -> Any:
+        if merge:
+            self._check_merge(adapter_names, safe_merge)
+        return super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
 
     # Norms.
 

@@ -9,6 +9,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils import register_peft_method
 from peft.utils.hotswap import CONFIG_KEYS_TO_CHECK
 
+from . import hotswap
 from .config import GatedLoraConfig
 from .model import GatedLoraModel
 
@@ -46,7 +47,9 @@ def register() -> None:
     # Where our modules were imported anew (notebooks reload them), PEFT has to make the new classes.
     PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(NAME)] = GatedLoraConfig
     PEFT_TYPE_TO_TUNER_MAPPING[PeftType(NAME)] = GatedLoraModel
-    CONFIG_KEYS_TO_CHECK[PeftType(NAME)] = CONFIG_KEYS_TO_CHECK[PeftType.LORA]
+    # Scales are set by layer (see hotswap.py), so that patterns may differ; the form of gates may not.
+    CONFIG_KEYS_TO_CHECK[PeftType(NAME)] = ["use_rslora", "lora_dropout", "gate_type"]
+    hotswap.install()
 
 
 def _extend_peft_types() -> None:

@@ -198,12 +198,16 @@ def test_merging_twice_and_unmerging_nothing(generator: nn.Module) -> None:
     assert torch.equal(layer.weight, merged)
 
 
-def test_disabling_a_merged_model_unmerges_it(generator: nn.Module, batch: Any) -> None:
+def test_disabling_a_merged_model(generator: nn.Module, batch: Any) -> None:
+    """The bare output, and no forward changes a weight: PEFT's LoRA unmerges there."""
     y0 = generator(*batch)
     model = get_peft_model(generator, config())
     model.merge_adapter()
+    y, weights = model(*batch), {name: value.clone() for name, value in model.state_dict().items()}
     with model.disable_adapter():
         torch.testing.assert_close(model(*batch), y0, **EXACT)
+    assert torch.equal(model(*batch), y)
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in weights.items())
 
 
 def test_saving_keeps_to_the_adapter(model: PeftModel, tmp_path: Any) -> None:

@@ -12,13 +12,13 @@ from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 from loraguard.tuner import GatedLoraConfig, GatedLoraConv
 
 BAD_SETTINGS = [
-    ({"r": 0}, "r=0: the rank must be"),
-    ({"r": 2.5}, "r=2.5: the rank must be"),
+    ({"r": 0}, "r=0 must be a whole number"),
+    ({"r": 2.5}, "r=2.5 must be a whole number"),
     ({"lora_alpha": 0}, "lora_alpha=0 must be"),
     ({"lora_alpha": float("nan")}, "lora_alpha=nan must be"),
     ({"lora_dropout": 1.0}, "lora_dropout=1.0 must be"),
-    ({"gate_init": float("nan")}, "gate_init=nan must lie"),
-    ({"gate_init": -1000.0}, "gate_init=-1000.0 must lie"),
+    ({"gate_init": float("nan")}, r"gate_init=nan must be a number in \[-80, 80\]"),
+    ({"gate_init": -1000.0}, "gate_init=-1000.0 must be"),
     ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa' does not apply"),
     ({"init_lora_weights": None}, "init_lora_weights=None does not apply"),
     ({"use_dora": True}, "use_dora=True does not apply"),

@@ -1,0 +1,127 @@
+"""PEFT's LoRA and GATED_LORA on the layers of image networks: does a merged adapter compute what it did unmerged?
+
+Prints the table of docs/tuner-comparison.md. Run: python benchmarks/compare_with_lora.py
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import peft
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, spectral_norm, weight_norm
+
+from loraguard import GatedLoraConfig, __version__
+
+X = (2, 4, 8, 7)
+
+
+class Net(nn.Module):
+    """One layer in a network, as PEFT wants it."""
+
+    def __init__(self, layer: nn.Module, **call: Any) -> None:
+        super().__init__()
+        self.layer, self.call = layer, call
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the layer."""
+        return self.layer(x, **self.call)
+
+
+class Attention(nn.Module):
+    """Self-attention, whose out_proj is the target."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend to itself."""
+        return self.attention(x, x, x)[0]
+
+
+class Tied(nn.Module):
+    """Two layers with one weight, of which one is adapted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.other = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.other.weight = self.layer.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """One after the other."""
+        return self.other(self.layer(x))
+
+
+def conv() -> nn.Module:
+    """A plain convolution."""
+    return nn.Conv2d(4, 6, 3)
+
+
+ROWS: list[tuple[str, Callable[[], nn.Module], tuple[int, ...], str]] = [
+    ("Linear", lambda: Net(nn.Linear(4, 6)), (5, 4), "layer"),
+    ("Conv2d", lambda: Net(nn.Conv2d(4, 6, 3, padding=1)), X, "layer"),
+    *(
+        (f"Conv2d, padding_mode={m!r}", lambda m=m: Net(nn.Conv2d(4, 6, 3, padding=2, padding_mode=m)), X, "layer")
+        for m in ("reflect", "replicate", "circular")
+    ),
+    ("Conv2d, dilation=2", lambda: Net(nn.Conv2d(4, 6, 3, dilation=2)), X, "layer"),
+    ("Conv2d, dilation=2, padding='same'", lambda: Net(nn.Conv2d(4, 6, 3, dilation=2, padding="same")), X, "layer"),
+    ("Conv2d, groups=2", lambda: Net(nn.Conv2d(4, 6, 3, groups=2)), X, "layer"),
+    ("Conv2d, depthwise, r below its groups", lambda: Net(nn.Conv2d(16, 16, 3, groups=16)), (2, 16, 8, 7), "layer"),
+    ("Conv2d, unbatched input", lambda: Net(nn.Conv2d(4, 6, 3)), X[1:], "layer"),
+    ("Conv3d, kernel (1, 1, 3)", lambda: Net(nn.Conv3d(4, 6, (1, 1, 3))), (2, 4, 3, 3, 5), "layer"),
+    ("ConvTranspose1d", lambda: Net(nn.ConvTranspose1d(4, 6, 3, stride=2)), (2, 4, 9), "layer"),
+    ("ConvTranspose2d", lambda: Net(nn.ConvTranspose2d(4, 6, 4, stride=2, padding=1)), X, "layer"),
+    ("ConvTranspose2d, output_size=", lambda: Net(nn.ConvTranspose2d(4, 6, 3, 2), output_size=(18, 16)), X, "layer"),
+    ("ConvTranspose3d, groups=2", lambda: Net(nn.ConvTranspose3d(4, 6, 3, groups=2)), (2, 4, 3, 3, 5), "layer"),
+    ("Conv2d, weight_norm", lambda: Net(weight_norm(conv())), X, "layer"),
+    ("Conv2d, parametrizations.weight_norm", lambda: Net(parametrizations.weight_norm(conv())), X, "layer"),
+    ("Conv2d, spectral_norm", lambda: Net(spectral_norm(conv())), X, "layer"),
+    ("Conv2d, parametrizations.spectral_norm", lambda: Net(parametrizations.spectral_norm(conv())), X, "layer"),
+    ("MultiheadAttention.out_proj", Attention, (2, 5, 8), "out_proj"),
+    ("Linear, weight tied to another's", Tied, (5, 4), "layer"),
+]
+
+
+def verdict(make: Callable[[], nn.Module], shape: tuple[int, ...], target: str, config: type[LoraConfig]) -> str:
+    """What becomes of a random adapter when it is merged."""
+    torch.manual_seed(0)
+    net, x = make().eval(), torch.randn(shape)
+    with torch.no_grad():
+        bare = net(x)
+    step = "refused"
+    try:
+        model = get_peft_model(net, config(r=4, target_modules=[target], init_lora_weights=False)).eval()
+        step = "forward raises"
+        with torch.no_grad():
+            y = model(x)
+        if torch.equal(y, bare):
+            return "WRONG: adapter ignored, silently"
+        step = "right; merging raises"
+        plain = model.merge_and_unload()
+        with torch.no_grad():
+            merged = plain(x)
+    except Exception as error:
+        return f"{step}: {type(error).__name__}"
+    off = (merged - y).abs().max().item()
+    update = (y - bare).abs().max().item()
+    return "right" if off < 1e-5 * max(1.0, update) else f"WRONG, silently: off by {off:.2g}, update {update:.2g}"
+
+
+def main() -> None:
+    """Print the table."""
+    warnings.simplefilter("ignore")
+    print(f"peft {peft.__version__}, torch {torch.__version__}, loraguard {__version__}, r = 4, float32\n")
+    print("| layer | peft.LoraConfig | GatedLoraConfig |\n|---|---|---|")
+    for name, make, shape, target in ROWS:
+        cells = [verdict(make, shape, target, config) for config in (LoraConfig, GatedLoraConfig)]
+        print(f"| {name} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""Hotswapping, right for every layer, rank and pattern.
+
+`peft.utils.hotswap` knows linear layers and ungrouped 2d convolutions. Beyond these it is silently wrong or raises: it
+looks up `rank_pattern` and `alpha_pattern` by the names of parameters, which they do not match; it puts a smaller rank
+of a grouped convolution into the wrong groups; it refuses 1d and 3d convolutions; and it pads no layer of ours. There
+is no hook, so `register` wraps two of its functions. Adapters of other methods pass through untouched.
+"""
+
+import functools
+import math
+from typing import Any
+
+import torch
+from peft.utils import hotswap
+from peft.utils.other import get_pattern_key
+from torch import Tensor, nn
+
+from .config import GatedLoraConfig
+from .layer import GatedLoraLayer
+
+_FACTORS = ("lora_A", "lora_B")
+
+
+def install() -> None:
+    """Wrap PEFT's functions, once."""
+    for name, wrapper in (("hotswap_adapter_from_state_dict", _swapping), ("_pad_lora_weights", _padding)):
+        given = getattr(hotswap, name)
+        if not hasattr(given, "__wrapped__"):
+            setattr(hotswap, name, wrapper(given))
+
+
+def pad_rank(factor: Tensor, kind: str, groups: int, rank: int) -> Tensor:
+    """A factor (`kind` = `lora_A` or `lora_B`) with zeros for further ranks, group after group.
+
+    Raises:
+        ValueError: If it has more ranks than that already, or if the groups do not divide them.
+
+    Example:
+        >>> pad_rank(torch.tensor([[1.0], [2.0]]), "lora_A", groups=2, rank=4).T
+        tensor([[1., 0., 2., 0.]])
+    """
+    ranks = len(factor) if kind == "lora_A" else factor.shape[1] * groups
+    if rank < ranks or rank % groups:
+        raise ValueError(f"Cannot pad an adapter of rank {ranks} to {rank}, on a layer of {groups} groups.")
+    if kind == "lora_B":
+        return torch.cat([factor, factor.new_zeros(len(factor), (rank - ranks) // groups, *factor.shape[2:])], 1)
+    by_group = factor.unflatten(0, (groups, -1))
+    more = factor.new_zeros(groups, (rank - ranks) // groups, *factor.shape[1:])
+    return torch.cat([by_group, more], 1).flatten(0, 1)
+
+
+def _layer_and_kind(model: nn.Module, key: str) -> tuple[str, Any, str]:
+    name, kind, _, _ = key.rsplit(".", 3)
+    return name, model.get_submodule(name), kind
+
+
+def _swapping(original: Any) -> Any:
+    @functools.wraps(original)
+    def hotswap_adapter_from_state_dict(
+        model: nn.Module,
+        state_dict: dict[str, Tensor],
+        adapter_name: str,
+        config: Any,
+        parameter_prefix: str = "lora_",
+    ) -> None:
+        if not isinstance(config, GatedLoraConfig):
+            return original(model, state_dict, adapter_name, config, parameter_prefix)
+        ranks: dict[str, int] = {}
+        padded = dict(state_dict)
+        for key, value in state_dict.items():
+            if not any(f".{kind}." in key for kind in _FACTORS):
+                continue
+            try:
+                name, layer, kind = _layer_and_kind(model, key)
+                mine = len(layer.lora_A[adapter_name].weight)
+            except (AttributeError, KeyError):
+                continue  # PEFT says which keys do not fit
+            ranks[name] = theirs = len(value) if kind == "lora_A" else value.shape[1] * layer.groups
+            if theirs < mine:
+                padded[key] = pad_rank(value, kind, layer.groups, mine)
+        original(model, padded, adapter_name, config, parameter_prefix)
+        for name, rank in ranks.items():
+            _set_scale(model.get_submodule(name), name, adapter_name, rank, config)
+        for layer in model.modules():
+            if isinstance(layer, GatedLoraLayer):
+                layer._folds = {}
+        return None
+
+    return hotswap_adapter_from_state_dict
+
+
+def _set_scale(layer: Any, name: str, adapter: str, rank: int, config: GatedLoraConfig) -> None:
+    name = name.removeprefix("_orig_mod.").removeprefix("base_model.model.")
+    patterns = config.alpha_pattern or {}
+    alpha = patterns.get(get_pattern_key(list(patterns), name), config.lora_alpha)
+    # What set_scale and unscale_layer go back to: the adapter's own rank, whatever it is padded to.
+    layer.r[adapter], layer.lora_alpha[adapter] = rank, alpha
+    hotswap._update_scaling(layer, adapter, alpha / (math.sqrt(rank) if config.use_rslora else rank))
+
+
+def _padding(original: Any) -> Any:
+    @functools.wraps(original)
+    def _pad_lora_weights(model: nn.Module, target_rank: int) -> bool:
+        found = original(model, target_rank=target_rank)
+        for layer in model.modules():
+            if isinstance(layer, GatedLoraLayer):
+                found = True
+                for adapter in layer.lora_A:
+                    _pad_layer(layer, adapter, target_rank)
+        return found
+
+    return _pad_lora_weights
+
+
+def _pad_layer(layer: GatedLoraLayer, adapter: str, rank: int) -> None:
+    factors = layer.make_factors(rank)
+    for kind, new in zip(_FACTORS, factors, strict=True):
+        old = getattr(layer, kind)[adapter].weight
+        weight = pad_rank(old.detach(), kind, layer.groups, rank)
+        new.weight = nn.Parameter(weight, requires_grad=old.requires_grad)
+        getattr(layer, kind)[adapter] = new.train(layer.training)

@@ -1,0 +1,132 @@
+"""Loading a patch safely: what is wrong with a file is said before anything in the model changes.
+
+A patch is a folder, or a repository on the Hub, with `adapter_config.json` and `adapter_model.safetensors`. Neither can
+make anything run: pickles are refused, and names in a config are compared with names of layers, never imported.
+`GatedLoraConfig.from_pretrained`, which `PeftModel.from_pretrained` and `load_adapter` call first, leaves the file that
+belongs to the config with it; `GatedLoraModel` compares it with the network before the first layer is replaced.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+Shape = tuple[int, ...]
+
+_FLOATS = {"F64", "F32", "F16", "BF16"}
+
+
+def find_weights(model_id: str, subfolder: str | None = None, **hub: Any) -> Path | None:
+    """The safetensors file of a patch, downloaded if it is on the Hub; None for a folder without weights.
+
+    Raises:
+        ValueError: If there is a pickle instead, or no regular file.
+    """
+    refusal = (
+        f"{model_id} holds no {SAFETENSORS_WEIGHTS_NAME}. loraguard does not load {WEIGHTS_NAME} or any other pickle, "
+        "which could run code: ask its author to save it anew with model.save_pretrained(folder)."
+    )
+    folder = Path(model_id, subfolder or "")
+    if not folder.is_dir():
+        try:
+            return Path(hf_hub_download(model_id, SAFETENSORS_WEIGHTS_NAME, subfolder=subfolder, **hub))
+        except EntryNotFoundError as error:
+            raise ValueError(refusal) from error
+    weights = folder / SAFETENSORS_WEIGHTS_NAME
+    if weights.is_file():
+        return weights
+    if weights.exists() or (folder / WEIGHTS_NAME).exists():
+        raise ValueError(refusal)
+    return None
+
+
+def check_weights(file: Path, model: nn.Module, expected: Mapping[str, Shape], optional: Callable[[str], bool]) -> None:
+    """Compare a file with what a network takes: names and shapes by its header, then whether values are finite.
+
+    Args:
+        file: A safetensors file.
+        model: The network, for messages.
+        expected: Shapes by the names that the file must hold.
+        optional: Whether a further name may be there.
+
+    Raises:
+        ValueError: At the first mismatch, with what was expected and what was found.
+    """
+    try:
+        with safe_open(file, "pt") as tensors:
+            names = list(tensors.keys())
+            unexpected = [name for name in names if name not in expected and not optional(name)]
+            for name, shape in expected.items():
+                if name not in names:
+                    raise ValueError(_missing(file, model, name, shape, unexpected))
+                header = tensors.get_slice(name)
+                if (found := tuple(header.get_shape())) != shape:
+                    raise ValueError(
+                        f"{file}: {name!r} has shape {found}, and this {type(model).__name__} takes {shape}. The patch "
+                        "is of another generator, or its r and patterns in adapter_config.json were changed."
+                    )
+                if ".lora_" in name and header.get_dtype() not in _FLOATS:
+                    raise ValueError(f"{file}: {name!r} holds {header.get_dtype()}; expected one of {sorted(_FLOATS)}.")
+            if unexpected:
+                raise ValueError(
+                    f"{file}: {unexpected[0]!r} fits nothing in this {type(model).__name__} with these settings; it "
+                    f"takes {len(expected)} tensors, the first {next(iter(expected))!r}."
+                )
+            for name in names:
+                check_finite(str(file), name, tensors.get_tensor(name))
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file} is no whole safetensors file ({error}). Download or save it again.") from error
+
+
+def check_finite(source: str, name: str, tensor: Tensor) -> None:
+    """Raise a ValueError that names the first value that is infinite or NaN."""
+    if not torch.isfinite(tensor).all():
+        at = tuple((~torch.isfinite(tensor)).nonzero()[0].tolist())
+        raise ValueError(
+            f"{source}: {name!r} holds {tensor[at].item()} at {at}; every value must be finite. The patch is broken."
+        )
+
+
+def _missing(file: Path, model: nn.Module, name: str, shape: Shape, unexpected: list[str]) -> str:
+    instead = f"It holds {unexpected[0]!r} instead" if unexpected else "Nothing is there in its place"
+    return (
+        f"{file}: no tensor {name!r} of shape {shape}, which this {type(model).__name__} takes. {instead}: the patch "
+        "is of another generator, or its adapter_config.json was changed."
+    )
+
+
+def check_pattern(name: str, pattern: str) -> None:
+    r"""Refuse a regular expression that does not compile, or might take for ever on the name of a layer.
+
+    That is one with a repetition or an alternative inside a repetition, whose ways to match are exponentially many.
+
+    Raises:
+        ValueError: If so.
+
+    Example:
+        >>> check_pattern("target_modules", r".*\.(conv|up)\d+")
+        >>> check_pattern("target_modules", r"(.+)+x")
+        Traceback (most recent call last):
+        ...
+        ValueError: target_modules='(.+)+x' repeats what repeats or branches itself, which could take for ever; ...
+    """
+    try:
+        re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"{name}={pattern!r} is no regular expression: {error}.") from None
+    inner = re.sub(r"\\.|\[\^?\]?[^\]]*\]", "x", pattern)  # escapes and sets cannot nest
+    while group := re.search(r"\([^()]*\)([*+?{]?)", inner):
+        nested = re.search(r"[*+{|]", group[0][1 : group[0].index(")")])
+        if nested and group[1] in ("*", "+", "{"):
+            raise ValueError(
+                f"{name}={pattern!r} repeats what repeats or branches itself, which could take for ever; name the "
+                "layers instead."
+            )
+        inner = inner[: group.start()] + ("x+" if nested else "x") + group[1] + inner[group.end() :]

@@ -1,0 +1,303 @@
+"""What holds for every kind of layer under every gate, or is refused by name; against the formulas written out."""
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.utils.hotswap import hotswap_adapter
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from loraguard.tuner import GatedLoraConfig, GatedLoraLayer, folded, parameter_groups
+
+EXACT = {"rtol": 0.0, "atol": 1e-12}
+GATES = ("scalar", "channel", "input", "input_channel", "none")
+STATIC = ("scalar", "channel", "none")
+
+LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "linear": (lambda: nn.Linear(6, 4), (5, 6)),
+    "linear-sequence": (lambda: nn.Linear(6, 4, bias=False), (3, 7, 6)),
+    "Conv1D": (lambda: Conv1D(4, 6), (5, 6)),
+    "conv1d": (lambda: nn.Conv1d(4, 6, 3, stride=2), (3, 4, 9)),
+    "conv2d": (lambda: nn.Conv2d(4, 6, (3, 2), padding=1, dilation=2), (3, 4, 8, 7)),
+    "conv2d-reflect": (lambda: nn.Conv2d(4, 6, 3, padding=2, padding_mode="reflect"), (3, 4, 6, 5)),
+    "conv2d-circular-same": (lambda: nn.Conv2d(4, 6, 3, padding="same", padding_mode="circular"), (3, 4, 6, 5)),
+    "conv2d-grouped": (lambda: nn.Conv2d(4, 6, 3, groups=2, bias=False), (3, 4, 6, 5)),
+    "conv2d-depthwise": (lambda: nn.Conv2d(4, 4, 3, groups=4), (3, 4, 6, 5)),
+    "conv3d": (lambda: nn.Conv3d(4, 6, (1, 1, 3), padding_mode="replicate", padding=1), (2, 4, 3, 3, 5)),
+    "transposed1d": (lambda: nn.ConvTranspose1d(4, 6, 3, stride=2), (3, 4, 5)),
+    "transposed2d": (lambda: nn.ConvTranspose2d(4, 6, 4, stride=2, padding=1), (3, 4, 5, 4)),
+    "transposed2d-grouped": (lambda: nn.ConvTranspose2d(4, 6, 3, stride=2, output_padding=1, groups=2), (3, 4, 5, 4)),
+    "transposed3d": (lambda: nn.ConvTranspose3d(4, 6, (2, 3, 1), dilation=2, bias=False), (2, 4, 3, 3, 3)),
+}
+
+
+def net_of(kind: str) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(LAYERS[kind][0]()).double().eval()
+
+
+def adapted(kind: str, gate: str, names: tuple[str, ...] = ("default",), **settings: Any) -> PeftModel:
+    """The layer in a model, with adapters whose factors and gates are random and whose ranks and scales differ."""
+    torch.manual_seed(1)
+    config = {"r": 4, "init_lora_weights": "paper", "gate_type": gate, **settings}
+    model = get_peft_model(net_of(kind), GatedLoraConfig(**config), names[0])
+    for name in names[1:]:
+        model.add_adapter(name, GatedLoraConfig(**{**config, "r": 8, "lora_alpha": 5}))
+    for gates in model.base_model.model[0].lora_gate.values():
+        for parameter in gates.parameters():
+            nn.init.normal_(parameter)
+    return model.eval()
+
+
+def layer_of(model: PeftModel) -> Any:
+    return model.base_model.model[0]
+
+
+def input_of(kind: str) -> Tensor:
+    return torch.randn(LAYERS[kind][1], dtype=torch.float64)
+
+
+def plain_update(kind: str, layer: Any, x: Tensor, adapter: str, alpha: float) -> Tensor:
+    """`s * B(A*x)`: the host with `s * BA` for a weight, summed up group by group and rank by rank."""
+    net = net_of(kind)
+    host: Any = net[0]
+    a, b = (factor[adapter].weight.detach() for factor in (layer.lora_A, layer.lora_B))
+    weight = torch.zeros_like(host.weight)
+    groups, r = getattr(host, "groups", 1), len(a)
+    n_out = len(b) // groups
+    for j in range(r):
+        g = j // (r // groups)
+        for o in range(g * n_out, (g + 1) * n_out):
+            kernel = a[j] * b[o, j % (r // groups)].reshape(-1)
+            if isinstance(host, nn.modules.conv._ConvTransposeNd):
+                n_in = host.in_channels // groups
+                weight[g * n_in : (g + 1) * n_in, o - g * n_out] += kernel
+            elif isinstance(host, Conv1D):
+                weight[:, o] += kernel
+            else:
+                weight[o] += kernel
+    host.weight.data = weight * alpha / math.sqrt(r)
+    if host.bias is not None:
+        nn.init.zeros_(host.bias)
+    return net(x).detach()
+
+
+def gated(kind: str, gate_type: str, gate: Any, u: Tensor) -> Tensor:
+    """METHOD.md's gates, sample by sample and position by position."""
+    if gate_type == "none":
+        return u
+    if gate_type == "scalar":
+        return u / (1 + math.exp(-gate.weight.item()))
+    channels_at = -1 if "inear" in kind or kind == "Conv1D" else 1
+    last = u.movedim(channels_at, -1)
+    if gate_type == "channel":
+        out = last / (1 + torch.exp(-gate.weight.detach()))
+    elif gate_type == "input":
+        means = torch.tensor([sample.mean() for sample in u], dtype=u.dtype)
+        openings = 1 / (1 + torch.exp(-(gate.weight.item() * means + gate.bias.item())))
+        out = torch.stack([sample * opening for sample, opening in zip(last, openings, strict=True)])
+    else:
+        matrix, bias = gate.weight.detach().flatten(1), gate.bias.detach()
+        out = last / (1 + torch.exp(-(last @ matrix.T + bias)))
+    return out.movedim(-1, channels_at)
+
+
+def expected(kind: str, gate: str, model: PeftModel, x: Tensor, adapter: str = "default", alpha: float = 2) -> Tensor:
+    layer = layer_of(model)
+    u = plain_update(kind, layer, x, adapter, alpha)
+    return net_of(kind)(x).detach() + gated(kind, gate, layer.lora_gate[adapter], u)
+
+
+every = pytest.mark.parametrize(("kind", "gate"), [(kind, gate) for kind in LAYERS for gate in GATES])
+
+
+@every
+class TestEveryLayerAndGate:
+    def test_formula(self, kind: str, gate: str) -> None:
+        model, x = adapted(kind, gate), input_of(kind)
+        y = expected(kind, gate, model, x)
+        assert (y - net_of(kind)(x)).abs().max() > 1e-3, "the adapter must do something for the test to mean anything"
+        torch.testing.assert_close(model(x), y, **EXACT)
+        with torch.no_grad():  # folds, where the gate is static
+            torch.testing.assert_close(model(x), y, **EXACT)
+        with model.disable_adapter():
+            assert torch.equal(model(x), net_of(kind)(x))
+
+    def test_unbatched(self, kind: str, gate: str) -> None:
+        model, x = adapted(kind, gate), input_of(kind)
+        whole = model(x)
+        if kind == "linear-sequence":
+            x, whole = x[:, 0], model(x[:, :1])[:, 0]  # a sequence without a batch is a batch
+        torch.testing.assert_close(model(x[0]), whole[0], **EXACT)
+
+    def test_starts_as_the_scalar_gate(self, kind: str, gate: str) -> None:
+        torch.manual_seed(1)
+        model = get_peft_model(net_of(kind), GatedLoraConfig(r=4, gate_type=gate, gate_init=0.3))
+        x = input_of(kind)
+        assert torch.equal(model(x), net_of(kind)(x))
+        layer = layer_of(model)
+        nn.init.normal_(layer.lora_B["default"].weight)
+        u = plain_update(kind, layer, x, "default", 2)
+        opening = 1.0 if gate == "none" else 1 / (1 + math.exp(-0.3))
+        torch.testing.assert_close(model(x), net_of(kind)(x) + opening * u, rtol=0, atol=1e-6)  # the logit is float32
+        assert layer.lora_gate["default"].opening.mean().item() == pytest.approx(opening)
+
+    def test_merging(self, kind: str, gate: str) -> None:
+        model, x = adapted(kind, gate), input_of(kind)
+        y, layer = expected(kind, gate, model, x), layer_of(model)
+        if gate not in STATIC:
+            for operation in (model.merge_adapter, model.merge_and_unload, layer.merge):
+                with pytest.raises(ValueError, match=r"adapter 'default' depends on the input.*gate_type='scalar'"):
+                    operation()
+            with pytest.raises(ValueError, match="depends on the input"):
+                layer.get_delta_weight("default")
+            assert not layer.merged
+            torch.testing.assert_close(model(x), y, **EXACT)
+            return
+        model.merge_adapter(safe_merge=True)
+        torch.testing.assert_close(model(x), y, **EXACT)
+        model.unmerge_adapter()
+        torch.testing.assert_close(layer.weight, net_of(kind)[0].weight, **EXACT)
+        plain = model.merge_and_unload(safe_merge=True)
+        torch.testing.assert_close(plain(x), y, **EXACT)
+        assert type(plain[0]) is type(net_of(kind)[0])
+
+    def test_folding(self, kind: str, gate: str) -> None:
+        model, x = adapted(kind, gate).train(), input_of(kind).requires_grad_()
+        y = model(x)
+        (gradient,) = torch.autograd.grad(y.square().sum(), x)
+        with folded(model):
+            again = model(x)
+            again.square().sum().backward()
+        torch.testing.assert_close(again, y, **EXACT)
+        torch.testing.assert_close(x.grad, gradient, **EXACT)
+        assert all(p.grad is None for p in model.parameters())
+
+    def test_gradients(self, kind: str, gate: str) -> None:
+        model, x = adapted(kind, gate), input_of(kind)[:2].requires_grad_()
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        n_gate = {"none": 0, "input": 2, "input_channel": 2}.get(gate, 1)
+        assert len(trained) == 2 + n_gate
+
+        def run(x: Tensor, *values: Tensor) -> Tensor:
+            return torch.func.functional_call(model, dict(zip(trained, values, strict=True)), (x,))
+
+        assert torch.autograd.gradcheck(run, (x, *trained.values()), fast_mode=True)
+
+    def test_saving(self, kind: str, gate: str, tmp_path: Any) -> None:
+        model, x = adapted(kind, gate), input_of(kind)
+        model.save_pretrained(tmp_path)
+        reloaded = PeftModel.from_pretrained(net_of(kind), tmp_path)
+        assert reloaded.peft_config["default"].gate_type == gate
+        assert torch.equal(reloaded(x), model.eval().requires_grad_(False)(x))
+
+    def test_several_adapters(self, kind: str, gate: str) -> None:
+        model, x = adapted(kind, gate, ("one", "two")), input_of(kind)
+        bare = net_of(kind)(x)
+        one, two = (expected(kind, gate, model, x, name, alpha) for name, alpha in (("one", 2), ("two", 5)))
+        names = [["two", "__base__", "one", "one", "two"][i] for i in range(len(x))]
+        want = torch.stack([{"one": one, "two": two, "__base__": bare}[name][i] for i, name in enumerate(names)])
+        torch.testing.assert_close(model(x, adapter_names=names), want, **EXACT)
+        model.set_adapter("two")
+        torch.testing.assert_close(model(x), two, **EXACT)
+        model.base_model.set_adapter(["one", "two"])
+        torch.testing.assert_close(model(x), one + two - bare, **EXACT)
+        with torch.no_grad(), folded(model):
+            torch.testing.assert_close(model(x), one + two - bare, **EXACT)
+        model.base_model.set_adapter("one")
+        model.delete_adapter("two")
+        torch.testing.assert_close(model(x), one, **EXACT)
+
+    def test_scaling(self, kind: str, gate: str) -> None:
+        model, x = adapted(kind, gate), input_of(kind)
+        layer, bare = layer_of(model), net_of(kind)(x)
+        layer.scale_layer(3)
+        u = 3 * plain_update(kind, layer, x, "default", 2)
+        torch.testing.assert_close(model(x), bare + gated(kind, gate, layer.lora_gate["default"], u), **EXACT)
+        layer.set_scale("default", 0)
+        torch.testing.assert_close(model(x), bare, **EXACT)
+
+    @pytest.mark.parametrize("combination", ["cat", "svd"])
+    def test_weighted_sum(self, kind: str, gate: str, combination: str) -> None:
+        model, x = adapted(kind, gate, ("one", "two")), input_of(kind)
+        want = {"combination_type": combination, **({"svd_rank": 12} if combination == "svd" else {})}
+        if gate not in STATIC:
+            with pytest.raises(ValueError, match=r"adapter 'one' depends on the input.* cannot be .*combined"):
+                model.add_weighted_adapter(["one", "two"], [0.7, -1.3], "sum", **want)
+            assert "sum" not in model.peft_config
+            return
+        bare = net_of(kind)(x)
+        one, two = (expected(kind, gate, model, x, name, alpha) for name, alpha in (("one", 2), ("two", 5)))
+        model.add_weighted_adapter(["one", "two"], [0.7, -1.3], "sum", **want)
+        model.set_adapter("sum")
+        torch.testing.assert_close(model(x), bare + 0.7 * (one - bare) - 1.3 * (two - bare), **EXACT)
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_half_precision(self, kind: str, gate: str, dtype: torch.dtype) -> None:
+        model, x = adapted(kind, gate), input_of(kind)
+        y = expected(kind, gate, model, x)
+        for autocast in (True, False):
+            model = adapted(kind, gate)
+            state = get_peft_model_state_dict(model)
+            half = get_peft_model(
+                net_of(kind).to(dtype), copy.deepcopy(model.peft_config["default"]), autocast_adapter_dtype=autocast
+            )
+            set_peft_model_state_dict(half, state)
+            got = half.eval()(x.to(dtype))
+            assert got.dtype == dtype
+            torch.testing.assert_close(got.double(), y, rtol=0.05, atol=0.08)
+
+    def test_hotswap(self, kind: str, gate: str, tmp_path: Any) -> None:
+        other, x = adapted(kind, gate, lora_alpha=7), input_of(kind)
+        other.save_pretrained(tmp_path)
+        model = get_peft_model(net_of(kind), GatedLoraConfig(r=4, gate_type=gate)).eval()
+        hotswap_adapter(model, str(tmp_path), "default", torch_device="cpu")
+        with torch.no_grad():
+            torch.testing.assert_close(model(x), expected(kind, gate, other, x, alpha=7), **EXACT)
+
+    def test_status(self, kind: str, gate: str) -> None:
+        model = adapted(kind, gate, ("one", "two"))
+        status = model.get_model_status()
+        assert status.available_adapters == ["one", "two"]
+        assert status.requires_grad == {"one": True, "two": False}
+        assert model.get_layer_status()[0].devices == {"one": ["cpu"], "two": ["cpu"]}
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_gates_learn_at_their_own_rate(gate: str) -> None:
+    model, x = adapted("conv2d", gate).train(), input_of("conv2d")
+    groups = parameter_groups(model, lr=0.0, gate_lr=0.1, weight_decay=0.0)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = torch.optim.AdamW(groups)
+    model(x).square().sum().backward()
+    optimizer.step()
+    moved = {name.split(".")[-3] for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == (set() if gate == "none" else {"lora_gate"})
+    grouped = {id(p) for group in groups for p in group["params"]}
+    assert grouped == {id(p) for p in model.parameters() if p.requires_grad}
+
+
+def test_one_unmergeable_layer_keeps_all_from_merging() -> None:
+    """And an adapter that is not finite does, where safe_merge asks."""
+    net = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)).double()
+    model = get_peft_model(net, GatedLoraConfig(r=2, init_lora_weights="paper"))
+    layers = [module for module in model.modules() if isinstance(module, GatedLoraLayer)]
+    nn.init.constant_(layers[1].lora_B["default"].weight, torch.nan)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    for operation in (model.merge_adapter, model.merge_and_unload):
+        with pytest.raises(ValueError, match="infinite or NaN"):
+            operation(safe_merge=True)
+    assert not any(layer.merged for layer in layers)
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0, equal_nan=True)
+
+
+def test_adapter_names_need_a_batch() -> None:
+    model = adapted("conv2d", "scalar")
+    with pytest.raises(ValueError, match=r"shape \(4, 8, 7\) is a single one; add a batch dimension"):
+        model(input_of("conv2d")[0], adapter_names=["default"] * 4)
