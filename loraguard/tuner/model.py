@@ -78,6 +78,7 @@ class GatedLoraModel(WeightedAdapters, LoraModel):
                 for name, module in targets.items()
             }
         check_fits(peft_config._weights, self.model, peft_config, layers)
+        peft_config._weights = None  # from here on the settings stand for themselves
 
     @staticmethod
     def _rank_and_alpha(peft_config: Any, name: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Patches that are broken, hostile or of another generator: refused by name, and the model is left as it was."""
 
 import copy
+import dataclasses
 import json
 import pickle
 import struct
@@ -205,6 +206,17 @@ def test_pickles(generator: nn.Module, patch: Path, contents: str) -> None:
     (patch / WEIGHTS).mkdir()
     refused(generator, patch, "does not load adapter_model.bin or any other pickle")
     assert not (patch / "executed").exists()
+
+
+def test_settings_can_be_used_again(generator: nn.Module, patch: Path) -> None:
+    model = PeftModel.from_pretrained(copy.deepcopy(generator), patch)
+    (patch / WEIGHTS).unlink()
+    get_peft_model(generator, model.peft_config["default"])
+
+
+def test_settings_of_a_patch_for_another_network(patch: Path) -> None:
+    loaded = GatedLoraConfig.from_pretrained(patch)
+    get_peft_model(nn.ModuleDict({"down": nn.Conv2d(1, 1, 1)}), dataclasses.replace(loaded, modules_to_save=None))
 
 
 def test_settings_alone_load(patch: Path) -> None:
