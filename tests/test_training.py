@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -130,6 +131,20 @@ def test_merged_patch_has_the_keys_and_shapes_of_the_generator(
     shapes = {key: value.shape for key, value in DemoEditor(conv_dim=4, num_blocks=1).state_dict().items()}
     assert {key: value.shape for key, value in merged.state_dict().items()} == shapes
     assert (merged(images, **condition) - expected).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("stamp", [None, Stamp("AI", size=0.8)])
+def test_the_card_says_what_the_patch_is_and_how_to_load_it(
+    stamp: Stamp | None, patched: PeftModel, faces: DemoFaces, tmp_path: Path
+) -> None:
+    PatchTrainer(patched, faces, arguments(tmp_path, stamp=stamp)).train()
+    card = ModelCard.load(tmp_path / "README.md")
+    kind = "standard" if stamp is None else "defensive"
+    assert card.data.library_name == "peft"
+    assert kind in card.data.tags
+    assert card.text.strip().startswith(f"# A {kind} patch for DemoEditor")
+    assert card.text.index("import loraguard") < card.text.index("PeftModel.from_pretrained")
+    assert str(tmp_path) not in card.content
 
 
 def test_an_adapter_by_another_name_is_saved_in_the_same_place(

@@ -24,6 +24,7 @@ from loraguard.generators import Conditions, conditions_of, expand
 from loraguard.tuner import GatedLoraLayer, parameter_groups
 
 from .arguments import PatchTrainingArguments
+from .card import patch_card
 from .step import Loss, patch_step, target_of
 
 
@@ -181,6 +182,8 @@ class PatchTrainer:
             if self.adapter != "default":  # PEFT puts every other adapter into a folder of its name
                 for file in (draft / self.adapter).iterdir():
                     file.rename(draft / file.name)
+            generator = type(self.model.get_base_model()).__name__
+            (draft / "README.md").write_text(str(patch_card(self.args, generator)), encoding="utf-8")
             write_json(draft / "training_log.json", {"settings": self.args.to_dict(), "steps": log, "gates": gates})
 
 
