@@ -40,7 +40,7 @@ def root(
 @app.command()
 def demo(
     output_dir: Annotated[Path, typer.Option(help="Where the report and the patches go.")] = Path("loraguard-demo"),
-    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of everything that is drawn.")] = 0,
     device: Annotated[Device, typer.Option(help="cpu, or auto for the accelerator that is there.")] = Device.cpu,
     quick: Annotated[
         bool, typer.Option("--quick", help="A few steps: everything runs, the figures mean little.")

@@ -11,7 +11,7 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor
 
 from .audit import AuditResult, run_audit, write_report
-from .audit.protocol import draw_edits
+from .audit.protocol import pick_edits
 from .data import DemoFaces
 from .defenses import Disrupting
 from .files import writable_folder
@@ -119,6 +119,8 @@ def run_demo(
     """
     settings = settings or DemoSettings()
     folder = writable_folder(output_dir)
+    for name in settings.patches:
+        writable_folder(folder / name)
     torch.manual_seed(settings.seed)
     generator = DemoEditor.pretrained()
     model: PeftModel | None = None
@@ -174,6 +176,7 @@ def calibrated_detector(model: PeftModel, settings: DemoSettings) -> StampDetect
     faces = DemoFaces(settings.calibration_images, seed=settings.seed, split="calibration")
     batch = collate(faces.__getitems__(list(range(len(faces)))))
     device = next(model.parameters()).device
-    _, condition = draw_edits(every_edit(batch["labels"].to(device)), len(faces))
+    draws = torch.rand(len(faces), generator=torch.Generator().manual_seed(settings.seed))
+    _, condition = pick_edits(every_edit(batch["labels"].to(device)), draws)
     with model.disable_adapter():
         return StampDetector(STAMP).calibrate(model(batch["image"].to(device), **condition))

@@ -75,8 +75,11 @@ def describe(thing: Any) -> dict[str, Any]:
         {'class': 'RandomNoise', 'eps': 0.1}
     """
     fields = asdict(thing) if is_dataclass(thing) and not isinstance(thing, type) else {}
-    plain = {key: str(value) if isinstance(value, Path) else value for key, value in fields.items()}
-    return {"class": type(thing).__name__, **plain}
+    plain = (str, int, float, bool, type(None))
+    return {
+        "class": type(thing).__name__,
+        **{key: value if isinstance(value, plain) else str(value) for key, value in fields.items()},
+    }
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -275,8 +275,9 @@ class StampDetector:
 
         The false-positive rate asks for a score that unstamped outputs exceed no more often: the higher of their
         empirical quantile and of the normal one, mean + z * std, so that a sample smaller than
-        `1 / false_positive_rate` supports it too. The threshold is halfway from there to what nearly all (99%) of the
-        same outputs score once the stamp is laid onto them, so that perturbed outputs do not cross it by chance.
+        `1 / false_positive_rate` supports it too. The threshold is two thirds of the way from there to what nearly all
+        (99%) of the same outputs score once the stamp is laid onto them: perturbed outputs do not cross it by chance,
+        nor does a smear that nobody can read.
 
         Raises:
             ValueError: for fewer than 20 outputs, or a stamp so faint that it cannot be told from none at this rate.
@@ -292,7 +293,7 @@ class StampDetector:
                 f"The stamp cannot be told from none: stamped outputs score {stamped:.2f}, unstamped ones up to "
                 f"{bound:.2f} at a false-positive rate of {false_positive_rate}. Make it larger or less transparent."
             )
-        self.threshold = (bound + stamped) / 2
+        self.threshold = bound + (stamped - bound) * 2 / 3
         self.false_positive_rate, self.calibrated_on = false_positive_rate, len(scores)
         return self
 

@@ -84,6 +84,13 @@ def test_published_photos_are_8_bit_and_within_the_budget(
     assert shown.abs().max() <= 1
 
 
+@pytest.mark.parametrize("levels", range(1, 17))
+def test_a_budget_of_whole_levels_is_used_whole(levels: int) -> None:
+    photos = quantize(torch.rand(2, 3, 16, 16) - 0.5)
+    shown = published(RandomNoise(levels / 127.5)(nn.Identity(), photos, {}), photos)
+    assert ((shown - photos).abs() * 127.5).round().unique().tolist() == [levels]
+
+
 @pytest.mark.parametrize("name", DEFENSES)
 @pytest.mark.parametrize("training", [True, False])
 def test_leaves_the_generator_alone(

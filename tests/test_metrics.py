@@ -42,6 +42,13 @@ def test_equal_images() -> None:
     assert torch.allclose(ssim(images, images), torch.ones(3))
 
 
+def test_one_equal_image_does_not_make_a_row_equal() -> None:
+    values = estimate(torch.tensor([float("inf"), 12.0, 14.0]))
+    assert values.mean == 13
+    assert values.n == 3
+    assert values.method.endswith("1 equal images left out")
+
+
 def test_interval_of_a_mean_against_scipy() -> None:
     values = torch.randn(150, dtype=torch.float64) * 3 + 1
     mine = estimate(values, resamples=5000)

@@ -1,5 +1,6 @@
 """The stamp against alpha blending by hand and by Pillow, and the detector's error rates."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -141,7 +142,8 @@ def test_detector_rates_on_faces_it_was_not_calibrated_on() -> None:
     detector = StampDetector(stamp).calibrate(images[:200], false_positive_rate=0.005)
     assert detector(images[200:]).double().mean() <= 0.02
     assert detector(stamp.compose(images[200:])).all()
-    assert detector(Stamp("AI", place="bottom-left", size=0.4, opacity=0.6).compose(images[200:])).double().mean() > 0.5
+    fainter = replace(stamp, opacity=0.7)
+    assert detector(fainter.compose(images[200:])).double().mean() > 0.9
     assert detector.settings()["calibrated_on"] == 200
 
 

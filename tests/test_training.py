@@ -2,6 +2,8 @@
 
 import copy
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -327,3 +329,87 @@ def test_gates_have_a_learning_rate_of_their_own(faces: DemoFaces, tmp_path: Pat
     moved = {name: (value - before[name]).abs().max().item() for name, value in model.named_parameters()}
     assert all(moved[name] == pytest.approx(0.1, rel=1e-2) for name in moved if "lora_gate" in name)
     assert all(moved[name] == pytest.approx(1e-3, rel=1e-2) for name in moved if "lora_A" in name)
+
+
+def test_an_adversary_of_ones_own(patched: PeftModel, faces: DemoFaces, tmp_path: Path) -> None:
+    class Shift:
+        eps = 0.1
+
+        def __call__(
+            self, generator: nn.Module, images: Tensor, condition: dict, clean: Tensor | None = None
+        ) -> Tensor:
+            return (images + self.eps).clamp(-1, 1)
+
+    result = PatchTrainer(patched, faces, arguments(tmp_path, adversary=Shift())).train()
+    log = json.loads((result.output_dir / "training_log.json").read_text())
+    assert log["settings"]["adversary"] == {"class": "Shift"}
+
+
+def test_the_hosts_dropout_is_no_noise_to_learn(tmp_path: Path) -> None:
+    host = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.Dropout(0.5))
+    model = get_peft_model(host, GatedLoraConfig(r=2, lora_dropout=0.1))
+    items = [torch.rand(3, 16, 16) - 0.5 for _ in range(4)]
+    result = PatchTrainer(model, Pictures(items), arguments(tmp_path, max_train_steps=1)).train()
+    assert result.log[0]["loss_clean"] == 0
+
+
+def test_adapters_on_different_layers(editor: DemoEditor, faces: DemoFaces, tmp_path: Path) -> None:
+    model = get_peft_model(editor, GatedLoraConfig(r=2), adapter_name="all")
+    model.add_adapter("one", GatedLoraConfig(r=2, target_modules=["main.0"]))
+    model.set_adapter("one")
+    assert list(PatchTrainer(model, faces, arguments(tmp_path)).train().gates) == ["base_model.model.main.0"]
+
+
+def test_the_seed_is_that_of_training(faces: DemoFaces, tmp_path: Path) -> None:
+    weights = []
+    for draws in (0, 7):
+        torch.manual_seed(0)
+        model = get_peft_model(DemoEditor(conv_dim=4, num_blocks=1), GatedLoraConfig(r=2))
+        trainer = PatchTrainer(model, faces, arguments(tmp_path))
+        torch.rand(draws)
+        weights.append((trainer.train().output_dir / "adapter_model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+
+
+def test_gradients_that_are_not_finite_stop_the_run(patched: PeftModel, faces: DemoFaces, tmp_path: Path) -> None:
+    def distance(outputs: Tensor, target: Tensor) -> Tensor:
+        return (outputs - outputs.detach()).square().sum().sqrt()  # 0, with an infinite slope
+
+    weights = {k: v.clone() for k, v in patched.state_dict().items()}
+    with pytest.raises(FloatingPointError, match="gradient of step 1"):
+        PatchTrainer(patched, faces, arguments(tmp_path), loss=distance).train()
+    assert all(torch.equal(value, weights[key]) for key, value in patched.state_dict().items())
+
+
+def test_mixed_precision_leaves_the_model_as_it_was(patched: PeftModel, faces: DemoFaces, tmp_path: Path) -> None:
+    """In a process of its own, as Accelerate keeps one precision for each."""
+    code = (
+        "import sys, torch; from pathlib import Path; from peft import get_peft_model; from loraguard import *\n"
+        "from loraguard.data import DemoFaces; from loraguard.defenses import Disrupting\n"
+        "from loraguard.generators import DemoEditor\n"
+        "model = get_peft_model(DemoEditor(conv_dim=4, num_blocks=1), GatedLoraConfig(r=2))\n"
+        "face = DemoFaces(8, size=16)[0]; given = face['image'][None], face['labels'][None]\n"
+        "with torch.no_grad(), model.disable_adapter(): before = model(*given)\n"
+        "args = PatchTrainingArguments(sys.argv[1], adversary=Disrupting(steps=1), max_train_steps=2, cpu=True,\n"
+        "                              disable_tqdm=True, mixed_precision='bf16')\n"
+        "PatchTrainer(model, DemoFaces(8, size=16), args).train()\n"
+        "assert 'forward' not in vars(model)\n"
+        "with torch.no_grad(), model.disable_adapter(): assert torch.equal(before, model(*given))\n"
+        "print('same')"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    assert subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout.strip() == "same"
+
+
+def test_images_in_0_1_are_warned_about(patched: PeftModel, faces: DemoFaces, tmp_path: Path) -> None:
+    items = [{**faces[i], "image": faces[i]["image"] / 2 + 0.5} for i in range(4)]
+    with pytest.warns(UserWarning, match="2 \\* x - 1"):
+        PatchTrainer(patched, Pictures(items), arguments(tmp_path))
+
+
+def test_conditions_that_do_not_fit(patched: PeftModel, faces: DemoFaces, tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"cannot be called with images and \['style'\]"):
+        PatchTrainer(patched, faces, arguments(tmp_path), conditions=lambda labels: {"a": {"style": labels}})
+    for nothing in ({}, {"a": 1}):
+        with pytest.raises(ValueError, match="edits by name"):
+            PatchTrainer(patched, faces, arguments(tmp_path), conditions=lambda labels, given=nothing: given)

@@ -81,7 +81,7 @@ class Estimate:
         low: of the interval.
         high: of the interval.
         n: how many images.
-        method: how the interval was made.
+        method: how the interval was made, and how many images were left out because their PSNR is infinite.
     """
 
     mean: float | None
@@ -113,15 +113,17 @@ def estimate(
         49.5
     """
     values = values.detach().double().cpu()
-    n = len(values)
-    if not torch.isfinite(values).all():
+    finite = values[~torch.isinf(values)]
+    n, equal = len(values), len(values) - len(finite)
+    if n == equal:
         return Estimate(None, None, None, n, "none: equal images")
-    mean = values.mean().item()
+    mean = finite.mean().item()
     tail = (1 - confidence) / 2
     if share and mean in (0.0, 1.0):
         width = 1 - tail ** (1 / n)
         low, high = (0.0, width) if mean == 0 else (1 - width, 1.0)
         return Estimate(mean, low, high, n, "Clopper-Pearson")
-    draws = torch.randint(n, (resamples, n), generator=torch.Generator().manual_seed(seed))
-    low, high = values[draws].mean(1).quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
-    return Estimate(mean, low, high, n, f"percentile bootstrap, {resamples} resamples")
+    draws = torch.randint(len(finite), (resamples, len(finite)), generator=torch.Generator().manual_seed(seed))
+    low, high = finite[draws].mean(1).quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
+    left_out = f", {equal} equal images left out" if equal else ""
+    return Estimate(mean, low, high, n, f"percentile bootstrap, {resamples} resamples{left_out}")

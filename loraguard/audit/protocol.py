@@ -131,7 +131,9 @@ def run_audit(
         Figures for each image in each situation.
 
     Raises:
-        ValueError: for a name in `patches` that is no adapter of the model.
+        TypeError: for a model without adapters.
+        ValueError: for a name in `patches` that is no adapter of the model, images of wrong shape or range, no images.
+        FloatingPointError: for outputs that are not finite.
 
     Example:
         >>> from peft import get_peft_model
@@ -145,8 +147,12 @@ def run_audit(
         >>> result["untouched", "no-leak"].estimates["mse"].n
         4
     """
+    if not isinstance(model, PeftModel):
+        raise TypeError(f"{type(model).__name__} has no adapters; audit a model from peft.get_peft_model.")
     if unknown := [name for name in patches if name not in model.peft_config]:
         raise ValueError(f"The model has no adapter {unknown}; it has {sorted(model.peft_config)}.")
+    if not (n := len(dataset)):  # type: ignore[arg-type]
+        raise ValueError("The data set is empty; an audit needs at least one image.")
     perturb: dict[str, Defense] = {
         "noise": RandomNoise(defense.eps),
         "no-leak": defense,
@@ -156,19 +162,23 @@ def run_audit(
     found: dict[tuple[str, str], list[dict[str, Tensor]]] = {}
     shown: dict[tuple[str, str], list[Tensor]] = {}
     edits: list[str] = []
+    draws = torch.rand(n, generator=torch.Generator().manual_seed(seed))
+    hashes = fingerprint(model)
 
-    with _repeatable(model, seed):
-        for batch in tqdm(list(_batches(dataset, batch_size)), desc="audit", disable=disable_tqdm):
+    with _as_it_was(model):
+        model.eval()
+        for start in tqdm(range(0, n, batch_size), desc="audit", disable=disable_tqdm):
+            batch = collate([dataset[index] for index in range(start, min(n, start + batch_size))])
             images = batch["image"].to(device)
             check_images(images)
             labels = batch["labels"].to(device) if "labels" in batch else None
-            names, condition = draw_edits(conditions_of(model, labels, conditions), len(images))
+            names, condition = pick_edits(conditions_of(model, labels, conditions), draws[start : start + batch_size])
             edits += names
-            for key, outputs, reference in _look(model, images, condition, perturb, patches):
-                if len(shown.setdefault(key, [])) * batch_size < pictures:
-                    shown[key].append(outputs.cpu())
+            for key, outputs, reference in _look(model, images, condition, perturb, patches, seed + start):
+                if start < pictures:
+                    shown.setdefault(key, []).append(outputs.cpu())
                 if reference is not None:
-                    found.setdefault(key, []).append(_measure(outputs, reference, detector))
+                    found.setdefault(key, []).append(_measure(key, outputs, reference, detector))
 
     situations = [
         Situation(*key, {metric: torch.cat([part[metric] for part in parts]).cpu() for metric in parts[0]})
@@ -179,15 +189,17 @@ def run_audit(
         edits,
         {key: torch.cat(parts)[:pictures] for key, parts in shown.items()},
         {
-            "n": len(edits),
+            "n": n,
             "seed": seed,
+            "batch_size": batch_size,
+            "data": describe(dataset) | {k: v for k, v in vars(dataset).items() if isinstance(v, (str, int, float))},
             "budget": f"L-infinity {defense.eps} on [-1, 1], that is {defense.eps * 127.5:.2f}/255",
             "defense": describe(defense),
             "leak_defense": describe(perturb["leak"]),
             "dsr_threshold": DSR_THRESHOLD,
             "patches": {name: None if stamp is None else describe(stamp) for name, stamp in patches.items()},
             "detector": None if detector is None else detector.settings(),
-            "weights_sha256": fingerprint(model),
+            "weights_sha256": hashes,
             "device": str(device),
             "versions": {module.__name__: module.__version__ for module in (loraguard, torch, peft, torchmetrics)},
         },
@@ -200,22 +212,25 @@ def _look(
     condition: Condition,
     perturb: dict[str, Defense],
     patches: Mapping[str, Stamp | None],
+    seed: int,
 ) -> Iterator[tuple[tuple[str, str], Tensor, Tensor | None]]:
     """Every photo, without a reference, and every output with what it should have been."""
+
+    def perturbed(name: str) -> Tensor:
+        torch.manual_seed(seed)  # the same random start whatever else is audited
+        return published(perturb[name](model, images, condition), images)
+
     with folded(model):
         with model.disable_adapter():
             untouched = _run(model, images, condition)
-            photos = {"clean": images} | {
-                name: published(perturb[name](model, images, condition), images) for name in ("noise", "no-leak")
-            }
+            photos = {"clean": images, "noise": perturbed("noise"), "no-leak": perturbed("no-leak")}
             for name, photo in photos.items():
                 yield ("photo", name), photo, None
                 yield (UNTOUCHED, name), _run(model, photo, condition), untouched
         for patch, stamp in patches.items():
             model.set_adapter(patch)
             target = untouched if stamp is None else stamp.compose(untouched)
-            leaked = published(perturb["leak"](model, images, condition), images)
-            for name, photo in (photos | {"leak": leaked}).items():
+            for name, photo in (photos | {"leak": perturbed("leak")}).items():
                 yield (patch, name), _run(model, photo, condition), target
 
 
@@ -224,7 +239,11 @@ def _run(model: PeftModel, images: Tensor, condition: Condition) -> Tensor:
     return model(images, **condition)
 
 
-def _measure(outputs: Tensor, reference: Tensor, detector: StampDetector | None) -> dict[str, Tensor]:
+def _measure(
+    key: tuple[str, str], outputs: Tensor, reference: Tensor, detector: StampDetector | None
+) -> dict[str, Tensor]:
+    if not torch.isfinite(outputs).all():
+        raise FloatingPointError(f"The generator {key[0]!r} gives outputs that are not finite on photos {key[1]!r}.")
     figures = {
         "mse": mean_squared_error(outputs, reference),
         "dsr": defense_succeeds(outputs, reference),
@@ -237,19 +256,24 @@ def _measure(outputs: Tensor, reference: Tensor, detector: StampDetector | None)
     return figures
 
 
-def draw_edits(edits: Mapping[str, Condition], n: int) -> tuple[list[str], Condition]:
-    """One edit for each of `n` images, drawn at random: their names and the condition.
+def pick_edits(edits: Mapping[str, Condition], draws: Tensor) -> tuple[list[str], Condition]:
+    """One edit for each image: their names and the condition.
+
+    Args:
+        edits: every edit of the batch, by name.
+        draws: a number in [0, 1) for each image, (N,), that picks its edit.
 
     Example:
-        >>> names, condition = draw_edits({"a": {"c": torch.zeros(3, 1)}, "b": {"c": torch.ones(3, 1)}}, 3)
-        >>> [{"a": 0.0, "b": 1.0}[name] for name in names] == condition["c"][:, 0].tolist()
-        True
+        >>> edits = {"a": {"c": torch.zeros(3, 1)}, "b": {"c": torch.ones(3, 1)}}
+        >>> names, condition = pick_edits(edits, torch.tensor([0.1, 0.9, 0.6]))
+        >>> names, condition["c"][:, 0].tolist()
+        (['a', 'b', 'b'], [0.0, 1.0, 1.0])
     """
     names = list(edits)
-    drawn = torch.randint(len(names), (n,)).tolist()
+    picked = (draws * len(names)).long().tolist()
     keys = edits[names[0]].keys()
-    condition = {key: torch.stack([edits[names[edit]][key][row] for row, edit in enumerate(drawn)]) for key in keys}
-    return [names[edit] for edit in drawn], condition
+    condition = {key: torch.stack([edits[names[edit]][key][row] for row, edit in enumerate(picked)]) for key in keys}
+    return [names[edit] for edit in picked], condition
 
 
 def fingerprint(model: PeftModel) -> dict[str, str]:
@@ -258,28 +282,25 @@ def fingerprint(model: PeftModel) -> dict[str, str]:
     for key, value in sorted(model.get_base_model().state_dict().items()):
         owner = next((name for name in model.peft_config if f".{name}." in f"{key}." and "lora_" in key), "generator")
         digest = digests.setdefault(owner, hashlib.sha256())
-        digest.update(key.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    return {name: digest.hexdigest()[:16] for name, digest in digests.items()}
+        digest.update(key.encode() + value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return {name: digest.hexdigest() for name, digest in digests.items()}
 
 
 @contextmanager
-def _repeatable(model: PeftModel, seed: int) -> Iterator[None]:
-    """Evaluation mode and a seed of its own inside; after it the adapter, the mode and the global seed as before."""
-    active, training = model.active_adapter, model.training
+def _as_it_was(model: PeftModel) -> Iterator[None]:
+    """After it, the model's adapter, modes and flags and the global seed are as they were before."""
+    active = model.active_adapter
+    modes = {module: module.training for module in model.modules()}
+    flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model.eval()
         try:
             yield
         finally:
             model.set_adapter(active)
-            model.train(training)
-
-
-def _batches(dataset: Dataset[Any], size: int) -> Iterator[dict[str, Tensor]]:
-    n = len(dataset)  # type: ignore[arg-type]
-    for start in range(0, n, size):
-        yield collate([dataset[index] for index in range(start, min(n, start + size))])
+            for module, mode in modes.items():
+                module.training = mode
+            for parameter, flag in flags.items():
+                parameter.requires_grad_(flag)
 
 
 def _jsonable(values: Tensor) -> list[float | None]:

@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from loraguard.files import whole_files, write_json
+from loraguard.files import whole_files, writable_folder, write_json
 from loraguard.training import TrainingResult
 
 from .metrics import DSR_THRESHOLD, Estimate
@@ -91,21 +91,22 @@ def verdict(result: AuditResult) -> list[str]:
         f"On the untouched generator the defense spoils {share(result[UNTOUCHED, 'no-leak'], 'dsr')} of the edits "
         f"(random noise of the same budget: {share(result[UNTOUCHED, 'noise'], 'dsr')})."
     ]
-    for patch, stamp in result.settings.get("patches", {}).items():
+    for patch, stamp in result.settings["patches"].items():
         clean, no_leak, leak = (result[patch, name] for name in ("clean", "no-leak", "leak"))
         if stamp is None:
             value = clean.estimates["psnr"]
-            quality = "as they were" if value.mean is None else f"within {value.mean:.1f} dB PSNR of what they were"
+            quality = "are what they were" if value.mean is None else f"keep {value.mean:.1f} dB PSNR to what they were"
             sentences.append(
-                f"With a {patch} patch it spoils {share(no_leak, 'dsr')} when the defender does not know of the patch, "
-                f"and {share(leak, 'dsr')} when the defender attacks the patched generator itself; clean outputs stay "
-                f"{quality}."
+                f"With the patch {patch!r} it spoils {share(no_leak, 'dsr')} when the defender does not know of the "
+                f"patch, and {share(leak, 'dsr')} when the defender attacks the patched generator itself; clean "
+                f"outputs {quality}."
             )
-        else:
+        elif "stamp_rate" in clean.values:
+            words = stamp["text"] or "its picture"
             sentences.append(
-                f"A {patch} patch stamps {stamp['text'] or 'its picture'!r} on {share(clean, 'stamp_rate')} of clean "
-                f"outputs, {share(no_leak, 'stamp_rate')} of defended ones and {share(leak, 'stamp_rate')} when the "
-                "defender attacks the patched generator itself."
+                f"The patch {patch!r} stamps {words!r} on {share(clean, 'stamp_rate')} of clean outputs, "
+                f"{share(no_leak, 'stamp_rate')} of defended ones and {share(leak, 'stamp_rate')} when the defender "
+                "attacks the patched generator itself."
             )
     return sentences
 
@@ -117,18 +118,19 @@ def write_report(
 
     Args:
         result: from :func:`~loraguard.audit.run_audit`.
-        output_dir: an existing folder.
+        output_dir: a folder; it is made where there is none.
         training: by patch, how its training went, for the curves.
 
     Returns:
         The path of `report.html`.
     """
+    folder = writable_folder(output_dir)
     page = render_page(result, training or {})
-    with whole_files(output_dir) as draft:
+    with whole_files(folder) as draft:
         write_json(draft / "audit.json", result.to_dict())
         draw_grid(result).save(draft / "grid.png", optimize=True)
         (draft / "report.html").write_text(page, encoding="utf-8")
-    return Path(output_dir) / "report.html"
+    return folder / "report.html"
 
 
 def render_page(result: AuditResult, training: Mapping[str, TrainingResult]) -> str:
@@ -153,20 +155,20 @@ def render_page(result: AuditResult, training: Mapping[str, TrainingResult]) -> 
         strips=strips,
         n=len(result.edits),
         budget=result.settings["budget"],
-        curves=[(name, curves(run)) for name, run in training.items()],
+        curves=[(name, curves(run, name)) for name, run in training.items()],
         settings=_flat(result.settings),
         methods=sorted({e.method for s in result.situations for e in s.estimates.values() if e.mean is not None}),
     )
 
 
-def curves(run: TrainingResult) -> str:
+def curves(run: TrainingResult, name: str) -> str:
     """Losses and gates over the training of a patch, as an SVG that fits light and dark pages."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     grey = "#808080"
-    style: Any = {"svg.fonttype": "none", "svg.hashsalt": "loraguard", "text.color": grey, "axes.labelcolor": grey,
+    style: Any = {"svg.fonttype": "none", "svg.hashsalt": name, "text.color": grey, "axes.labelcolor": grey,
              "axes.edgecolor": grey, "xtick.color": grey, "ytick.color": grey, "font.size": 9,
              "axes.spines.top": False, "axes.spines.right": False}  # fmt: skip
     with rc_context(style):
@@ -178,7 +180,7 @@ def curves(run: TrainingResult) -> str:
             ("loss_adversarial", "#d9622b", "perturbed photos"),
         ):
             losses.plot(steps, [max(entry[key], 1e-6) for entry in run.log], color=colour, label=label, linewidth=1.5)
-        losses.set(xlabel="training step", ylabel="loss (MSE)", yscale="log")
+        losses.set(xlabel="training step", ylabel="loss", yscale="log")
         losses.legend(frameon=False)
         for values in run.gates.values():
             gates.plot(steps, values, color="#8a63c9", linewidth=0.9, alpha=0.6)

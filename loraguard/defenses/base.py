@@ -39,7 +39,10 @@ class Defense(Protocol):
 def check_images(images: Tensor) -> None:
     """Refuse what no generator takes: images must be floating, (N, 3, H, W), finite and in [-1, 1]."""
     if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
-        raise ValueError(f"Expected floating images of shape (N, 3, H, W), got {images.dtype} {tuple(images.shape)}.")
+        raise ValueError(
+            f"Expected floating images of shape (N, 3, H, W) in [-1, 1], got {images.dtype} {tuple(images.shape)}; "
+            "make bytes floating by x / 127.5 - 1."
+        )
     if not len(images):
         raise ValueError("Expected at least one image, got an empty batch.")
     low, high = float(images.min()), float(images.max())

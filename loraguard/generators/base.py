@@ -42,10 +42,14 @@ def conditions_of(
         return {"output": {}}
     if labels is None:
         raise ValueError(
-            f"{type(generator).__name__} makes edits from labels, but the data yields images alone. Give a data set "
-            "whose items hold 'labels', or pass `conditions`, a function from labels to edits."
+            "Edits are made from labels, but the data yields images alone. Give a data set whose items hold 'labels'."
         )
-    return dict(make(labels))
+    edits = make(labels)
+    if not isinstance(edits, Mapping) or not edits or not all(isinstance(edit, Mapping) for edit in edits.values()):
+        raise ValueError(
+            f"`conditions` must give the edits by name, each a dict of the generator's inputs; it gave {edits!r:.200}."
+        )
+    return dict(edits)
 
 
 def expand(images: Tensor, edits: Mapping[str, Condition]) -> tuple[Tensor, dict[str, Tensor]]:

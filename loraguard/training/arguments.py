@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,8 @@ class PatchTrainingArguments:
         adam_beta1: of Adam.
         adam_beta2: of Adam.
         max_grad_norm: clips the gradient of all adapter parameters together; None leaves it.
-        seed: of the order of the data, the adversary's random starts and whatever else is drawn.
+        seed: of the order of the data, the adversary's random starts and whatever else training draws. The adapter's
+            first weights were drawn before, by `get_peft_model`.
         dataloader_num_workers: processes that load images; 0 loads in this one.
         mixed_precision: "no", "fp16" or "bf16".
         cpu: stay on the CPU even where there is an accelerator.
@@ -86,5 +87,6 @@ class PatchTrainingArguments:
 
     def to_dict(self) -> dict[str, Any]:
         """Every setting, as JSON takes it."""
-        settings = {name: describe(value) if is_dataclass(value) else value for name, value in vars(self).items()}
+        things = ("stamp", "adversary")
+        settings = {name: describe(v) if name in things and v is not None else v for name, v in vars(self).items()}
         return {"kind": self.kind, **settings, "output_dir": str(self.output_dir)}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ from accelerate.utils import set_seed
 from peft import PeftModel
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.modules.dropout import _DropoutNd
 from torch.utils.data import DataLoader, Dataset, default_collate
 from tqdm.auto import tqdm
 from transformers import get_scheduler
@@ -57,7 +60,7 @@ class PatchTrainer:
         loss: D, the distance between outputs and targets; pixel MSE by default.
 
     Raises:
-        TypeError: if the model has no GATED_LORA adapter.
+        TypeError: if the model has no GATED_LORA adapter, or the generator cannot be called with the edits.
         ValueError: if the data yields wrong shapes or ranges, or the generator changes the shape of images.
         OSError: if the output folder cannot be written to. All of it before training starts.
 
@@ -86,17 +89,18 @@ class PatchTrainer:
         conditions: Conditions | None = None,
         loss: Loss = F.mse_loss,
     ) -> None:
-        self.layers = {name: m for name, m in model.named_modules() if isinstance(m, GatedLoraLayer)}
-        if not isinstance(model, PeftModel) or not self.layers:
+        adapted = {name: m for name, m in model.named_modules() if isinstance(m, GatedLoraLayer)}
+        if not isinstance(model, PeftModel) or not adapted:
             raise TypeError(
                 f"{type(model).__name__} has no GATED_LORA adapter to train; wrap the generator first: "
                 "get_peft_model(generator, GatedLoraConfig())."
             )
         self.model, self.args, self.conditions, self.loss = model, args, conditions, loss
         self.adapter = model.active_adapter
+        self.layers = {name: layer for name, layer in adapted.items() if self.adapter in layer.lora_gate}
         self.output_dir = writable_folder(args.output_dir)
         self.accelerator = Accelerator(mixed_precision=args.mixed_precision, cpu=args.cpu)
-        set_seed(args.seed)
+        json.dumps(args.to_dict(), allow_nan=False)  # it is written in the end; better to fail now
         self.loader = DataLoader(
             dataset,
             args.train_batch_size,
@@ -113,7 +117,21 @@ class PatchTrainer:
         batch = collate([dataset[0]])
         images, condition = self._edits(batch)
         self.model.to(self.accelerator.device)
-        target = target_of(self.model, images, condition, self.args.stamp)
+        if images.min() >= 0:
+            warnings.warn(
+                f"The first image has values from {images.min():.3g} to {images.max():.3g} and none below 0. Images "
+                "are expected in [-1, 1]: if yours are in [0, 1], scale them by 2 * x - 1.",
+                stacklevel=3,
+            )
+        try:
+            target = target_of(self.model, images, condition, self.args.stamp)
+        except TypeError as error:
+            raise TypeError(
+                f"{type(self.model.get_base_model()).__name__} cannot be called with images and {sorted(condition)}: "
+                f"{error}. Pass `conditions`, a function from labels to the generator's inputs."
+            ) from error
+        if not isinstance(target, Tensor):
+            raise TypeError(f"The generator gives {type(target).__name__}; a patch needs one that gives images alone.")
         if target.shape != images.shape:
             raise ValueError(
                 f"The generator turns images {tuple(images.shape)} into {tuple(target.shape)}; a patch needs a "
@@ -135,46 +153,68 @@ class PatchTrainer:
             Where it is and how training went.
 
         Raises:
-            FloatingPointError: if a loss is not finite; nothing is written then.
+            FloatingPointError: if a loss or a gradient is not finite; nothing is written then.
         """
         args, accelerator = self.args, self.accelerator
-        steps = args.max_train_steps or math.ceil(args.num_train_epochs * len(self.loader))
+        set_seed(args.seed)
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         groups = parameter_groups(self.model, args.learning_rate, args.gate_learning_rate or args.learning_rate)
         optimizer = torch.optim.Adam(groups, betas=(args.adam_beta1, args.adam_beta2))
-        scheduler = get_scheduler(args.lr_scheduler, optimizer, args.lr_warmup_steps, steps)
-        network, optimizer, loader, scheduler = accelerator.prepare(self.model, optimizer, self.loader, scheduler)
-        self.model.train()
+        network, optimizer, loader = accelerator.prepare(self.model, optimizer, self.loader)
+        steps = args.max_train_steps or math.ceil(args.num_train_epochs * len(loader))
+        # Accelerate moves the schedule on once for each process.
+        moves = (count * accelerator.num_processes for count in (args.lr_warmup_steps, steps))
+        scheduler = accelerator.prepare(get_scheduler(args.lr_scheduler, optimizer, *moves))
+        self._train_mode()
         log: list[dict[str, float]] = []
         gates: dict[str, list[float]] = {name: [] for name in self.layers}
         bar = tqdm(
             _endless(loader, steps), total=steps, desc=f"{args.kind} patch",
             disable=args.disable_tqdm or not accelerator.is_main_process,
         )  # fmt: skip
-        for step, batch in enumerate(bar, 1):
-            images, condition = self._edits(batch)
-            losses = patch_step(
-                self.model, images, condition, adversary=args.adversary, stamp=args.stamp, loss=self.loss,
-                backward=accelerator.backward, network=network,
-            )  # fmt: skip
-            if args.max_grad_norm is not None:
-                accelerator.clip_grad_norm_(parameters, args.max_grad_norm)
-            entry = {"step": step, **losses, "learning_rate": scheduler.get_last_lr()[0]}
-            optimizer.step()
-            scheduler.step()
-            optimizer.zero_grad()
-            for name, layer in self.layers.items():
-                gate: Any = layer.lora_gate[self.adapter]
-                gates[name].append(gate.opening.mean().item())
-            entry["gate_mean"] = sum(values[-1] for values in gates.values()) / len(gates)
-            log.append(entry)
-            bar.set_postfix(clean=f"{losses['loss_clean']:.4f}", adv=f"{losses['loss_adversarial']:.4f}",
-                            gate=f"{entry['gate_mean']:.3f}")  # fmt: skip
-        self.model.eval()
+        try:
+            for step, batch in enumerate(bar, 1):
+                images, condition = self._edits(batch)
+                losses = patch_step(
+                    self.model, images, condition, adversary=args.adversary, stamp=args.stamp, loss=self.loss,
+                    backward=accelerator.backward, network=network,
+                )  # fmt: skip
+                norm = accelerator.clip_grad_norm_(parameters, args.max_grad_norm or math.inf)
+                if args.mixed_precision != "fp16" and not torch.isfinite(norm):  # fp16's scaler skips such steps
+                    raise FloatingPointError(
+                        f"The gradient of step {step} is not finite, at losses {losses}. Lower the learning rate, or "
+                        "look for a loss or generator whose derivative is infinite somewhere."
+                    )
+                entry = {"step": step, **losses, "learning_rate": scheduler.get_last_lr()[0]}
+                optimizer.step()
+                scheduler.step()
+                optimizer.zero_grad()
+                log.append({**entry, "gate_mean": self._read_gates(gates)})
+                bar.set_postfix(clean=f"{losses['loss_clean']:.4f}", adv=f"{losses['loss_adversarial']:.4f}",
+                                gate=f"{log[-1]['gate_mean']:.3f}")  # fmt: skip
+        finally:
+            accelerator.unwrap_model(network, keep_fp32_wrapper=False)  # mixed precision wraps forward
+            self.model.eval()
         if accelerator.is_main_process:
             self._save(log, gates)
         accelerator.wait_for_everyone()
         return TrainingResult(self.output_dir, log, gates)
+
+    def _train_mode(self) -> None:
+        """Train mode, but for the host's dropout: targets, outputs and the adversary would each see another mask."""
+        self.model.train()
+        own = {id(layer.lora_dropout[self.adapter]) for layer in self.layers.values()}
+        for module in self.model.modules():
+            if isinstance(module, _DropoutNd) and id(module) not in own:
+                module.eval()
+
+    def _read_gates(self, gates: dict[str, list[float]]) -> float:
+        """Append each layer's gate to its curve; returns their mean."""
+        openings = [cast(Any, layer.lora_gate[self.adapter]).opening.detach().mean() for layer in self.layers.values()]
+        values = torch.stack([opening.float().cpu() for opening in openings]).tolist()
+        for curve, value in zip(gates.values(), values, strict=True):
+            curve.append(value)
+        return sum(values) / len(values)
 
     def _save(self, log: list[dict[str, float]], gates: dict[str, list[float]]) -> None:
         with whole_files(self.output_dir) as draft:
