@@ -355,7 +355,7 @@ def test_the_hosts_dropout_is_no_noise_to_learn(tmp_path: Path) -> None:
 
 def test_adapters_on_different_layers(editor: DemoEditor, faces: DemoFaces, tmp_path: Path) -> None:
     model = get_peft_model(editor, GatedLoraConfig(r=2), adapter_name="all")
-    model.add_adapter("one", GatedLoraConfig(r=2, target_modules=["main.0"]))
+    model.add_adapter("one", GatedLoraConfig(r=2, target_modules=r"main\.0"))
     model.set_adapter("one")
     assert list(PatchTrainer(model, faces, arguments(tmp_path)).train().gates) == ["base_model.model.main.0"]
 

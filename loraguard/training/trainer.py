@@ -193,7 +193,8 @@ class PatchTrainer:
                 bar.set_postfix(clean=f"{losses['loss_clean']:.4f}", adv=f"{losses['loss_adversarial']:.4f}",
                                 gate=f"{log[-1]['gate_mean']:.3f}")  # fmt: skip
         finally:
-            accelerator.unwrap_model(network, keep_fp32_wrapper=False)  # mixed precision wraps forward
+            accelerator.unwrap_model(network, keep_fp32_wrapper=False)  # mixed precision wraps forward ...
+            vars(self.model).pop("forward", None)  # ... and unwrapping leaves a copy of the class's own
             self.model.eval()
         if accelerator.is_main_process:
             self._save(log, gates)
