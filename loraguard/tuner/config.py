@@ -167,6 +167,17 @@ class GatedLoraConfig(LoraConfig):
         if self.runtime_config.ephemeral_gpu_offload:
             raise ValueError("ephemeral_gpu_offload=True does not apply to GATED_LORA; it serves DoRA alone.")
 
+    def _register_custom_module(self, mapping: dict[Any, Any]) -> None:
+        """Refuse PEFT's hook for layer classes of one's own.
+
+        Raises:
+            ValueError: Always; GATED_LORA would not look at them.
+        """
+        raise ValueError(
+            "_register_custom_module does not apply to GATED_LORA, which adapts layers with its own classes; leave it "
+            "out, or use peft.LoraConfig."
+        )
+
     def _check_values(self) -> None:
         for name, (kind, fits) in _KINDS.items():
             if not fits(value := getattr(self, name)):

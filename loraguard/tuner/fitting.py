@@ -29,9 +29,7 @@ def expected_shapes(model: nn.Module, config: Any, targets: Mapping[str, Any]) -
     }
     for name, module in walk(model):
         if any(name.endswith(saved) for saved in config.modules_to_save or ()):
-            wrapped = isinstance(module, AuxiliaryTrainingWrapper)
-            original = module.get_submodule("original_module") if wrapped else module
-            shapes |= {f"{name}.{key}": value.shape for key, value in original.state_dict().items()}
+            shapes |= {f"{name}.{key}": value.shape for key, value in _unwrapped(module).state_dict().items()}
         bias = host_of(module)._parameters.get("bias")
         if bias is not None and (name in targets if config.bias == "lora_only" else config.bias == "all"):
             shapes[f"{name}.base_layer.bias" if name in targets else f"{name}.bias"] = bias.shape
@@ -40,16 +38,27 @@ def expected_shapes(model: nn.Module, config: Any, targets: Mapping[str, Any]) -
 
 def check_fits(file: Path, model: nn.Module, config: Any, targets: Mapping[str, Any]) -> None:
     """Refuse a file that this network would not take whole; see `check_weights` and `expected_shapes`."""
-    embeddings = {f"{_PREFIX}{name}.weight" for name in _embeddings(model)}
 
-    def may_be_there(name: str) -> bool:
-        """The biases of wrapped modules, too, where bias="all"; what save_embedding_layers saves."""
-        return name in embeddings or (config.bias == "all" and name.endswith(".bias") and ".lora_" not in name)
+    def accepts(name: str) -> bool:
+        """The biases of wrapped modules, too, where bias="all"."""
+        return config.bias == "all" and name.endswith(".bias") and ".lora_" not in name
 
-    check_weights(file, model, expected_shapes(model, config, targets), may_be_there)
+    check_weights(file, model, expected_shapes(model, config, targets), _embedding_shapes(model), accepts)
 
 
-def _embeddings(model: Any) -> list[str]:
+def _embedding_shapes(model: Any) -> dict[str, Shape]:
+    """What `save_pretrained(save_embedding_layers=True)` puts into the file, too: whole layers, as PEFT wraps them."""
     getters = (getattr(model, f"get_{end}_embeddings", None) for end in ("input", "output"))
     layers = [getter() for getter in getters if getter is not None]
-    return [name for name, module in model.named_modules() if any(module is layer for layer in layers)]
+    return {
+        f"{_PREFIX}{name}.{wrapper}{key}": tuple(value.shape)
+        for name, module in walk(model)
+        if any(module is layer for layer in layers)
+        for key, value in host_of(_unwrapped(module)).state_dict().items()
+        for wrapper in ("", "base_layer.", "modules_to_save.", "original_module.")
+    }
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    wrapped = isinstance(module, AuxiliaryTrainingWrapper)
+    return module.get_submodule("original_module") if wrapped else module

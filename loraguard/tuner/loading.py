@@ -47,14 +47,21 @@ def find_weights(model_id: str, subfolder: str | None = None, **hub: Any) -> Pat
     return None
 
 
-def check_weights(file: Path, model: nn.Module, expected: Mapping[str, Shape], optional: Callable[[str], bool]) -> None:
+def check_weights(
+    file: Path,
+    model: nn.Module,
+    expected: Mapping[str, Shape],
+    optional: Mapping[str, Shape],
+    accepts: Callable[[str], bool],
+) -> None:
     """Compare a file with what a network takes: names and shapes by its header, then whether values are finite.
 
     Args:
         file: A safetensors file.
         model: The network, for messages.
         expected: Shapes by the names that the file must hold.
-        optional: Whether a further name may be there.
+        optional: Shapes by the names that it may hold.
+        accepts: Whether a further name may be there, in any shape.
 
     Raises:
         ValueError: At the first mismatch, with what was expected and what was found.
@@ -62,8 +69,9 @@ def check_weights(file: Path, model: nn.Module, expected: Mapping[str, Shape], o
     try:
         with safe_open(file, "pt") as tensors:
             names = list(tensors.keys())
-            unexpected = [name for name in names if name not in expected and not optional(name)]
-            for name, shape in expected.items():
+            shapes = {**expected, **{name: shape for name, shape in optional.items() if name in names}}
+            unexpected = [name for name in names if name not in shapes and not accepts(name)]
+            for name, shape in shapes.items():
                 if name not in names:
                     raise ValueError(_missing(file, model, name, shape, unexpected))
                 header = tensors.get_slice(name)

@@ -248,3 +248,14 @@ class TestInstanceNorm:
         with model.disable_adapter():
             assert torch.equal(model(x), host(x))
         assert torch.equal(model.base_model.model[1].running_mean, host[1].running_mean)
+
+    def test_injected_adapters_leave_train_to_the_host(self) -> None:
+        """There is no wrapper then whose `train` could keep norms frozen: the first `train` unfreezes them."""
+        injected = inject_adapter_in_model(config(), self.net().train())
+        norm = injected[1]
+        assert injected.training
+        assert not norm.training
+        injected.train()
+        assert norm.training
+        model = get_peft_model(self.net(), config()).train()
+        assert not model.base_model.model[1].training
