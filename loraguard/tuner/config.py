@@ -10,6 +10,7 @@ from peft import LoraConfig, PeftType
 
 from .loading import check_pattern, find_weights
 
+ALL_LAYERS = "all-conv-linear"  # beside PEFT's "all-linear"
 _INITS = (True, False, "paper", "gaussian")
 _GATES = ("scalar", "channel", "input", "input_channel", "none")
 
@@ -110,7 +111,8 @@ class GatedLoraConfig(LoraConfig):
         init_lora_weights: `True` starts with B = 0, so that the adapted model is at first the bare one.
             `"paper"` (or `False`, PEFT's name for it) draws A and B from Kaiming-uniform with a = sqrt(5).
             `"gaussian"` draws A from N(0, 1 / r^2), with B = 0.
-        target_modules: Names of layers, or a regular expression that matches them; `None` stands for every
+        target_modules: Names of layers, or a regular expression that matches them; `"all-linear"` stands for the
+            linear layers but the output layer, as in PEFT; `"all-conv-linear"`, or `None`, stands for every
             linear, convolution and transposed convolution layer and is replaced by their names.
         lora_dropout: Probability in [0, 1) with which the adapter misses an input: a feature of a linear layer,
             a whole channel of a convolution.
@@ -143,6 +145,8 @@ class GatedLoraConfig(LoraConfig):
 
     def __post_init__(self) -> None:
         """Check what was given, before PEFT puts it in its own form."""
+        if self.target_modules == ALL_LAYERS:
+            self.target_modules = None
         self._refuse_foreign_options()
         self._check_values()
         super().__post_init__()

@@ -100,3 +100,14 @@ def test_torch_does_ignore_them(name: str) -> None:
         adapted = get_peft_model(nn.Sequential(block.get_submodule(name)), config())
         block.set_submodule(name, adapted.base_model.model[0])
         assert torch.equal(block(x), y)
+
+
+def test_shorthand_for_all_layers(generator: nn.Module) -> None:
+    """The text "all-conv-linear" is what None stands for, and more than PEFT's "all-linear"."""
+    named, default, linear = (
+        get_peft_model(copy.deepcopy(generator), GatedLoraConfig(r=2, target_modules=targets))
+        for targets in ("all-conv-linear", None, "all-linear")
+    )
+    assert set(named.targeted_module_names) == set(default.targeted_module_names)
+    assert len(named.targeted_module_names) == 4
+    assert set(linear.targeted_module_names) == {"label"}
