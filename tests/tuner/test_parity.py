@@ -51,7 +51,7 @@ class Stack(nn.Module):
         ),
         ({"target_modules": ["up"], "layers_to_transform": 2, "layers_pattern": "blocks"}, {"blocks.2.up"}),
     ],
-    ids=str,
+    ids=lambda value: str(value) if isinstance(value, dict) else str(len(value)),
 )
 def test_targets(settings: dict[str, Any], names: set[str], tmp_path: Path) -> None:
     model = get_peft_model(Stack(), config(**settings))
