@@ -57,7 +57,7 @@ class DemoSettings:
     """
 
     defense: Disrupting = DEFENSE
-    standard: PatchRecipe = PatchRecipe(None, r=8, steps=80, attack_steps=2)
+    standard: PatchRecipe = PatchRecipe(None, r=8, steps=110, attack_steps=2)
     defensive: PatchRecipe = PatchRecipe(STAMP, r=16, steps=100, attack_steps=1)
     test_images: int = 200
     calibration_images: int = 400
