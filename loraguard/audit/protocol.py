@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import peft
@@ -48,7 +49,7 @@ class Situation:
     perturbation: str
     values: dict[str, Tensor]
 
-    @property
+    @cached_property
     def estimates(self) -> dict[str, Estimate]:
         """By metric, the mean over images and its 95% interval."""
         return {metric: estimate(values, share=metric in SHARES) for metric, values in self.values.items()}

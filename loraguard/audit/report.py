@@ -28,7 +28,7 @@ WORDS = {
 }
 HELP = {
     "clean": "The photo as it is.",
-    "noise": "Random noise of the defense's budget: what any perturbation of that size does.",
+    "noise": "Every value moved by the whole budget, up or down at random: the control.",
     "no-leak": "The defender attacked the untouched generator and knows of no patch.",
     "leak": "The defender has the very generator that is used, its patch included, and attacked that.",
 }
@@ -151,6 +151,7 @@ def render_page(result: AuditResult, training: Mapping[str, TrainingResult]) -> 
     return environment.get_template("report.html.j2").render(
         verdict=verdict(result),
         columns=columns,
+        photos={WORDS[name]: text for name, text in HELP.items()},
         rows=rows,
         strips=strips,
         n=len(result.edits),
