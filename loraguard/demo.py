@@ -12,13 +12,12 @@ from torch import Tensor
 
 from .audit import AuditResult, run_audit, write_report
 from .audit.protocol import pick_edits
-from .data import DemoFaces
+from .data import DemoFaces, collate
 from .defenses import Disrupting
 from .files import writable_folder
 from .generators import DemoEditor
 from .stamp import Stamp, StampDetector
 from .training import PatchTrainer, PatchTrainingArguments, TrainingResult
-from .training.trainer import collate
 from .tuner import GatedLoraConfig
 
 DEFENSE = Disrupting(eps=0.1, steps=15, step_size=0.03)

@@ -11,8 +11,8 @@ import loraguard
 
 HOUSE = Path(loraguard.__file__).parent
 FLOORS = [
-    {"tuner", "channels", "files"},
-    {"data", "stamp"},
+    {"tuner", "channels", "files", "registry"},
+    {"data", "stamp", "losses"},
     {"generators"},
     {"defenses"},
     {"training"},

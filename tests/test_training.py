@@ -15,11 +15,10 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from loraguard import GatedLoraConfig, PatchTrainer, PatchTrainingArguments, Stamp
-from loraguard.data import DemoFaces
+from loraguard.data import DemoFaces, collate
 from loraguard.defenses import Disrupting, RandomNoise
 from loraguard.generators import DemoEditor, conditions_of, expand
 from loraguard.training import patch_step
-from loraguard.training.trainer import collate
 
 
 def arguments(folder: Path, **changes: object) -> PatchTrainingArguments:

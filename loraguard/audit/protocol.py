@@ -19,12 +19,12 @@ from tqdm.auto import tqdm
 
 import loraguard
 from loraguard.channels import published
+from loraguard.data import collate
 from loraguard.defenses import Defense, RandomNoise
 from loraguard.defenses.base import check_images
 from loraguard.files import describe
 from loraguard.generators import Condition, Conditions, conditions_of
 from loraguard.stamp import Stamp, StampDetector
-from loraguard.training.trainer import collate
 from loraguard.tuner import folded
 
 from .metrics import DSR_THRESHOLD, Estimate, defense_succeeds, estimate, mean_squared_error, psnr, ssim

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from loraguard.data.demo_faces import ATTRIBUTES
 
+from .published import PublishedGenerator
+
 HAIR_COLOURS = 3
 
 
@@ -36,7 +38,7 @@ def instance_norm(channels: int) -> nn.Module:
     return nn.GroupNorm(channels, channels)
 
 
-class DemoEditor(nn.Module):
+class DemoEditor(PublishedGenerator, license="apache-2.0"):
     """Edits hair colour, glasses and smile of drawn faces (:class:`~loraguard.data.DemoFaces`).
 
     The layout is StarGAN's (arXiv 1711.09020), smaller: labels tiled and concatenated to the image, two strided
@@ -57,6 +59,8 @@ class DemoEditor(nn.Module):
         >>> editor(face["image"][None], **edits["Eyeglasses"]).shape
         torch.Size([1, 3, 64, 64])
     """
+
+    attributes = ATTRIBUTES
 
     def __init__(self, conv_dim: int = 16, num_blocks: int = 3, num_labels: int = len(ATTRIBUTES)) -> None:
         super().__init__()

@@ -17,10 +17,11 @@ from peft import PeftModel
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.modules.dropout import _DropoutNd
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers import get_scheduler
 
+from loraguard.data import collate
 from loraguard.defenses.base import check_images
 from loraguard.files import whole_files, writable_folder, write_json
 from loraguard.generators import Conditions, conditions_of, expand
@@ -226,33 +227,6 @@ class PatchTrainer:
             generator = type(self.model.get_base_model()).__name__
             (draft / "README.md").write_text(str(patch_card(self.args, generator)), encoding="utf-8")
             write_json(draft / "training_log.json", {"settings": self.args.to_dict(), "steps": log, "gates": gates})
-
-
-def collate(samples: list[Any]) -> dict[str, Tensor]:
-    """A batch from a data set's items: `image` (N, 3, H, W) and, where there are any, `labels` (N, A).
-
-    Items are an image, a pair (image, labels) or a dict with both.
-
-    Raises:
-        TypeError: for any other item.
-        ValueError: for images that are not (3, H, W) or differ in size.
-    """
-    batch = []
-    for sample in samples:
-        if isinstance(sample, Tensor):
-            sample = {"image": sample}
-        elif isinstance(sample, (tuple, list)) and len(sample) == 2:
-            sample = {"image": sample[0], "labels": sample[1]}
-        if not isinstance(sample, dict) or not isinstance(sample.get("image"), Tensor):
-            raise TypeError(
-                f"The data set yields {type(sample).__name__}; its items must be an image tensor (3, H, W), a pair "
-                "(image, labels), or a dict with 'image' and perhaps 'labels'."
-            )
-        batch.append({key: sample[key] for key in ("image", "labels") if key in sample})
-    shapes = {tuple(sample["image"].shape) for sample in batch}
-    if len(shapes) > 1 or len(shape := next(iter(shapes))) != 3 or shape[0] != 3:
-        raise ValueError(f"The data set's images must all have one shape (3, H, W), got {sorted(shapes)}.")
-    return cast(dict[str, Tensor], default_collate(batch))
 
 
 def _endless(loader: DataLoader[Any], steps: int) -> Iterator[dict[str, Tensor]]:

@@ -1,0 +1,116 @@
+"""What generators with a name of their own share: official checkpoints, the Hub, and preprocessing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar, cast
+
+from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from huggingface_hub.constants import SAFETENSORS_SINGLE_FILE
+from huggingface_hub.errors import EntryNotFoundError
+from PIL import Image
+from torch import Tensor, nn
+
+from .checkpoint import load_strictly, read_checkpoint
+
+T = TypeVar("T", bound="PublishedGenerator")
+
+
+class PublishedGenerator(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="loraguard",
+    pipeline_tag="image-to-image",
+    tags=["loraguard", "image-to-image"],
+):
+    """Base of generators that load official checkpoints and can be saved to, and loaded from, a folder or the Hub.
+
+    A subclass is an `nn.Module` whose settings are JSON values and whose `state_dict` has the official names. PEFT
+    takes `name_or_path`, `config` and `model_tags` from it, so that a patch's card names the generator that it is for.
+
+    Attributes:
+        attributes: names of the labels that `conditions` reads, in order; empty where edits need none.
+        checkpoint_keys: keys under which the official code saves this network's state dict.
+        model_tags: added to the cards of patches for this network.
+        name_or_path: the repository on the Hub, or the folder, that the network came from or was pushed to; absent for
+            a network from nowhere.
+    """
+
+    attributes: ClassVar[tuple[str, ...]] = ()
+    checkpoint_keys: ClassVar[tuple[str, ...]] = ()
+    model_tags: ClassVar[list[str]] = ["loraguard", "image-to-image"]
+    name_or_path: str
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Settings as JSON values; for a network of the Hub with the `_name_or_path` that goes into a card."""
+        source = getattr(self, "name_or_path", None)
+        base_model = {"_name_or_path": source} if source and not Path(source).is_dir() else {}
+        settings = cast(dict[str, Any], self._hub_mixin_config or {})
+        return {"model_type": type(self).__name__.lower(), **settings, **base_model}
+
+    def transform(self) -> Callable[[Image.Image], Tensor]:
+        """The official preprocessing: from an RGB photo to (3, H, W) in [-1, 1]."""
+        raise NotImplementedError(f"{type(self).__name__} has no preprocessing of its own.")
+
+    @classmethod
+    def settings_from(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Settings that the shapes in a checkpoint determine; none by default."""
+        return {}
+
+    @classmethod
+    def from_checkpoint(cls: type[T], path: str | Path, **settings: Any) -> T:
+        """The network from an official checkpoint, in evaluation mode.
+
+        Args:
+            path: a file of `torch.save` (read with `weights_only=True`) or safetensors, the state dict plain or under
+                one of `checkpoint_keys`.
+            settings: of the class; those that the file's shapes determine need not be given.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if it is damaged, holds more than tensors, or does not fit this network exactly.
+        """
+        state = read_checkpoint(path, cls.checkpoint_keys)
+        network = cls(**{**cls.settings_from(state), **settings})
+        load_strictly(network, state, str(path))
+        return network.eval()
+
+    @classmethod
+    def _from_pretrained(
+        cls: type[T],
+        *,
+        model_id: str,
+        revision: str | None,
+        cache_dir: str | Path | None,
+        force_download: bool,
+        local_files_only: bool,
+        token: str | bool | None,
+        **settings: Any,
+    ) -> T:
+        """As the mixin's, but strict, and never from a pickle."""
+        if Path(model_id).is_dir():
+            file = Path(model_id, SAFETENSORS_SINGLE_FILE)
+        else:
+            try:
+                file = Path(
+                    hf_hub_download(
+                        model_id, SAFETENSORS_SINGLE_FILE, revision=revision, cache_dir=cache_dir,
+                        force_download=force_download, local_files_only=local_files_only, token=token,
+                    )
+                )  # fmt: skip
+            except EntryNotFoundError as error:
+                raise ValueError(
+                    f"{model_id} holds no {SAFETENSORS_SINGLE_FILE}; loraguard loads no pickle. Save the generator "
+                    "with save_pretrained(folder) or push_to_hub."
+                ) from error
+        network = cls.from_checkpoint(file, **settings)
+        network.name_or_path = model_id
+        return network
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
+        """As `huggingface_hub.PyTorchModelHubMixin.push_to_hub`; patches made afterwards name the repository."""
+        url = super().push_to_hub(repo_id, **kwargs)
+        self.name_or_path = repo_id
+        return url

@@ -1,0 +1,60 @@
+"""What can be asked for by name on the command line, ours and third parties'."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any
+
+
+class Registry(Mapping[str, Any]):
+    """Things by name: those of this package, and those that other packages declare as entry points.
+
+    Nothing is imported before it is asked for. Another package adds a name by an entry point in its own metadata; a
+    name of this package cannot be taken over.
+
+    Args:
+        group: the entry points' group, such as "loraguard.generators".
+        ours: by name, "module:attribute".
+
+    Raises:
+        KeyError: on access, for a name that nobody has declared; the message lists those that exist.
+        ImportError: on access, for an entry point that cannot be imported; the message names it.
+
+    Example:
+        >>> registry = Registry("loraguard.generators", {"demo": "loraguard.generators.demo:DemoEditor"})
+        >>> list(registry), registry["demo"].__name__
+        (['demo'], 'DemoEditor')
+    """
+
+    def __init__(self, group: str, ours: Mapping[str, str]) -> None:
+        self.group, self.ours = group, dict(ours)
+
+    @property
+    def targets(self) -> dict[str, str]:
+        """By name, where each thing is: "module:attribute"."""
+        theirs = {point.name: point.value for point in entry_points(group=self.group)}
+        return {**self.ours, **{name: theirs[name] for name in sorted(theirs) if name not in self.ours}}
+
+    def __getitem__(self, name: str) -> Any:
+        targets = self.targets
+        if name not in targets:
+            near = difflib.get_close_matches(name, targets, 1)
+            guess = f" Did you mean {near[0]!r}?" if near else ""
+            raise KeyError(f"There is no {name!r} among {self.group}: {', '.join(targets)}.{guess}")
+        module, _, attribute = targets[name].partition(":")
+        try:
+            return getattr(import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise ImportError(f"{name!r} of {self.group}, {targets[name]!r}, cannot be imported: {error}") from error
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.targets)
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.targets
