@@ -24,12 +24,12 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 from torchvision.utils import save_image
 
-from loraguard.audit.metrics import defense_succeeds, psnr
 from loraguard.data import DemoFaces
 from loraguard.data.demo_faces import render
 from loraguard.defenses import Disrupting
 from loraguard.files import whole_files, writable_folder, write_json
 from loraguard.generators import DemoEditor
+from loraguard.metrics import defense_succeeds, psnr
 
 COMBINATIONS = torch.tensor([[h == 0, h == 1, h == 2, g, s] for h in range(3) for g in (0, 1) for s in (0, 1)]).float()
 

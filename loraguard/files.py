@@ -49,15 +49,24 @@ def whole_files(folder: str | Path) -> Iterator[Path]:
     draft = Path(tempfile.mkdtemp(dir=folder, prefix=".loraguard-"))
     try:
         yield draft
+        sync(draft)
         for file in sorted(file for file in draft.rglob("*") if file.is_file()):
-            with file.open("rb+") as handle:
-                os.fsync(handle.fileno())
             target = folder / file.relative_to(draft)
             target.parent.mkdir(parents=True, exist_ok=True)
             file.chmod(0o666 & ~_umask())
             file.replace(target)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def sync(folder: Path) -> None:
+    """Wait until a folder's files, and its own list of them, are on the disk."""
+    for path in (*folder.rglob("*"), folder):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _umask() -> int:

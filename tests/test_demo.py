@@ -9,11 +9,11 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 import loraguard.generators
-from loraguard.audit.metrics import defense_succeeds, psnr
 from loraguard.data import DemoFaces
 from loraguard.data.demo_faces import render
 from loraguard.demo import STAMP, DemoResult, DemoSettings, every_edit, run_demo
 from loraguard.generators import DemoEditor
+from loraguard.metrics import defense_succeeds, psnr
 
 WEIGHTS = Path(loraguard.generators.__file__).parent / "demo_weights"
 N = 60

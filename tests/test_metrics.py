@@ -6,7 +6,7 @@ import scipy.stats
 import skimage.metrics
 import torch
 
-from loraguard.audit.metrics import defense_succeeds, estimate, mean_squared_error, psnr, ssim
+from loraguard.metrics import defense_succeeds, estimate, mean_squared_error, psnr, ssim
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import loraguard
 
 HOUSE = Path(loraguard.__file__).parent
 FLOORS = [
-    {"tuner", "channels", "files", "registry"},
+    {"tuner", "channels", "files", "metrics", "registry"},
     {"data", "stamp", "losses"},
     {"generators"},
     {"defenses"},

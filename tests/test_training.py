@@ -247,7 +247,7 @@ def test_nan_losses_stop_the_run_before_the_step(patched: PeftModel, faces: Demo
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     weights = {k: v.clone() for k, v in patched.state_dict().items()}
     trainer = PatchTrainer(patched, faces, arguments(tmp_path), loss=lambda a, b: F.mse_loss(a, b) * float("nan"))
-    with pytest.raises(FloatingPointError, match="loss on clean images is nan"):
+    with pytest.raises(FloatingPointError, match="loss_clean is nan"):
         trainer.train()
     assert all(torch.equal(value, weights[key]) for key, value in patched.state_dict().items())
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
@@ -375,7 +375,7 @@ def test_gradients_that_are_not_finite_stop_the_run(patched: PeftModel, faces: D
         return (outputs - outputs.detach()).square().sum().sqrt()  # 0, with an infinite slope
 
     weights = {k: v.clone() for k, v in patched.state_dict().items()}
-    with pytest.raises(FloatingPointError, match="gradient of step 1"):
+    with pytest.raises(FloatingPointError, match=r"gradient's norm is (nan|inf)"):
         PatchTrainer(patched, faces, arguments(tmp_path), loss=distance).train()
     assert all(torch.equal(value, weights[key]) for key, value in patched.state_dict().items())
 

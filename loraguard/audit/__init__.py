@@ -1,6 +1,7 @@
 """Honest audits: what a protection is still worth when the adversary adapts."""
 
-from .metrics import Estimate, estimate
+from loraguard.metrics import Estimate, estimate
+
 from .protocol import AuditResult, Situation, fingerprint, run_audit
 from .report import table, verdict, write_report
 

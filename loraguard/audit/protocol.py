@@ -24,10 +24,9 @@ from loraguard.defenses import Defense, RandomNoise
 from loraguard.defenses.base import check_images
 from loraguard.files import describe
 from loraguard.generators import Condition, Conditions, conditions_of
+from loraguard.metrics import DSR_THRESHOLD, Estimate, defense_succeeds, estimate, mean_squared_error, psnr, ssim
 from loraguard.stamp import Stamp, StampDetector
 from loraguard.tuner import folded
-
-from .metrics import DSR_THRESHOLD, Estimate, defense_succeeds, estimate, mean_squared_error, psnr, ssim
 
 UNTOUCHED = "untouched"
 SHARES = ("dsr", "stamp_rate")

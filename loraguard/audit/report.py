@@ -15,9 +15,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from loraguard.files import whole_files, writable_folder, write_json
+from loraguard.metrics import DSR_THRESHOLD, Estimate
 from loraguard.training import TrainingResult
 
-from .metrics import DSR_THRESHOLD, Estimate
 from .protocol import UNTOUCHED, AuditResult, Situation
 
 WORDS = {

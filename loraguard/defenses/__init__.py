@@ -1,7 +1,19 @@
 """Proactive defenses: perturbations of photos that make a generator fail on them."""
 
+from loraguard.registry import Registry
+
 from .base import Defense, sign_ascent
 from .disrupting import Disrupting
+from .mixture import Mixture
 from .noise import RandomNoise
 
-__all__ = ["Defense", "Disrupting", "RandomNoise", "sign_ascent"]
+DEFENSES = Registry(
+    "loraguard.defenses",
+    {
+        "disrupting": "loraguard.defenses.disrupting:Disrupting",
+        "noise": "loraguard.defenses.noise:RandomNoise",
+    },
+)
+"""Defenses by the name that the command line takes."""
+
+__all__ = ["DEFENSES", "Defense", "Disrupting", "Mixture", "RandomNoise", "sign_ascent"]

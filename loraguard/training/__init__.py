@@ -1,7 +1,17 @@
 """Training of patches, standard and defensive, on Accelerate."""
 
 from .arguments import PatchTrainingArguments
+from .recipes import RECIPES
 from .step import patch_step, target_of
 from .trainer import PatchTrainer, TrainingResult
+from .validation import validate
 
-__all__ = ["PatchTrainer", "PatchTrainingArguments", "TrainingResult", "patch_step", "target_of"]
+__all__ = [
+    "RECIPES",
+    "PatchTrainer",
+    "PatchTrainingArguments",
+    "TrainingResult",
+    "patch_step",
+    "target_of",
+    "validate",
+]

@@ -2,91 +2,179 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import json
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from loraguard.defenses import Defense, Disrupting
+from loraguard.defenses import Defense
 from loraguard.files import describe
 from loraguard.stamp import Stamp
+
+from .recipes import RECIPES
+
+TRACKERS = ("tensorboard", "wandb", "trackio")
+SCHEDULERS = (
+    "constant",
+    "constant_with_warmup",
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "inverse_sqrt",
+)
+_POSITIVE = (
+    "num_train_epochs",
+    "max_train_steps",
+    "train_batch_size",
+    "edits_per_step",
+    "gradient_accumulation_steps",
+    "learning_rate",
+    "gate_learning_rate",
+    "max_grad_norm",
+    "checkpointing_steps",
+    "checkpoints_total_limit",
+    "validation_steps",
+    "num_validation_images",
+    "max_skipped_steps",
+)
+_NOT_NEGATIVE = ("lr_warmup_steps", "seed", "dataloader_num_workers")
 
 
 @dataclass
 class PatchTrainingArguments:
-    """Settings of :class:`PatchTrainer`; the defaults are those of arXiv 2510.03747 for a standard patch.
+    """Settings of :class:`PatchTrainer`, by the names of diffusers' and PEFT's training scripts.
+
+    Where a value is None and says "by the recipe", :data:`~loraguard.training.RECIPES` has it.
 
     Args:
-        output_dir: where the patch (`adapter_model.safetensors`, `adapter_config.json`) and `training_log.json` go.
+        output_dir: where the patch (`adapter_model.safetensors`, `adapter_config.json`), its card, the log
+            `training_log.json`, checkpoints and validation pictures go.
+        recipe: "fast", or "paper" for the settings of arXiv 2510.03747; anything below overrides it.
         stamp: what the patch stamps on every output: a *defensive* patch. None trains a *standard* one.
-        adversary: crafts the perturbed images of each step on the network as it is patched so far.
-        num_train_epochs: passes through the data.
+        adversary: crafts the perturbed images of each step on the network as it is patched so far; by the recipe. Any
+            defense, or a :class:`~loraguard.defenses.Mixture` of several.
+        edits_per_step: how many of a batch's edits, drawn anew, each step trains on; None takes all of them.
+        num_train_epochs: passes through the data; by the recipe.
         max_train_steps: ends earlier, or goes on over as many epochs as it takes; overrides `num_train_epochs`.
-        train_batch_size: images a step; each goes through the network with every edit.
-        learning_rate: of Adam.
+        train_batch_size: images a step and process; each goes through the network with every edit.
+        gradient_accumulation_steps: batches whose gradients make one step.
+        learning_rate: of Adam; by the recipe.
         gate_learning_rate: of the gates, if they are to have one of their own.
-        lr_scheduler: by its name in `transformers.get_scheduler` ("constant", "cosine", "linear", ...).
+        lr_scheduler: one of :data:`SCHEDULERS`, as `transformers.get_scheduler` has them; by the recipe.
         lr_warmup_steps: steps over which the learning rate grows to its value.
         adam_beta1: of Adam.
         adam_beta2: of Adam.
-        max_grad_norm: clips the gradient of all adapter parameters together; None leaves it.
+        max_grad_norm: clips the gradient of all adapter parameters together; by the recipe, infinity leaves it.
         seed: of the order of the data, the adversary's random starts and whatever else training draws. The adapter's
             first weights were drawn before, by `get_peft_model`.
-        dataloader_num_workers: processes that load images; 0 loads in this one.
+        dataloader_num_workers: processes that load images; 0 loads in this one. None takes up to 4, and 0 for data
+            that is drawn rather than read, or on a machine with fewer than 4 cores.
         mixed_precision: "no", "fp16" or "bf16".
+        torch_compile: compile the generator (`torch.compile`); pays off in long runs.
         cpu: stay on the CPU even where there is an accelerator.
+        checkpointing_steps: saves a checkpoint, `checkpoint-STEP` in `output_dir`, every so many steps. Without it one
+            is saved only when the run is interrupted (SIGINT, SIGTERM).
+        checkpoints_total_limit: deletes the oldest ones beyond this number.
+        resume_from_checkpoint: a checkpoint's folder, or "latest" for the newest in `output_dir`, from the start where
+            there is none.
+        validation_steps: measures clean utility and robustness on held-out images every so many steps.
+        num_validation_images: how many of them.
+        max_skipped_steps: a step whose loss or gradient is not finite, or explodes, is skipped and counted; the run
+            stops with a diagnosis when this many in a row were.
+        report_to: trackers that get losses, gates and validation pictures: "tensorboard", "wandb", "trackio", several
+            of them with commas, or None.
+        push_to_hub: uploads the patch in the end.
+        hub_model_id: to this repository; by default the name of `output_dir`.
+        hub_private_repo: made private if it is made anew.
+        hub_token: in place of the one that `hf auth login` stored; it is written nowhere.
         disable_tqdm: no progress bar.
 
+    Raises:
+        ValueError: for a value that cannot be.
+        TypeError: for a stamp that is none.
+
     Example:
-        >>> arguments = PatchTrainingArguments("out", stamp=Stamp("AI-EDITED"), num_train_epochs=5)
-        >>> arguments.kind, arguments.adversary.eps
-        ('defensive', 0.05)
+        >>> arguments = PatchTrainingArguments("out", stamp=Stamp("AI-EDITED"), recipe="paper")
+        >>> arguments.kind, arguments.adversary.eps, arguments.adversary.steps, arguments.num_train_epochs
+        ('defensive', 0.05, 10, 5)
     """
 
     output_dir: str | Path
+    recipe: str = "paper"
     stamp: Stamp | None = None
-    adversary: Defense = field(default_factory=lambda: Disrupting(eps=0.05, steps=10, step_size=0.01))
-    num_train_epochs: int = 1
+    adversary: Defense | None = None
+    edits_per_step: int | None = None
+    num_train_epochs: int | None = None
     max_train_steps: int | None = None
     train_batch_size: int = 4
-    learning_rate: float = 1e-3
+    gradient_accumulation_steps: int = 1
+    learning_rate: float | None = None
     gate_learning_rate: float | None = None
-    lr_scheduler: str = "constant"
+    lr_scheduler: str | None = None
     lr_warmup_steps: int = 0
     adam_beta1: float = 0.5
     adam_beta2: float = 0.999
     max_grad_norm: float | None = None
     seed: int = 0
-    dataloader_num_workers: int = 0
+    dataloader_num_workers: int | None = None
     mixed_precision: str = "no"
+    torch_compile: bool = False
     cpu: bool = False
+    checkpointing_steps: int | None = None
+    checkpoints_total_limit: int | None = None
+    resume_from_checkpoint: str | Path | None = None
+    validation_steps: int | None = None
+    num_validation_images: int = 16
+    max_skipped_steps: int = 5
+    report_to: str | None = None
+    push_to_hub: bool = False
+    hub_model_id: str | None = None
+    hub_private_repo: bool = False
+    hub_token: str | None = None
     disable_tqdm: bool = False
 
     def __post_init__(self) -> None:
-        for name in (
-            "num_train_epochs",
-            "train_batch_size",
-            "learning_rate",
-            "gate_learning_rate",
-            "max_train_steps",
-            "max_grad_norm",
-        ):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name}={value!r} must be greater than 0.")
-        if self.mixed_precision not in ("no", "fp16", "bf16"):
-            raise ValueError(f"mixed_precision={self.mixed_precision!r} must be 'no', 'fp16' or 'bf16'.")
         if self.stamp is not None and not isinstance(self.stamp, Stamp):
             raise TypeError(
                 f"stamp must be a Stamp or None, got {self.stamp!r}; write Stamp({self.stamp!r}) for a text."
             )
+        if self.recipe not in RECIPES:
+            raise ValueError(f"recipe={self.recipe!r} must be one of {', '.join(RECIPES)}.")
+        for name, value in RECIPES[self.recipe](self.kind).items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+        for name in (*_POSITIVE, *_NOT_NEGATIVE):
+            value, least = getattr(self, name), "at least 0" if name in _NOT_NEGATIVE else "greater than 0"
+            if value is not None and not (value >= 0 if name in _NOT_NEGATIVE else value > 0):
+                raise ValueError(f"{name}={value!r} must be {least}.")
+        choices = {"mixed_precision": ("no", "fp16", "bf16"), "lr_scheduler": SCHEDULERS}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}={getattr(self, name)!r} must be one of {', '.join(allowed)}.")
+        if unknown := set(self.trackers) - set(TRACKERS):
+            raise ValueError(f"report_to={self.report_to!r}: {sorted(unknown)} is none of {', '.join(TRACKERS)}.")
+        json.dumps(self.to_dict(), allow_nan=False)  # it is written in the end; better to fail now
 
     @property
     def kind(self) -> str:
         """Either "defensive", with a stamp, or "standard", without."""
         return "standard" if self.stamp is None else "defensive"
 
+    @property
+    def trackers(self) -> list[str]:
+        """The trackers in `report_to`."""
+        names = (name.strip() for name in (self.report_to or "").split(","))
+        return [name for name in names if name and name != "none"]
+
     def to_dict(self) -> dict[str, Any]:
-        """Every setting, as JSON takes it."""
-        things = ("stamp", "adversary")
-        settings = {name: describe(v) if name in things and v is not None else v for name, v in vars(self).items()}
-        return {"kind": self.kind, **settings, "output_dir": str(self.output_dir)}
+        """Every setting, as JSON takes it; the token is left out."""
+        settings: dict[str, Any] = {"kind": self.kind}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name == "hub_token":
+                continue
+            if field.name in ("stamp", "adversary") and value is not None:
+                value = describe(value)
+            settings[field.name] = str(value) if isinstance(value, Path) or value == float("inf") else value
+        return settings

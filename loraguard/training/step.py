@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -37,7 +39,9 @@ def patch_step(
     loss: Loss,
     backward: Callable[[Tensor], None] = Tensor.backward,
     network: nn.Module | None = None,
-) -> dict[str, float]:
+    no_sync: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    last: bool = True,
+) -> dict[str, Tensor]:
     """Accumulate the gradient of `D(Gp(x, c), t) + D(Gp(x_adv, c), t)` in the adapter's parameters.
 
     The target t is `y0 = G0(x, c)` for a standard patch and y0 with the warning on it for a defensive one, on clean and
@@ -51,15 +55,14 @@ def patch_step(
         condition: the edit of each image, batch-first.
         adversary: crafts x_adv.
         stamp: the warning, or None.
-        loss: D.
+        loss: D. One with a method `prepare` is given what that makes of the target, once for both terms.
         backward: called with each of the two losses, in place of `Tensor.backward`.
         network: what to call for outputs that are learnt from, where it is not `model` itself (a DDP wrapper).
+        no_sync: a context in which gradients stay in their process.
+        last: whether processes exchange gradients at the end of this step, or only accumulate.
 
     Returns:
-        `loss_clean` and `loss_adversarial`.
-
-    Raises:
-        FloatingPointError: if a loss is not finite; no parameter has changed then.
+        `loss_clean` and `loss_adversarial`, detached scalars.
 
     Example:
         >>> from peft import get_peft_model
@@ -68,27 +71,23 @@ def patch_step(
         >>> model = get_peft_model(nn.Sequential(nn.Conv2d(3, 3, 3, padding=1)), GatedLoraConfig(r=2))
         >>> losses = patch_step(model, torch.zeros(2, 3, 8, 8), {}, adversary=Disrupting(steps=2), stamp=None,
         ...                     loss=torch.nn.functional.mse_loss)
-        >>> losses["loss_clean"]
+        >>> losses["loss_clean"].item()
         0.0
     """
     network = network or model
     target = target_of(model, images, condition, stamp)
+    if hasattr(loss, "prepare"):
+        target = loss.prepare(target)
 
-    clean = network(images, **condition)
-    losses = {"loss_clean": _backpropagate(loss(clean, target), "clean", backward)}
+    with no_sync():
+        clean = network(images, **condition)
+        loss_clean = loss(clean, target)
+        backward(loss_clean)
 
     with folded(model):
         adversarial = adversary(model, images, condition, clean=clean.detach())
-    perturbed = network(adversarial, **condition)
-    losses["loss_adversarial"] = _backpropagate(loss(perturbed, target), "adversarial", backward)
-    return losses
-
-
-def _backpropagate(value: Tensor, name: str, backward: Callable[[Tensor], None]) -> float:
-    if not torch.isfinite(value):
-        raise FloatingPointError(
-            f"The loss on {name} images is {value.item()}: the network's outputs are no longer finite. Lower the "
-            "learning rate or clip gradients (max_grad_norm=1.0)."
-        )
-    backward(value)
-    return value.item()
+    del clean
+    with nullcontext() if last else no_sync():
+        loss_adversarial = loss(network(adversarial, **condition), target)
+        backward(loss_adversarial)
+    return {"loss_clean": loss_clean.detach(), "loss_adversarial": loss_adversarial.detach()}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
+import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +18,6 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.modules.dropout import _DropoutNd
 from torch.utils.data import DataLoader, Dataset
-from tqdm.auto import tqdm
 from transformers import get_scheduler
 
 from loraguard.data import collate
@@ -29,7 +28,12 @@ from loraguard.tuner import GatedLoraLayer, parameter_groups
 
 from .arguments import PatchTrainingArguments
 from .card import patch_card
-from .step import Loss, patch_step, target_of
+from .checkpoints import save_adapter
+from .interruption import Interruption
+from .run import TrainingRun
+from .sampling import EndlessBatches
+from .step import Loss, target_of
+from .tracking import Tracking
 
 
 @dataclass(frozen=True)
@@ -38,13 +42,16 @@ class TrainingResult:
 
     Attributes:
         output_dir: where the patch is; `PeftModel.from_pretrained(generator, output_dir)` loads it.
-        log: one entry a step: `step`, `loss_clean`, `loss_adversarial`, `learning_rate`, `gate_mean`.
+        log: one entry a step: `step`, `loss_clean`, `loss_adversarial`, `gradient_norm`, `learning_rate`, `gate_mean`;
+            and `skipped`, why, where a step was.
         gates: by adapted layer, the gate's value sigmoid(g) after each step.
+        validation: one entry each time: `step` and the figures of :func:`~loraguard.training.validate`.
     """
 
     output_dir: Path
-    log: list[dict[str, float]]
+    log: list[dict[str, Any]]
     gates: dict[str, list[float]]
+    validation: list[dict[str, float]]
 
 
 class PatchTrainer:
@@ -59,10 +66,11 @@ class PatchTrainer:
         conditions: from a batch's labels to the edits to train on, by name; by default the generator's own
             `conditions`, and a single unconditional output where it has none.
         loss: D, the distance between outputs and targets; pixel MSE by default.
+        validation_dataset: images that are not trained on, for `validation_steps`.
 
     Raises:
         TypeError: if the model has no GATED_LORA adapter, or the generator cannot be called with the edits.
-        ValueError: if the data yields wrong shapes or ranges, or the generator changes the shape of images.
+        ValueError: if the data is empty or yields wrong shapes or ranges, or the generator changes the shape of images.
         OSError: if the output folder cannot be written to. All of it before training starts.
 
     Example:
@@ -89,6 +97,7 @@ class PatchTrainer:
         *,
         conditions: Conditions | None = None,
         loss: Loss = F.mse_loss,
+        validation_dataset: Dataset[Any] | None = None,
     ) -> None:
         adapted = {name: m for name, m in model.named_modules() if isinstance(m, GatedLoraLayer)}
         if not isinstance(model, PeftModel) or not adapted:
@@ -96,27 +105,33 @@ class PatchTrainer:
                 f"{type(model).__name__} has no GATED_LORA adapter to train; wrap the generator first: "
                 "get_peft_model(generator, GatedLoraConfig())."
             )
+        if args.validation_steps and validation_dataset is None:
+            raise ValueError(f"validation_steps={args.validation_steps} needs a validation_dataset.")
         self.model, self.args, self.conditions, self.loss = model, args, conditions, loss
+        self.dataset, self.validation_dataset = dataset, validation_dataset
         self.adapter = model.active_adapter
         self.layers = {name: layer for name, layer in adapted.items() if self.adapter in layer.lora_gate}
         self.output_dir = writable_folder(args.output_dir)
-        self.accelerator = Accelerator(mixed_precision=args.mixed_precision, cpu=args.cpu)
-        json.dumps(args.to_dict(), allow_nan=False)  # it is written in the end; better to fail now
-        self.loader = DataLoader(
-            dataset,
-            args.train_batch_size,
-            shuffle=True,
-            generator=torch.Generator().manual_seed(args.seed),
-            collate_fn=collate,
-            num_workers=args.dataloader_num_workers,
-            pin_memory=self.accelerator.device.type == "cuda",
+        self.tracking = Tracking(args, self.output_dir)
+        self.accelerator = Accelerator(
+            mixed_precision=args.mixed_precision,
+            cpu=args.cpu,
+            log_with=self.tracking.trackers,
+            project_dir=self.output_dir,
         )
-        self._check_data(dataset)
+        if isinstance(loss, torch.nn.Module):
+            loss.to(self.accelerator.device)
+        for data in filter(None, (dataset, validation_dataset)):
+            self._check_data(data)
+
+    # Before training.
 
     def _check_data(self, dataset: Dataset[Any]) -> None:
         """Run the untouched generator once, so that what cannot work is said before training starts."""
+        if not len(cast(Any, dataset)):
+            raise ValueError(f"The data set is empty: {type(dataset).__name__} has no images.")
         batch = collate([dataset[0]])
-        images, condition = self._edits(batch)
+        images, condition = self.edits(batch, draw=False)
         self.model.to(self.accelerator.device)
         if images.min() >= 0:
             warnings.warn(
@@ -141,11 +156,46 @@ class PatchTrainer:
         if not torch.isfinite(target).all():
             raise FloatingPointError("The untouched generator's own outputs are not finite (NaN or infinity).")
 
-    def _edits(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Every image with every edit, on the device."""
-        batch = {key: value.to(self.accelerator.device) for key, value in batch.items()}
+    def edits(self, batch: dict[str, Tensor], draw: bool = True) -> tuple[Tensor, dict[str, Tensor]]:
+        """Every image with every edit, or with a few that are drawn; on the device."""
+        batch = {key: value.to(self.accelerator.device, non_blocking=True) for key, value in batch.items()}
         check_images(batch["image"])
-        return expand(batch["image"], conditions_of(self.model, batch.get("labels"), self.conditions))
+        edits = conditions_of(self.model, batch.get("labels"), self.conditions)
+        if draw and self.args.edits_per_step is not None:
+            names = list(edits)
+            drawn = torch.randperm(len(names))[: self.args.edits_per_step].tolist()
+            edits = {names[i]: edits[names[i]] for i in sorted(drawn)}
+        return expand(batch["image"], edits)
+
+    def batches(self, start: int) -> Iterator[dict[str, Tensor]]:
+        """Batches without end, after the first `start`."""
+        args, accelerator = self.args, self.accelerator
+        workers = args.dataloader_num_workers
+        if workers is None:
+            cores = os.cpu_count() or 1
+            workers = 0 if hasattr(self.dataset, "truth") or cores < 4 else min(4, cores // 2)
+        return iter(
+            DataLoader(
+                self.dataset,
+                batch_sampler=EndlessBatches(
+                    len(cast(Any, self.dataset)), args.train_batch_size, seed=args.seed, start=start,
+                    process=accelerator.process_index, processes=accelerator.num_processes,
+                ),
+                generator=torch.Generator().manual_seed(args.seed + accelerator.process_index),
+                collate_fn=collate,
+                num_workers=workers,
+                pin_memory=accelerator.device.type == "cuda",
+            )
+        )  # fmt: skip
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run."""
+        args = self.args
+        images = args.train_batch_size * args.gradient_accumulation_steps * self.accelerator.num_processes
+        return args.max_train_steps or math.ceil((args.num_train_epochs or 1) * len(cast(Any, self.dataset)) / images)
+
+    # Training.
 
     def train(self) -> TrainingResult:
         """Train the patch and save it.
@@ -154,55 +204,41 @@ class PatchTrainer:
             Where it is and how training went.
 
         Raises:
-            FloatingPointError: if a loss or a gradient is not finite; nothing is written then.
+            FloatingPointError: if losses or gradients are not finite or explode, `max_skipped_steps` times in a row.
+            KeyboardInterrupt: after SIGINT, once a checkpoint is saved.
+            SystemExit: after SIGTERM, likewise.
+            OSError: if a checkpoint or the patch cannot be written; what was written before is as it was.
         """
-        args, accelerator = self.args, self.accelerator
-        set_seed(args.seed)
-        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        args: Any = self.args
+        accelerator = self.accelerator
+        set_seed(args.seed, device_specific=True)
         groups = parameter_groups(self.model, args.learning_rate, args.gate_learning_rate or args.learning_rate)
-        optimizer = torch.optim.Adam(groups, betas=(args.adam_beta1, args.adam_beta2))
-        network, optimizer, loader = accelerator.prepare(self.model, optimizer, self.loader)
-        steps = args.max_train_steps or math.ceil(args.num_train_epochs * len(loader))
+        network, optimizer = accelerator.prepare(
+            self.model, torch.optim.Adam(groups, betas=(args.adam_beta1, args.adam_beta2))
+        )
         # Accelerate moves the schedule on once for each process.
-        moves = (count * accelerator.num_processes for count in (args.lr_warmup_steps, steps))
+        moves = (count * accelerator.num_processes for count in (args.lr_warmup_steps, self.total_steps))
         scheduler = accelerator.prepare(get_scheduler(args.lr_scheduler, optimizer, *moves))
-        self._train_mode()
-        log: list[dict[str, float]] = []
-        gates: dict[str, list[float]] = {name: [] for name in self.layers}
-        bar = tqdm(
-            _endless(loader, steps), total=steps, desc=f"{args.kind} patch",
-            disable=args.disable_tqdm or not accelerator.is_main_process,
-        )  # fmt: skip
+        run = TrainingRun(self, network, optimizer, scheduler)
+        self.train_mode()
+        if args.torch_compile:
+            self.model.get_base_model().compile()
         try:
-            for step, batch in enumerate(bar, 1):
-                images, condition = self._edits(batch)
-                losses = patch_step(
-                    self.model, images, condition, adversary=args.adversary, stamp=args.stamp, loss=self.loss,
-                    backward=accelerator.backward, network=network,
-                )  # fmt: skip
-                norm = accelerator.clip_grad_norm_(parameters, args.max_grad_norm or math.inf)
-                if args.mixed_precision != "fp16" and not torch.isfinite(norm):  # fp16's scaler skips such steps
-                    raise FloatingPointError(
-                        f"The gradient of step {step} is not finite, at losses {losses}. Lower the learning rate, or "
-                        "look for a loss or generator whose derivative is infinite somewhere."
-                    )
-                entry = {"step": step, **losses, "learning_rate": scheduler.get_last_lr()[0]}
-                optimizer.step()
-                scheduler.step()
-                optimizer.zero_grad()
-                log.append({**entry, "gate_mean": self._read_gates(gates)})
-                bar.set_postfix(clean=f"{losses['loss_clean']:.4f}", adv=f"{losses['loss_adversarial']:.4f}",
-                                gate=f"{log[-1]['gate_mean']:.3f}")  # fmt: skip
+            with Interruption() as interruption:
+                run.go(interruption)
+            result = TrainingResult(self.output_dir, run.log, run.gates, run.validation)
+            self._save(network, result, run.watch.skipped)
         finally:
+            self.tracking.end(accelerator)
+            if args.torch_compile:
+                self.model.get_base_model()._compiled_call_impl = None
             accelerator.unwrap_model(network, keep_fp32_wrapper=False)  # mixed precision wraps forward ...
             vars(self.model).pop("forward", None)  # ... and unwrapping leaves a copy of the class's own
             self.model.eval()
-        if accelerator.is_main_process:
-            self._save(log, gates)
         accelerator.wait_for_everyone()
-        return TrainingResult(self.output_dir, log, gates)
+        return result
 
-    def _train_mode(self) -> None:
+    def train_mode(self) -> None:
         """Train mode, but for the host's dropout: targets, outputs and the adversary would each see another mask."""
         self.model.train()
         own = {id(layer.lora_dropout[self.adapter]) for layer in self.layers.values()}
@@ -210,31 +246,24 @@ class PatchTrainer:
             if isinstance(module, _DropoutNd) and id(module) not in own:
                 module.eval()
 
-    def _read_gates(self, gates: dict[str, list[float]]) -> float:
-        """Append each layer's gate to its curve; returns their mean."""
+    def gate_openings(self) -> dict[str, float]:
+        """By adapted layer, its gate's value sigmoid(g), averaged over channels; 1 for a layer without a gate."""
         openings = [cast(Any, layer.lora_gate[self.adapter]).opening.detach().mean() for layer in self.layers.values()]
-        values = torch.stack([opening.float().cpu() for opening in openings]).tolist()
-        for curve, value in zip(gates.values(), values, strict=True):
-            curve.append(value)
-        return sum(values) / len(values)
+        return dict(zip(self.layers, torch.stack([one.float() for one in openings]).tolist(), strict=True))
 
-    def _save(self, log: list[dict[str, float]], gates: dict[str, list[float]]) -> None:
+    def learning(self, openings: dict[str, float]) -> dict[str, float]:
+        """Those of the layers whose gate has parameters."""
+        gates = {name: layer.lora_gate[self.adapter] for name, layer in self.layers.items()}
+        return {name: value for name, value in openings.items() if len(list(gates[name].parameters()))}
+
+    def _save(self, network: Any, result: TrainingResult, skipped: list[dict[str, Any]]) -> None:
+        if not self.accelerator.is_main_process:
+            return
         with whole_files(self.output_dir) as draft:
-            self.model.save_pretrained(str(draft), selected_adapters=[self.adapter])
-            if self.adapter != "default":  # PEFT puts every other adapter into a folder of its name
-                for file in (draft / self.adapter).iterdir():
-                    file.rename(draft / file.name)
+            save_adapter(self.model, self.adapter, draft)
             generator = type(self.model.get_base_model()).__name__
             (draft / "README.md").write_text(str(patch_card(self.args, generator)), encoding="utf-8")
-            write_json(draft / "training_log.json", {"settings": self.args.to_dict(), "steps": log, "gates": gates})
-
-
-def _endless(loader: DataLoader[Any], steps: int) -> Iterator[dict[str, Tensor]]:
-    """`steps` batches, over as many epochs as it takes."""
-    done = 0
-    while done < steps:
-        for batch in loader:
-            yield batch
-            done += 1
-            if done == steps:
-                return
+            log = {"settings": self.args.to_dict(), "steps": result.log, "gates": result.gates}
+            write_json(draft / "training_log.json", {**log, "validation": result.validation, "skipped": skipped})
+        if self.args.push_to_hub:
+            self.tracking.push(self.output_dir)

@@ -1,0 +1,148 @@
+"""Checkpoints of a training run: whole or not there, and enough to go on as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from peft import PeftModel, set_peft_model_state_dict
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import load_file
+
+from loraguard.files import sync, write_json
+
+_NAME = re.compile(r"checkpoint-(\d+)")
+STATE = "trainer_state.json"
+
+
+class Checkpoints:
+    """The checkpoints in a run's output folder.
+
+    Each is a folder `checkpoint-STEP` with the adapter as PEFT saves it, and what Accelerate saves of optimizer,
+    scheduler, gradient scaler and random generators. It is written under another name, which it sheds once all of it is
+    on the disk, and carries `trainer_state.json`: step, log, and the settings it belongs to.
+
+    Args:
+        folder: where they are.
+        accelerator: whose state they hold, with everything prepared.
+        model: the generator with its adapters.
+        adapter: the one that is trained.
+        total_limit: how many are kept; None keeps all.
+    """
+
+    def __init__(
+        self, folder: Path, accelerator: Accelerator, model: PeftModel, adapter: str, total_limit: int | None = None
+    ) -> None:
+        self.folder, self.accelerator, self.model, self.adapter = folder, accelerator, model, adapter
+        self.total_limit = total_limit
+        self.saves_adapter = accelerator.distributed_type not in ("FSDP", "DEEPSPEED")
+        if self.saves_adapter:  # in place of the whole network; a sharded one is for Accelerate to put together
+            accelerator.register_save_state_pre_hook(self._save_adapter)
+            accelerator.register_load_state_pre_hook(self._load_adapter)
+
+    def all(self) -> list[Path]:
+        """Those that are whole, oldest first."""
+        found = {int(match[1]): path for path in self.folder.iterdir() if (match := _NAME.fullmatch(path.name))}
+        return [found[step] for step in sorted(found) if (found[step] / STATE).is_file()]
+
+    def find(self, wanted: str | Path) -> Path | None:
+        """The checkpoint that `resume_from_checkpoint` means; None for "latest" where there is none.
+
+        Raises:
+            FileNotFoundError: if a folder is named that holds no checkpoint.
+        """
+        if wanted == "latest":
+            return next(reversed(self.all()), None)
+        for path in (Path(wanted), self.folder / wanted):
+            if (path / STATE).is_file():
+                return path
+        raise FileNotFoundError(
+            f"resume_from_checkpoint={str(wanted)!r}: no whole checkpoint there (looked for {Path(wanted) / STATE}). "
+            f"In {self.folder} there are: {', '.join(path.name for path in self.all()) or 'none'}."
+        )
+
+    def save(self, step: int, state: dict[str, Any]) -> Path:
+        """Write one; all processes call this.
+
+        Raises:
+            OSError: if it cannot be written, a full disk for instance. Earlier checkpoints are as they were.
+        """
+        target, draft = self.folder / f"checkpoint-{step}", self.folder / f".checkpoint-{step}.partial"
+        main = self.accelerator.is_main_process
+        if main:
+            for rest in self.folder.glob(".checkpoint-*.partial"):  # of a run that was killed
+                shutil.rmtree(rest)
+        self.accelerator.wait_for_everyone()
+        try:
+            self.accelerator.save_state(str(draft))
+            self.accelerator.wait_for_everyone()
+            if main:
+                write_json(draft / STATE, {"step": step, **state})
+                sync(draft)
+        except Exception as error:  # torch, safetensors and Python each have their own for a full disk
+            shutil.rmtree(draft, ignore_errors=True)
+            last = next(reversed(self.all()), None)
+            raise OSError(
+                f"Checkpoint {target} could not be written: {error}. "
+                + (f"The last good one is {last}." if last else "There is no earlier one.")
+            ) from error
+        if main:
+            shutil.rmtree(target, ignore_errors=True)  # of an earlier run
+            draft.rename(target)
+            sync(self.folder)
+            if self.total_limit is not None:
+                for old in self.all()[: -self.total_limit]:
+                    _discard(old)
+        self.accelerator.wait_for_everyone()
+        return target
+
+    def load(self, checkpoint: Path) -> dict[str, Any]:
+        """Put everything back as it was; gives the state that `save` was given, and `step`.
+
+        Raises:
+            ValueError: if the checkpoint is damaged or of a run with another number of processes.
+        """
+        state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+        draws = checkpoint / f"random_states_{self.accelerator.process_index}.pkl"
+        processes = len(list(checkpoint.glob("random_states_*.pkl")))
+        if processes != self.accelerator.num_processes:
+            raise ValueError(
+                f"{checkpoint} is of a run with {processes} processes, this one has {self.accelerator.num_processes}: "
+                f"{draws.name} and the order of the data would not fit. Start as many as then."
+            )
+        try:
+            self.accelerator.load_state(str(checkpoint))
+        except Exception as error:
+            raise ValueError(f"{checkpoint} cannot be loaded: {error}. Resume from an earlier one.") from error
+        return state
+
+    def _save_adapter(self, models: list[Any], weights: list[Any], folder: str) -> None:
+        weights.clear()
+        if self.accelerator.is_main_process:
+            save_adapter(self.model, self.adapter, Path(folder))
+
+    def _load_adapter(self, models: list[Any], folder: str) -> None:
+        models.clear()
+        tensors = load_file(Path(folder, SAFETENSORS_WEIGHTS_NAME))
+        result: Any = set_peft_model_state_dict(self.model, tensors, adapter_name=self.adapter)
+        if result.unexpected_keys:
+            raise ValueError(f"{folder} has weights that this adapter does not: {result.unexpected_keys[:3]}")
+
+
+def _discard(checkpoint: Path) -> None:
+    """Delete a checkpoint so that a half-deleted one is not taken for a whole one."""
+    rest = checkpoint.rename(checkpoint.with_name(f".{checkpoint.name}.partial"))
+    shutil.rmtree(rest)
+
+
+def save_adapter(model: PeftModel, adapter: str, folder: Path) -> None:
+    """Save one adapter into a folder, whatever its name."""
+    model.save_pretrained(str(folder), selected_adapters=[adapter])
+    if adapter != "default":  # PEFT puts every other adapter into a folder of its name
+        for file in (folder / adapter).iterdir():
+            file.rename(folder / file.name)
+        (folder / adapter).rmdir()

@@ -1,0 +1,24 @@
+"""Named sets of settings for patch training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from loraguard.defenses import Disrupting
+
+
+def paper(kind: str) -> dict[str, Any]:
+    """The settings of arXiv 2510.03747: PGD with ten steps, Adam at 1e-3, one epoch (five for a defensive patch)."""
+    return {
+        "adversary": Disrupting(eps=0.05, steps=10, step_size=0.01),
+        "num_train_epochs": 5 if kind == "defensive" else 1,
+        "learning_rate": 1e-3,
+        "lr_scheduler": "constant",
+        "max_grad_norm": math.inf,
+    }
+
+
+RECIPES: dict[str, Callable[[str], dict[str, Any]]] = {"paper": paper}
+"""From "standard" or "defensive" to the settings of each recipe."""

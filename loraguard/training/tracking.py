@@ -1,0 +1,89 @@
+"""Where figures and pictures of a run go while it trains, and the patch afterwards."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+from huggingface_hub import HfApi
+from PIL import Image
+
+from .arguments import PatchTrainingArguments
+
+PATCH_FILES = ["adapter_model.safetensors", "adapter_config.json", "README.md", "training_log.json"]
+
+
+class Tracking:
+    """The trackers that `report_to` names, through Accelerate; without any, nothing happens.
+
+    Args:
+        args: the run's settings.
+        folder: its output folder.
+
+    Raises:
+        ImportError: if a tracker's package is not installed.
+        ValueError: if the patch is to be pushed and there is nobody to push it for.
+    """
+
+    def __init__(self, args: PatchTrainingArguments, folder: Path) -> None:
+        self.args, self.trackers = args, args.trackers
+        for name in self.trackers:
+            if importlib.util.find_spec(name) is None:
+                raise ImportError(f"report_to={name!r} needs the package {name}: pip install 'loraguard[trackers]'.")
+        if args.push_to_hub:
+            api = HfApi(token=args.hub_token)
+            try:
+                user = api.whoami()["name"]
+            except Exception as error:
+                raise ValueError(
+                    f"push_to_hub: the Hub does not know who you are ({error}). Run `hf auth login`, set HF_TOKEN or "
+                    "pass hub_token."
+                ) from error
+            name = args.hub_model_id or folder.resolve().name
+            self.api, self.repo_id = api, name if "/" in name else f"{user}/{name}"
+
+    def start(self, accelerator: Accelerator) -> None:
+        """Open the trackers."""
+        if self.trackers:
+            settings = {
+                key: value for key, value in self.args.to_dict().items() if isinstance(value, (str, int, float))
+            }
+            accelerator.init_trackers("loraguard", config=settings)
+
+    def log(self, accelerator: Accelerator, entry: Mapping[str, Any], gates: Mapping[str, float]) -> None:
+        """A step's figures, and each gate as a curve."""
+        if self.trackers:
+            figures = {f"train/{key}": value for key, value in entry.items() if key not in ("step", "skipped")}
+            openings = {f"gate/{name}": value for name, value in gates.items()}
+            accelerator.log({**figures, **openings}, step=entry["step"])
+
+    def show(self, accelerator: Accelerator, step: int, metrics: Mapping[str, float], picture: Image.Image) -> None:
+        """A validation's figures and its picture."""
+        if not self.trackers:
+            return
+        accelerator.log({f"validation/{key}": value for key, value in metrics.items()}, step=step)
+        for tracker in accelerator.trackers:
+            if tracker.name == "tensorboard":
+                tracker.writer.add_images("validation", np.asarray(picture)[None], step, dataformats="NHWC")
+            elif tracker.name == "wandb":
+                tracker.log_images({"validation": [picture]}, step=step)
+            else:
+                import trackio
+
+                tracker.log({"validation": trackio.Image(picture)}, step=step)
+
+    def end(self, accelerator: Accelerator) -> None:
+        """Close the trackers."""
+        if self.trackers:
+            accelerator.end_training()
+
+    def push(self, folder: Path) -> None:
+        """Upload the patch; the card goes with it as it is."""
+        self.api.create_repo(self.repo_id, private=self.args.hub_private_repo, exist_ok=True)
+        self.api.upload_folder(
+            repo_id=self.repo_id, folder_path=folder, allow_patterns=PATCH_FILES, commit_message="Patch by loraguard"
+        )
