@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils.other import load
 from peft import PeftModel, set_peft_model_state_dict
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file
@@ -115,6 +116,7 @@ class Checkpoints:
                 f"{draws.name} and the order of the data would not fit. Start as many as then."
             )
         try:
+            load(draws)  # accelerate itself would go on without them
             self.accelerator.load_state(str(checkpoint))
         except Exception as error:
             raise ValueError(f"{checkpoint} cannot be loaded: {error}. Resume from an earlier one.") from error

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from peft import PeftModel
 from torch import Tensor
 from torch.nn import functional as F
@@ -116,8 +116,10 @@ class PatchTrainer:
         self.accelerator = Accelerator(
             mixed_precision=args.mixed_precision,
             cpu=args.cpu,
-            log_with=self.tracking.trackers,
+            log_with=self.tracking.trackers or None,
             project_dir=self.output_dir,
+            # A step need not reach every layer: HiSD's translators, for one, each serve one kind of edit.
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
         if isinstance(loss, torch.nn.Module):
             loss.to(self.accelerator.device)

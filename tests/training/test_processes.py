@@ -1,0 +1,59 @@
+"""Several processes, and several batches a step, are one process and one batch."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.commands.config.config_args import load_config_from_file
+from safetensors.torch import load_file
+from two_processes import train
+
+SCRIPT = Path(__file__).with_name("two_processes.py")
+ROOT = Path(__file__).parents[2]
+
+
+def adapter(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def assert_same(folder: Path, other: Path) -> None:
+    mine, theirs = adapter(folder), adapter(other)
+    assert mine.keys() == theirs.keys()
+    for name, value in mine.items():
+        assert torch.allclose(value, theirs[name], rtol=1e-9, atol=1e-12), name
+
+
+def run(launcher: list[str], folder: Path) -> str:
+    """What the script says, once for each of its two processes."""
+    command = [sys.executable, "-m", *launcher, str(SCRIPT), str(folder), "2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_accumulated_batches_are_the_big_batch(tmp_path: Path) -> None:
+    train(tmp_path / "big", batch=4)
+    train(tmp_path / "small", batch=2, accumulation=2)
+    assert_same(tmp_path / "big", tmp_path / "small")
+
+
+def test_two_processes_are_one_with_the_same_global_batch(tmp_path: Path) -> None:
+    """Over gloo; only one of them writes."""
+    train(tmp_path / "one", batch=4)
+    said = run(["torch.distributed.run", "--standalone", "--nproc_per_node", "2"], tmp_path / "two")
+    assert said.count("processes 2 MULTI_CPU") == 2
+    assert_same(tmp_path / "one", tmp_path / "two")
+    found = {path.relative_to(tmp_path / "two").as_posix() for path in (tmp_path / "two").rglob("*")}
+    assert {"checkpoint-4/random_states_0.pkl", "checkpoint-4/random_states_1.pkl"} <= found
+    assert len([name for name in found if name.endswith("adapter_model.safetensors")]) == 3
+    assert not [name for name in found if "partial" in name]
+
+
+@pytest.mark.parametrize(("name", "kind"), [("fsdp", "FSDP"), ("deepspeed", "DEEPSPEED"), ("multi_gpu", "MULTI_GPU")])
+def test_shipped_configs_are_configs(name: str, kind: str) -> None:
+    """Accelerate reads them; running them takes GPUs."""
+    config = load_config_from_file(str(ROOT / "examples" / "configs" / f"{name}.yaml"))
+    assert config.distributed_type.value == kind
+    assert config.num_processes == 2
