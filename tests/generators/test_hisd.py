@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from itertools import pairwise
 from pathlib import Path
 
@@ -421,18 +422,24 @@ def test_preprocessing() -> None:
 # Patches.
 
 
-def test_a_full_size_patch_covers_every_layer() -> None:
-    """Layers and trainable parameters of r = 8: r (in k^2 + out) + 1 for each, counted from the official shapes."""
+@pytest.mark.parametrize(
+    ("exclude", "layers", "trainable"),
+    [(None, 139, 796_371), (r"(extractors|mappers)\..*", 89, 395_913)],
+    ids=["all", "that-see-the-photo"],
+)
+def test_layers_and_parameters_of_a_full_size_patch(exclude: str | None, layers: int, trainable: int) -> None:
+    """Of r = 8: r (in k^2 + out) + 1 for each layer, counted from the official shapes."""
     r = 8
-    layers = [
-        shape for name, shape in official_shapes((32, 64, 128, 256, 512, 512, 512)).items()
-        if name.endswith("weight") and ".in" not in name
-    ]  # fmt: skip
-    expected = sum(r * (math.prod(shape[1:]) + shape[0]) + 1 for shape in layers)
+    shapes = [
+        shape
+        for name, shape in official_shapes((32, 64, 128, 256, 512, 512, 512)).items()
+        if name.endswith("weight") and ".in" not in name and not (exclude and re.fullmatch(exclude, name))
+    ]
     with torch.device("meta"):
-        model = get_peft_model(HiSD(), GatedLoraConfig(r=r))
-    assert sum(isinstance(module, GatedLoraLayer) for module in model.modules()) == len(layers) == 139
-    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == expected == 796_371
+        model = get_peft_model(HiSD(), GatedLoraConfig(r=r, exclude_modules=exclude))
+    assert sum(isinstance(module, GatedLoraLayer) for module in model.modules()) == len(shapes) == layers
+    expected = sum(r * (math.prod(shape[1:]) + shape[0]) + 1 for shape in shapes)
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == expected == trainable
 
 
 def lively(model: PeftModel) -> PeftModel:
