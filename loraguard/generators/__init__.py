@@ -2,16 +2,33 @@
 
 from loraguard.registry import Registry
 
+from .attgan import AttGAN
 from .base import Condition, Conditions, conditions_of, expand
+from .cyclegan import CycleGAN
 from .demo import DemoEditor
 from .published import PublishedGenerator
+from .stargan import StarGAN
 
 GENERATORS = Registry(
     "loraguard.generators",
     {
         "demo": "loraguard.generators.demo:DemoEditor",
+        "stargan": "loraguard.generators.stargan:StarGAN",
+        "attgan": "loraguard.generators.attgan:AttGAN",
+        "cyclegan": "loraguard.generators.cyclegan:CycleGAN",
     },
 )
 """Generators by the name that the command line takes."""
 
-__all__ = ["GENERATORS", "Condition", "Conditions", "DemoEditor", "PublishedGenerator", "conditions_of", "expand"]
+__all__ = [
+    "GENERATORS",
+    "AttGAN",
+    "Condition",
+    "Conditions",
+    "CycleGAN",
+    "DemoEditor",
+    "PublishedGenerator",
+    "StarGAN",
+    "conditions_of",
+    "expand",
+]
