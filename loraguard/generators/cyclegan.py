@@ -108,16 +108,13 @@ class CycleGAN(
             *stage(nn.Conv2d(3, ngf, 7, bias=bias)),
             *stage(nn.Conv2d(ngf, 2 * ngf, 3, stride=2, padding=1, bias=bias)),
             *stage(nn.Conv2d(2 * ngf, 4 * ngf, 3, stride=2, padding=1, bias=bias)),
-            *(
-                ResnetBlock(4 * ngf, norm, use_dropout=use_dropout, padding_type=padding_type)
-                for _ in range(n_blocks)
-            ),
+            *(ResnetBlock(4 * ngf, norm, use_dropout=use_dropout, padding_type=padding_type) for _ in range(n_blocks)),
             *up(4 * ngf),
             *up(2 * ngf),
             nn.ReflectionPad2d(3),
             nn.Conv2d(ngf, 3, 7),
             nn.Tanh(),
-        )  # fmt: skip
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         """Turn images (N, 3, H, W) in [-1, 1], H and W multiples of 4, into images of the same shape and range."""

@@ -44,7 +44,7 @@ def check_labels(labels: Tensor, attributes: Sequence[str]) -> Tensor:
     """
     if labels.ndim != 2 or labels.shape[1] != len(attributes):
         raise ValueError(
-            f"Expected labels (N, {len(attributes)}), in this order: {', '.join(attributes)}; got {tuple(labels.shape)}."
+            f"Expected labels (N, {len(attributes)}) in this order: {', '.join(attributes)}; got {tuple(labels.shape)}."
         )
     if not ((labels == 0) | (labels == 1)).all():
         raise ValueError(
@@ -73,8 +73,6 @@ def append_labels(features: Tensor, labels: Tensor, count: int) -> Tensor:
         torch.Size([2, 8, 8, 8])
     """
     if labels.shape != (len(features), count):
-        raise ValueError(
-            f"Expected labels {(len(features), count)}, one row for each image, got {tuple(labels.shape)}."
-        )
+        raise ValueError(f"Expected labels {(len(features), count)}, a row for each image, got {tuple(labels.shape)}.")
     tiled = labels.to(features)[:, :, None, None].expand(-1, -1, *features.shape[-2:])
     return torch.cat([features, tiled], 1)
