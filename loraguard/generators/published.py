@@ -37,7 +37,7 @@ class PublishedGenerator(
             a network from nowhere.
     """
 
-    attributes: ClassVar[tuple[str, ...]] = ()
+    attributes: tuple[str, ...] = ()
     checkpoint_keys: ClassVar[tuple[str, ...]] = ()
     model_tags: ClassVar[list[str]] = ["loraguard", "image-to-image"]
     name_or_path: str
@@ -60,6 +60,11 @@ class PublishedGenerator(
         return {}
 
     @classmethod
+    def without_relics(cls, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """A checkpoint less what the official code, too, drops from old files; all of it by default."""
+        return state
+
+    @classmethod
     def from_checkpoint(cls: type[T], path: str | Path, **settings: Any) -> T:
         """The network from an official checkpoint, in evaluation mode.
 
@@ -72,7 +77,7 @@ class PublishedGenerator(
             FileNotFoundError: if there is no such file.
             ValueError: if it is damaged, holds more than tensors, or does not fit this network exactly.
         """
-        state = read_checkpoint(path, cls.checkpoint_keys)
+        state = cls.without_relics(read_checkpoint(path, cls.checkpoint_keys))
         network = cls(**{**cls.settings_from(state), **settings})
         load_strictly(network, state, str(path))
         return network.eval()

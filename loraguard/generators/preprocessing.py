@@ -1,0 +1,60 @@
+"""From photos to what networks take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from PIL import Image
+from torch import Tensor
+
+
+def preprocessing(
+    size: int | tuple[int, int], *, crop: int | None = None, interpolation: str = "bilinear"
+) -> Callable[[Image.Image], Tensor]:
+    """Centre crop, resize, scale to [-1, 1]: what most code of editing networks does with a photo.
+
+    Cropping and resizing work on PIL images, so that results are those of the official code.
+
+    Args:
+        size: of the shorter side, which keeps the photo's shape, or (height, width), which does not.
+        crop: side of the square that is cut from the middle, in the photo's pixels, before resizing; None for no crop.
+        interpolation: of the resizing, by its name in `torchvision.transforms.InterpolationMode`.
+
+    Returns:
+        From an RGB image to (3, H, W) in [-1, 1].
+
+    Example:
+        >>> transform = preprocessing(16, crop=20)
+        >>> image = transform(Image.new("RGB", (30, 40), "white"))
+        >>> image.shape, image.unique()
+        (torch.Size([3, 16, 16]), tensor([1.]))
+    """
+    from torchvision import transforms
+
+    steps = [transforms.CenterCrop(crop)] if crop else []
+    return transforms.Compose(
+        [
+            *steps,
+            transforms.Resize(size, transforms.InterpolationMode(interpolation)),
+            transforms.ToTensor(),
+            transforms.Normalize([0.5] * 3, [0.5] * 3),
+        ]
+    )
+
+
+def check_size(size: int, multiple: int) -> None:
+    """Refuse a side of images that a network of strided layers would not give back.
+
+    Raises:
+        ValueError: if `size` is no positive multiple of `multiple`.
+
+    Example:
+        >>> check_size(250, 4)
+        Traceback (most recent call last):
+        ...
+        ValueError: size=250 must be a positive multiple of 4, or outputs would not have the size of inputs.
+    """
+    if size <= 0 or size % multiple:
+        raise ValueError(
+            f"size={size!r} must be a positive multiple of {multiple}, or outputs would not have the size of inputs."
+        )

@@ -1,0 +1,164 @@
+"""StarGAN, which edits hair colour, sex and age of faces."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .labels import append_labels, check_attributes, check_labels
+from .preprocessing import check_size, preprocessing
+from .published import PublishedGenerator
+
+ATTRIBUTES = ("Black_Hair", "Blond_Hair", "Brown_Hair", "Male", "Young")
+HAIR_COLOURS = ("Black_Hair", "Blond_Hair", "Brown_Hair", "Gray_Hair")
+
+
+class InstanceNorm(nn.InstanceNorm2d):
+    """Instance norm with the running statistics that official checkpoints hold, which no output depends on.
+
+    The official code never calls `eval()`, so that its networks always normalise each image by its own statistics. This
+    norm does so in train and in eval mode, and leaves the buffers as they were loaded.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, affine=True, track_running_stats=True)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features (N, C, H, W) to features of the same shape."""
+        # Group norm with one channel a group is the same function, computed faster on CPUs.
+        return F.group_norm(features, self.num_features, self.weight, self.bias, self.eps)
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions with instance norm, beside a skip connection."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.main = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            InstanceNorm(channels),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            InstanceNorm(channels),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features (N, C, H, W) to features of the same shape."""
+        return features + self.main(features)
+
+
+class StarGAN(
+    PublishedGenerator,
+    license="mit",
+    paper_url="https://arxiv.org/abs/1711.09020",
+    repo_url="https://github.com/yunjey/stargan",
+    tags=["stargan"],
+):
+    """The generator of StarGAN (Choi et al., CVPR 2018, arXiv 1711.09020), with the official tensors and outputs.
+
+    `StarGAN.from_checkpoint("200000-G.ckpt")` loads the official weights; see docs/generators/stargan.md.
+
+    Args:
+        conv_dim: channels of the first layer; twice and four times as many follow.
+        c_dim: labels.
+        repeat_num: residual blocks.
+        size: side of the square images that `transform` makes, 256 or 128 in official checkpoints; a multiple of 4.
+            The network itself takes any size.
+        attributes: names of the labels, in order (`selected_attrs` of the official code). Those that are hair colours
+            exclude each other in edits.
+
+    Raises:
+        ValueError: if there are not `c_dim` names, or `size` is no multiple of 4.
+
+    Example:
+        >>> import torch
+        >>> generator = StarGAN(conv_dim=4, repeat_num=1)
+        >>> edits = generator.conditions(torch.tensor([[1.0, 0.0, 0.0, 1.0, 1.0]]))
+        >>> edits["Blond_Hair"]["labels"].tolist()
+        [[0.0, 1.0, 0.0, 1.0, 1.0]]
+        >>> generator(torch.zeros(1, 3, 16, 16), **edits["Blond_Hair"]).shape
+        torch.Size([1, 3, 16, 16])
+    """
+
+    attributes: tuple[str, ...] = ATTRIBUTES
+    model_tags: ClassVar[list[str]] = [*PublishedGenerator.model_tags, "stargan"]
+
+    def __init__(
+        self,
+        conv_dim: int = 64,
+        c_dim: int = len(ATTRIBUTES),
+        repeat_num: int = 6,
+        *,
+        size: int = 256,
+        attributes: Sequence[str] = ATTRIBUTES,
+    ) -> None:
+        super().__init__()
+        check_size(size, 4)
+        self.attributes = check_attributes(attributes, c_dim)
+        self.c_dim, self.size = c_dim, size
+        d = conv_dim
+
+        def stage(convolution: nn.Conv2d | nn.ConvTranspose2d) -> list[nn.Module]:
+            return [convolution, InstanceNorm(convolution.out_channels), nn.ReLU(inplace=True)]
+
+        self.main = nn.Sequential(
+            *stage(nn.Conv2d(3 + c_dim, d, 7, padding=3, bias=False)),
+            *stage(nn.Conv2d(d, 2 * d, 4, stride=2, padding=1, bias=False)),
+            *stage(nn.Conv2d(2 * d, 4 * d, 4, stride=2, padding=1, bias=False)),
+            *(ResidualBlock(4 * d) for _ in range(repeat_num)),
+            *stage(nn.ConvTranspose2d(4 * d, 2 * d, 4, stride=2, padding=1, bias=False)),
+            *stage(nn.ConvTranspose2d(2 * d, d, 4, stride=2, padding=1, bias=False)),
+            nn.Conv2d(d, 3, 7, padding=3, bias=False),
+            nn.Tanh(),
+        )
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Edit images.
+
+        Args:
+            images: (N, 3, H, W) in [-1, 1], H and W multiples of 4.
+            labels: what the faces are to look like, (N, c_dim) in {0, 1}.
+
+        Returns:
+            Images of the same shape and range.
+        """
+        return self.main(append_labels(images, labels, self.c_dim))
+
+    def conditions(self, labels: Tensor) -> dict[str, dict[str, Tensor]]:
+        """The edits of the official code, one for each attribute.
+
+        A hair colour is set, and the others are cleared; any other attribute is switched.
+
+        Args:
+            labels: of the photos, (N, c_dim) in {0, 1}.
+        """
+        labels = check_labels(labels, self.attributes)
+        hair = [i for i, name in enumerate(self.attributes) if name in HAIR_COLOURS]
+        edits = {}
+        for i, name in enumerate(self.attributes):
+            edited = labels.clone()
+            if i in hair:
+                edited[:, hair] = 0
+                edited[:, i] = 1
+            else:
+                edited[:, i] = 1 - labels[:, i]
+            edits[name] = {"labels": edited}
+        return edits
+
+    def transform(self) -> Callable[[Image.Image], Tensor]:
+        """The official preprocessing of aligned CelebA photos: the middle 178 pixels, resized."""
+        return preprocessing(self.size, crop=178)
+
+    @classmethod
+    def settings_from(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """`conv_dim`, `c_dim` and `repeat_num`."""
+        first = state.get("main.0.weight")
+        if first is None or first.ndim != 4:
+            return {}
+        blocks = [name for name in state if re.fullmatch(r"main\.\d+\.main\.0\.weight", name)]
+        return {"conv_dim": first.shape[0], "c_dim": first.shape[1] - 3, "repeat_num": len(blocks)}

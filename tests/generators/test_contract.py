@@ -1,0 +1,242 @@
+"""What holds for every published generator: checkpoints, folders, adapters and patches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel, get_peft_model
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+from loraguard import GatedLoraConfig, PatchTrainer, PatchTrainingArguments, Stamp
+from loraguard.defenses import Disrupting
+from loraguard.generators import GENERATORS, PublishedGenerator, conditions_of
+from loraguard.training import patch_step
+
+
+@dataclass
+class Case:
+    """A generator, small.
+
+    Args:
+        settings: of the small network, all of which its checkpoint tells.
+        key: under which the official code saves the state dict.
+        size: side of the images that it is tested on.
+    """
+
+    settings: dict[str, Any]
+    key: str | None = None
+    size: int = 16
+    cls: type[PublishedGenerator] = field(init=False)
+
+    def build(self) -> PublishedGenerator:
+        return self.cls(**self.settings)
+
+    def images(self) -> Tensor:
+        return torch.rand(2, 3, self.size, self.size) * 2 - 1
+
+    def labels(self) -> Tensor | None:
+        return torch.rand(2, len(self.cls.attributes)).round() if self.cls.attributes else None
+
+
+CASES = {
+    "stargan": Case({"conv_dim": 4, "repeat_num": 1}),
+    "attgan": Case({"dim": 4, "layers": 2}, key="G"),
+    "cyclegan": Case({"ngf": 4, "n_blocks": 1}),
+}
+TRAINABLE = {
+    ("stargan", 8): 352_874,
+    ("stargan", 16): 705_730,
+    ("attgan", 8): 598_562,
+    ("attgan", 16): 1_197_114,
+}
+"""With the settings of arXiv 2510.03747, by generator and rank."""
+
+WRITTEN = {
+    "plain": lambda state, key: state,
+    "nested": lambda state, key: {key: state, "epoch": 3} if key else state,
+    "parallel": lambda state, key: {f"module.{name}": value for name, value in state.items()},
+    "uncounted": lambda state, key: {n: v for n, v in state.items() if not n.endswith("num_batches_tracked")},
+}
+"""The ways in which a state dict gets into a file."""
+
+
+@pytest.fixture(params=CASES)
+def case(request) -> Case:
+    case = CASES[request.param]
+    case.cls = GENERATORS[request.param]
+    return case
+
+
+@pytest.fixture
+def generator(case, scramble) -> PublishedGenerator:
+    return scramble(case.build()).eval()
+
+
+def outputs(network: nn.Module, images: Tensor, labels: Tensor | None) -> Tensor:
+    """Images with every edit."""
+    with torch.no_grad():
+        return torch.stack([network(images, **edit) for edit in conditions_of(network, labels).values()])
+
+
+def same(one: nn.Module, other: nn.Module, case: Case, *, but: str = "num_batches_tracked") -> None:
+    """Both have the same tensors and give the same images."""
+    torch.manual_seed(1)
+    images, labels = case.images(), case.labels()
+    assert torch.equal(outputs(one, images, labels), outputs(other, images, labels))
+    mine, theirs = one.state_dict(), other.state_dict()
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine if not name.endswith(but))
+
+
+@pytest.mark.parametrize("form", WRITTEN)
+def test_an_official_checkpoint(case, generator, tmp_path, form: str) -> None:
+    torch.save(WRITTEN[form](generator.state_dict(), case.key), tmp_path / "official.pth")
+    loaded = case.cls.from_checkpoint(tmp_path / "official.pth")
+    assert not loaded.training
+    assert loaded.config == generator.config
+    same(loaded, generator, case)
+
+
+def test_a_checkpoint_in_safetensors(case, generator, tmp_path) -> None:
+    save_file(generator.state_dict(), tmp_path / "official.safetensors")
+    same(case.cls.from_checkpoint(tmp_path / "official.safetensors"), generator, case, but="nothing")
+
+
+def test_a_wrong_checkpoint(case, generator, tmp_path) -> None:
+    state = generator.state_dict()
+    last = [name for name in state if state[name].ndim == 4][-1]
+    wrong = {
+        "missing.pth": {name: value for name, value in state.items() if name != last},
+        "shape.pth": {**state, last: state[last][:, :, 1:]},
+        "further.pth": {**state, "further.weight": torch.zeros(1)},
+        "nan.pth": {**state, last: state[last] * torch.nan},
+        "other.pth": nn.Linear(2, 2).state_dict(),
+    }
+    for name, tensors in wrong.items():
+        torch.save(tensors, tmp_path / name)
+        with pytest.raises(ValueError, match=rf"{name} does not fit {case.cls.__name__}\. "):
+            case.cls.from_checkpoint(tmp_path / name)
+
+
+def test_a_folder(case, generator, tmp_path) -> None:
+    generator.save_pretrained(tmp_path)
+    loaded = case.cls.from_pretrained(str(tmp_path))
+    assert not loaded.training
+    same(loaded, generator, case, but="nothing")
+    config = dict(loaded.config)
+    assert {**config, "attributes": tuple(config.get("attributes", ()))} == {
+        **generator.config,
+        "attributes": generator.attributes,
+    }
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert f"\nlicense: {case.cls._hub_mixin_info.model_card_data.license}\n" in card
+    assert all(f"\n- {tag}\n" in card for tag in case.cls.model_tags)
+    assert case.cls._hub_mixin_info.paper_url in card
+
+
+def test_preprocessing_has_the_size_that_was_asked_for(case) -> None:
+    transform = case.cls(**case.settings, size=64).transform()
+    for colour, value in (("white", 1.0), ("black", -1.0)):
+        image = transform(Image.new("RGB", (178, 218), colour))
+        assert torch.equal(image, torch.full((3, 64, 64), value))
+
+
+def test_edits_are_named_and_differ(case, generator) -> None:
+    images, labels = case.images(), case.labels()
+    edits = conditions_of(generator, labels)
+    results = outputs(generator, images, labels)
+    assert results.shape == (len(edits), *images.shape)
+    assert results.abs().max() <= 1
+    assert len({result.numpy().tobytes() for result in results}) == len(edits)
+
+
+def adapted(generator: nn.Module, **settings: Any) -> PeftModel:
+    return get_peft_model(generator, GatedLoraConfig(r=2, init_lora_weights="paper", **settings))
+
+
+def test_an_adapter_is_trained_merged_saved_and_loaded(case, generator, tmp_path) -> None:
+    torch.manual_seed(1)
+    images, labels = case.images(), case.labels()
+    condition = list(conditions_of(generator, labels).values())[-1]
+    hosts = {name: tensor.clone() for name, tensor in generator.state_dict().items()}
+    untouched = outputs(generator, images, labels)
+    model = adapted(generator).train()
+    before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 1e-2)
+    adversary = Disrupting(steps=2)
+    patch_step(model, images, condition, adversary=adversary, stamp=None, loss=F.mse_loss)
+    optimizer.step()
+    assert all(not torch.equal(p, before[name]) for name, p in model.named_parameters() if name in before)
+    kept = {name: tensor for name, tensor in model.state_dict().items() if "lora_" not in name}
+    assert len(kept) == len(hosts)
+    assert all(torch.equal(a, b) for a, b in zip(kept.values(), hosts.values(), strict=True))
+
+    patched = outputs(model.eval(), images, labels)
+    assert (patched - untouched).abs().max() > 0.01
+    model.save_pretrained(tmp_path)
+    fresh = case.build().eval()
+    fresh.load_state_dict(hosts)
+    loaded = PeftModel.from_pretrained(fresh, tmp_path)
+    torch.testing.assert_close(outputs(loaded, images, labels), patched)
+    merged = model.merge_and_unload()
+    assert merged.state_dict().keys() == hosts.keys()
+    torch.testing.assert_close(outputs(merged, images, labels), patched, rtol=0, atol=1e-4)
+
+
+def test_train_and_eval_mode_are_the_same_to_an_adapter(case, generator) -> None:
+    """The norms' statistics are the host's in both, and stay as they are."""
+    model = adapted(generator).eval()
+    images, labels = case.images(), case.labels()
+    buffers = {name: tensor.clone() for name, tensor in model.named_buffers()}
+    evaluated = outputs(model, images, labels)
+    torch.testing.assert_close(outputs(model.train(), images, labels), evaluated, rtol=0, atol=1e-5)
+    assert all(torch.equal(tensor, buffers[name]) for name, tensor in model.named_buffers())
+
+
+@pytest.mark.parametrize(("name", "r"), TRAINABLE)
+def test_trainable_parameters_as_in_the_paper(name: str, r: int) -> None:
+    with torch.device("meta"):
+        model = get_peft_model(GENERATORS[name](), GatedLoraConfig(r=r))
+    assert model.get_nb_trainable_parameters()[0] == TRAINABLE[name, r]
+
+
+class Photos(Dataset):
+    """Four images, with labels if the generator needs them."""
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        self.images, self.labels = (torch.cat([make(), make()]) for make in (case.images, self._rows))
+
+    def _rows(self) -> Tensor:
+        labels = self.case.labels()
+        return torch.zeros(2, 0) if labels is None else labels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {"image": self.images[index], "labels": self.labels[index]}
+
+
+@pytest.mark.parametrize("stamp", [None, Stamp("AI")], ids=["standard", "defensive"])
+def test_a_patch_is_trained(case, generator, tmp_path, stamp: Stamp | None) -> None:
+    arguments = PatchTrainingArguments(
+        tmp_path, stamp=stamp, adversary=Disrupting(steps=2), max_train_steps=2, train_batch_size=2, cpu=True,
+        disable_tqdm=True,
+    )  # fmt: skip
+    model = adapted(generator)
+    result = PatchTrainer(model, Photos(case), arguments).train()
+    assert [entry["step"] for entry in result.log] == [1, 2]
+    images, labels = case.images(), case.labels()
+    fresh = case.build().eval()
+    fresh.load_state_dict(model.unload().state_dict())
+    loaded = PeftModel.from_pretrained(fresh, result.output_dir)
+    assert outputs(loaded, images, labels).isfinite().all()
+    assert case.cls.__name__ in (tmp_path / "README.md").read_text(encoding="utf-8")

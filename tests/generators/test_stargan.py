@@ -1,0 +1,141 @@
+"""StarGAN against its description, and against torch's own instance norm as the official code uses it."""
+
+from itertools import product
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from loraguard.generators import StarGAN
+from loraguard.generators.stargan import InstanceNorm
+
+NORM = ("weight", "bias", "running_mean", "running_var")
+
+
+def official_shapes() -> dict[str, tuple[int, ...]]:
+    """Every tensor of `200000-G.ckpt`."""
+    convolutions = {
+        "main.0": (64, 8, 7, 7), "main.3": (128, 64, 4, 4), "main.6": (256, 128, 4, 4),
+        **{f"main.{i}.main.{j}": (256, 256, 3, 3) for i, j in product(range(9, 15), (0, 3))},
+        "main.15": (256, 128, 4, 4), "main.18": (128, 64, 4, 4), "main.21": (3, 64, 7, 7),
+    }  # fmt: skip
+    norms = {
+        "main.1": 64, "main.4": 128, "main.7": 256,
+        **{f"main.{i}.main.{j}": 256 for i, j in product(range(9, 15), (1, 4))},
+        "main.16": 128, "main.19": 64,
+    }  # fmt: skip
+    return {
+        **{f"{name}.weight": shape for name, shape in convolutions.items()},
+        **{f"{name}.{tensor}": (size,) for name, size in norms.items() for tensor in NORM},
+        **{f"{name}.num_batches_tracked": () for name in norms},
+    }
+
+
+def by_hand(state: dict[str, Tensor], images: Tensor, labels: Tensor, blocks: int) -> Tensor:
+    """The forward pass as described, with instance statistics everywhere."""
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        own = nn.InstanceNorm2d(x.shape[1], affine=True, track_running_stats=True).double()  # train mode
+        own.load_state_dict({tensor: state[f"{name}.{tensor}"] for tensor in (*NORM, "num_batches_tracked")})
+        return own(x)
+
+    x = torch.cat([images, labels.view(*labels.shape, 1, 1).repeat(1, 1, *images.shape[2:])], 1)
+    for i, (stride, padding) in enumerate([(1, 3), (2, 1), (2, 1)]):
+        x = F.relu(norm(F.conv2d(x, state[f"main.{3 * i}.weight"], None, stride, padding), f"main.{3 * i + 1}"))
+    for i in range(9, 9 + blocks):
+        y = F.relu(norm(F.conv2d(x, state[f"main.{i}.main.0.weight"], padding=1), f"main.{i}.main.1"))
+        x = x + norm(F.conv2d(y, state[f"main.{i}.main.3.weight"], padding=1), f"main.{i}.main.4")
+    for i in (9 + blocks, 12 + blocks):
+        x = F.relu(norm(F.conv_transpose2d(x, state[f"main.{i}.weight"], None, 2, 1), f"main.{i + 1}"))
+    return torch.tanh(F.conv2d(x, state[f"main.{15 + blocks}.weight"], padding=3))
+
+
+def test_the_official_tensors() -> None:
+    with torch.device("meta"):
+        generator = StarGAN()
+    assert {name: tuple(tensor.shape) for name, tensor in generator.state_dict().items()} == official_shapes()
+    assert len(official_shapes()) == 103
+    assert sum(parameter.numel() for parameter in generator.parameters()) == 8_430_528
+
+
+@pytest.mark.parametrize("settings", [{}, {"conv_dim": 6, "repeat_num": 2, "c_dim": 3, "attributes": ("a", "b", "c")}])
+@pytest.mark.parametrize("training", [True, False])
+def test_outputs_are_the_official_ones_in_both_modes(scramble, settings, training: bool) -> None:
+    generator = scramble(StarGAN(**settings)).double().train(training)
+    images, labels = torch.rand(2, 3, 16, 24).double() * 2 - 1, torch.rand(2, generator.c_dim).round()
+    before = {name: tensor.clone() for name, tensor in generator.state_dict().items()}
+    with torch.no_grad():
+        truth = by_hand(before, images, labels.double(), settings.get("repeat_num", 6))
+        torch.testing.assert_close(generator(images, labels), truth, rtol=0, atol=1e-10)
+    assert truth.std() > 0.1
+    for name, tensor in generator.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_the_norm_in_train_and_eval_mode(scramble) -> None:
+    norm = scramble(InstanceNorm(5)).double()
+    torchs = nn.InstanceNorm2d(5, affine=True, track_running_stats=True).double()
+    torchs.load_state_dict(norm.state_dict())
+    features = torch.randn(3, 5, 7, 9).double()
+    truth = torchs(features)
+    torch.testing.assert_close(norm.train()(features), truth)
+    torch.testing.assert_close(norm.eval()(features), truth)
+    assert (torchs.eval()(features) - truth).abs().mean() > 0.1  # what an eval() of the official code would do
+    assert not torch.equal(torchs.running_mean, norm.running_mean)
+
+
+def test_edits() -> None:
+    labels = torch.tensor([[1, 0, 0, 1, 0], [0, 0, 0, 0, 1]])
+    edits = {name: edit["labels"].tolist() for name, edit in StarGAN(4, repeat_num=1).conditions(labels).items()}
+    assert edits == {
+        "Black_Hair": [[1, 0, 0, 1, 0], [1, 0, 0, 0, 1]],
+        "Blond_Hair": [[0, 1, 0, 1, 0], [0, 1, 0, 0, 1]],
+        "Brown_Hair": [[0, 0, 1, 1, 0], [0, 0, 1, 0, 1]],
+        "Male": [[1, 0, 0, 0, 0], [0, 0, 0, 1, 1]],
+        "Young": [[1, 0, 0, 1, 1], [0, 0, 0, 0, 0]],
+    }
+    assert labels.tolist() == [[1, 0, 0, 1, 0], [0, 0, 0, 0, 1]]
+
+
+def test_edits_of_other_attributes() -> None:
+    """Hair colours are known by name, wherever they are."""
+    generator = StarGAN(4, 3, 1, attributes=["Gray_Hair", "Smiling", "Black_Hair"])
+    edits = generator.conditions(torch.tensor([[0.0, 1.0, 1.0]]))
+    assert {name: edit["labels"].tolist() for name, edit in edits.items()} == {
+        "Gray_Hair": [[1, 1, 0]],
+        "Smiling": [[0, 0, 1]],
+        "Black_Hair": [[0, 1, 1]],
+    }
+
+
+@pytest.mark.parametrize("size", [256, 128])
+def test_preprocessing(photo, as_tensor, size: int) -> None:
+    truth = as_tensor(photo.crop((0, 20, 178, 198)).resize((size, size), Image.Resampling.BILINEAR))
+    image = StarGAN(4, repeat_num=1, size=size).transform()(photo)
+    assert image.dtype == torch.float32
+    torch.testing.assert_close(image.double(), truth, rtol=0, atol=1e-6)
+
+
+def test_a_checkpoint_tells_its_settings(tmp_path) -> None:
+    names = [f"attribute {i}" for i in range(7)]
+    torch.save(StarGAN(5, 7, 4, attributes=names).state_dict(), tmp_path / "G.ckpt")
+    with pytest.raises(ValueError, match=r"takes 7 labels, but has 5 names .* attributes="):
+        StarGAN.from_checkpoint(tmp_path / "G.ckpt")
+    config = StarGAN.from_checkpoint(tmp_path / "G.ckpt", attributes=names, size=128).config
+    assert config == {
+        "model_type": "stargan", "conv_dim": 5, "c_dim": 7, "repeat_num": 4, "size": 128, "attributes": names,
+    }  # fmt: skip
+
+
+def test_bad_input() -> None:
+    with pytest.raises(ValueError, match="size=130 must be a positive multiple of 4"):
+        StarGAN(size=130)
+    generator = StarGAN(4, repeat_num=1)
+    with pytest.raises(ValueError, match=r"Labels must be 0 or 1, got values from -1 to 1"):
+        generator.conditions(torch.tensor([[1, -1, -1, 1, 1]]))
+    with pytest.raises(ValueError, match=r"Expected labels \(N, 5\) in this order: Black_Hair.* got \(2, 40\)"):
+        generator.conditions(torch.zeros(2, 40))
+    with pytest.raises(ValueError, match=r"Expected labels \(2, 5\), a row for each image, got \(1, 5\)"):
+        generator(torch.zeros(2, 3, 8, 8), torch.zeros(1, 5))
