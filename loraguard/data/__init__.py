@@ -1,16 +1,28 @@
 """Images with labels, as torch data sets whose items are `{"image": (3, H, W) in [-1, 1], "labels": (A,)}`."""
 
-from loraguard.registry import Registry
-
 from .batches import collate
+from .celeba import CelebA
 from .demo_faces import DemoFaces
+from .folder import ImageFolder
+from .hub import HubImages
+from .photos import PhotoDataset
+from .reading import ImageReadError, read_image
+from .source import DATA, open_data
+from .splits import Part, split_photos
+from .transforms import default_transform
 
-DATA = Registry(
-    "loraguard.data",
-    {
-        "demo": "loraguard.data.demo_faces:DemoFaces",
-    },
-)
-"""Data sets by the name that the command line takes."""
-
-__all__ = ["DATA", "DemoFaces", "collate"]
+__all__ = [
+    "DATA",
+    "CelebA",
+    "DemoFaces",
+    "HubImages",
+    "ImageFolder",
+    "ImageReadError",
+    "Part",
+    "PhotoDataset",
+    "collate",
+    "default_transform",
+    "open_data",
+    "read_image",
+    "split_photos",
+]

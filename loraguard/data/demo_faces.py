@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -310,6 +312,29 @@ class DemoFaces(Dataset[dict[str, Tensor]]):
         if length < 1 or size < 16:
             raise ValueError(f"DemoFaces needs length >= 1 and size >= 16 pixels, got length={length}, size={size}.")
         self.length, self.size, self.seed, self.split = length, size, seed, split
+
+    @classmethod
+    def open(
+        cls,
+        root: str | None = None,
+        *,
+        split: str | None = None,
+        attributes: Sequence[str] = (),
+        transform: object = None,
+        **options: Any,
+    ) -> DemoFaces:
+        """As :func:`open_data` asks for it; the split "train" if none is named.
+
+        Raises:
+            ValueError: for a root or a transform, as faces are drawn as tensors, and for other attributes than theirs.
+        """
+        if root is not None or transform is not None:
+            raise ValueError(
+                "Drawn faces come from no file and take no transform; give size= for images of another size."
+            )
+        if attributes and tuple(attributes) != ATTRIBUTES:
+            raise ValueError(f"Drawn faces have the labels {', '.join(ATTRIBUTES)}, not {', '.join(attributes)}.")
+        return cls(split=split or "train", **options)
 
     def __len__(self) -> int:
         return self.length

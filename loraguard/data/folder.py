@@ -1,0 +1,189 @@
+"""A folder of photos, found by their content, with labels from a table if there is one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .photos import PhotoDataset, in_threads, listed
+from .reading import ImageReadError, probe_image, read_image
+from .tables import Table, as_identities, read_csv
+from .transforms import Transform
+
+METADATA = "metadata.csv"
+
+# A file of such a name is meant to be a photo, and it is worth a warning that it cannot be read.
+_PHOTO_SUFFIXES = frozenset(
+    [
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".png",
+        ".apng",
+        ".webp",
+        ".bmp",
+        ".dib",
+        ".gif",
+        ".tif",
+        ".tiff",
+        ".ppm",
+        ".pgm",
+    ]
+    + [
+        ".pbm",
+        ".pnm",
+        ".jp2",
+        ".j2k",
+        ".avif",
+        ".heic",
+        ".heif",
+        ".svg",
+        ".ico",
+        ".psd",
+        ".dng",
+        ".cr2",
+        ".nef",
+        ".arw",
+    ]
+)
+
+
+class ImageFolder(PhotoDataset):
+    r"""Every photo in a folder and the folders in it, sorted by name; hidden files are left out.
+
+    A photo is what decodes as one, whatever it is called. Files of other kinds are passed over. A file that is called a
+    photo and is none, is damaged or too small, is left out, and one warning at the start names such files. Should a
+    photo break later, the next one takes its place, with a warning.
+
+    Args:
+        root: the folder.
+        transform: from an RGB photo to (3, H, W) in [-1, 1]; by default :func:`default_transform` to 256 pixels.
+        labels: a table, values separated by commas: a column `file_name` with paths in the folder, and columns of 0/1
+            or -1/1. By default the folder's `metadata.csv`, where `attributes` or `identity` are asked for.
+        attributes: the columns to take as labels, in order; with `labels` and no `attributes`, all of them.
+        identity: the column that says who is on a photo; splits keep a person's photos together then.
+        min_size: length, in pixels, that the shorter side must have; by default what the transform needs.
+        verify: decode every photo at the start. Without, only what a file's first bytes say is looked at, and
+            :func:`split_photos` verifies the photos that it draws.
+
+    Attributes:
+        skipped: (file, reason) of those left out.
+
+    Raises:
+        FileNotFoundError: if there is no such folder or table, or no photo in it that can be used.
+        ValueError: if a column is missing or holds anything but labels.
+
+    Example:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> Image.new("RGB", (40, 30), "white").save(folder / "a.png")
+        >>> _ = (folder / "metadata.csv").write_text("file_name,Smiling\\na.png,1\\n")
+        >>> photos = ImageFolder(folder, attributes=["Smiling"])
+        >>> photos.names, photos[0]["image"].shape, photos[0]["labels"]
+        (['a.png'], torch.Size([3, 256, 256]), tensor([1.]))
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        transform: Transform | None = None,
+        labels: str | Path | None = None,
+        attributes: Sequence[str] = (),
+        identity: str | None = None,
+        min_size: int | None = None,
+        verify: bool = True,
+    ) -> None:
+        self.root = Path(root).expanduser()
+        if not self.root.is_dir():
+            raise FileNotFoundError(f"There is no folder {self.root}.")
+        table = _table(self.root, labels, attributes, identity)
+        if table is not None and not attributes:
+            attributes = [name for name in table.columns if name != identity] if labels else ()
+        label_rows = table.labels(attributes) if table and attributes else None
+        people = as_identities(table.column(identity)) if table and identity else None
+        super().__init__(_files(self.root), transform=transform, attributes=attributes, min_size=min_size)
+        self._leave_out(table, verify)
+        if table is not None:
+            rows = torch.tensor([table.row_of[name] for name in self.names], dtype=torch.long)
+            self.labels = None if label_rows is None else label_rows[rows]
+            self.identities = None if people is None else people[rows]
+
+    @classmethod
+    def open(cls, root: str | None, *, split: str | None = None, **options: Any) -> ImageFolder:
+        """As :func:`open_data` asks for it: `split` is the name of a folder in the folder, None for all photos."""
+        if root is None:
+            raise ValueError("Say which folder: 'folder:PATH', or the path alone.")
+        folder = Path(root).expanduser()
+        if split is not None and folder.is_dir() and not (folder / split).is_dir():
+            raise ValueError(
+                f"{folder} has no folder {split!r}, so it has no such split. Open all of it (split=None) and divide it "
+                "with loraguard.data.split_photos."
+            )
+        return cls(folder / split if split is not None else folder, **options)
+
+    def source(self, index: int) -> Path:
+        """The file of the photo with this index."""
+        return self.root / self.names[index]
+
+    def _leave_out(self, table: Table | None, decode: bool) -> None:
+        """Drop what is no photo, and photos that cannot be used, with one warning."""
+
+        def reason(index: int) -> str | None:
+            try:
+                (read_image if decode else probe_image)(self.source(index), min_size=self.min_size)
+            except ImageReadError as error:
+                return error.reason
+            return None
+
+        reasons = in_threads(reason, range(len(self)), "Verifying photos" if decode else "Looking for photos")
+        found, usable, seen = [], [], set(self.names)
+        for index, why in enumerate(reasons):
+            name = self.names[index]
+            if why is None and table is not None and name not in table.row_of:
+                why = f"no row in {table.path.name}"
+            if why is None:
+                usable.append(index)
+                self._verified |= {name: None} if decode else {}
+            elif Path(name).suffix.lower() in _PHOTO_SUFFIXES or why.startswith("no row"):
+                found.append((name, why))
+        if table is not None:
+            found += [(name, f"in {table.path.name} but not in the folder") for name in table.names if name not in seen]
+        if not usable:
+            what = f"Left out: {listed(found)}" if found else f"None of its {len(self)} files is an image."
+            raise FileNotFoundError(f"There is no photo in {self.root} that can be used. {what}")
+        self.skip(found, len(usable) + len(found))
+        self.keep(usable)
+
+
+def _files(root: Path) -> list[str]:
+    """Regular files that are not hidden, relative to the folder, sorted; links are followed, each folder once."""
+    names, seen = [], set()
+    for folder, inside, files in os.walk(root, followlinks=True):
+        inside[:] = sorted(name for name in inside if not name.startswith("."))
+        real = os.path.realpath(folder)
+        if real in seen:
+            inside.clear()
+            continue
+        seen.add(real)
+        names += [Path(folder, name) for name in files if not name.startswith(".")]
+    return sorted(path.relative_to(root).as_posix() for path in names if path.is_file())
+
+
+def _table(root: Path, labels: str | Path | None, attributes: Sequence[str], identity: str | None) -> Table | None:
+    columns = [*attributes, *([identity] if identity else [])]
+    if labels is None and not columns:
+        return None
+    path = root / METADATA if labels is None else Path(labels).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"There is no table {path}, where {', '.join(columns) or 'labels'} should come from: values separated by "
+            "commas, a column 'file_name' and columns of 0/1 or -1/1."
+        )
+    return read_csv(path, ("file_name",), columns if attributes or labels is None else None)

@@ -1,0 +1,120 @@
+"""What `--data NAME|PATH|HUB_ID` means."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from torch.utils.data import Dataset
+
+from loraguard.registry import Registry
+
+from .celeba import find_table
+from .photos import Item
+from .transforms import Transform
+
+DATA = Registry(
+    "loraguard.data",
+    {
+        "demo": "loraguard.data.demo_faces:DemoFaces",
+        "folder": "loraguard.data.folder:ImageFolder",
+        "celeba": "loraguard.data.celeba:CelebA",
+        "hub": "loraguard.data.hub:HubImages",
+    },
+)
+"""Data sets by the name that the command line takes; :func:`open_data` says how an entry is opened."""
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_logger = logging.getLogger(__name__)
+
+
+def open_data(
+    where: str | Path,
+    *,
+    transform: Transform | None = None,
+    attributes: Sequence[str] = (),
+    split: str | None = None,
+    **options: Any,
+) -> Dataset[Item]:
+    """A data set by name, path or id on the Hub.
+
+    `where` is one of:
+
+    - a name in :data:`DATA`, such as "demo"; with what it opens after a colon, as in "celeba:/data/celeba",
+      "folder:photos" or "hub:owner/name";
+    - a path that exists: a folder with `list_attr_celeba` is :class:`CelebA`; a .parquet file, and a folder with such
+      files or saved by `datasets`, is :class:`HubImages`; any other folder is :class:`ImageFolder`, `metadata.csv` in it
+      or not, as that is the one that finds broken photos before the start;
+    - an id "owner/name" of the Hub: :class:`HubImages`.
+
+    A name goes before a path; write `./demo` for a folder of that name. Another package adds a name by an entry point in
+    the group `loraguard.data`: a callable, or a class with a class method `open`, taking
+    `(root, *, split, attributes, transform, **options)` and returning a map-style data set whose items
+    :func:`~loraguard.data.collate` takes, with the attribute `attributes` if it has labels. `root` is what comes after
+    the colon, or None; `split` and `transform` are None where the user said nothing.
+
+    Args:
+        where: see above.
+        transform: from an RGB photo to (3, H, W) in [-1, 1], such as `generator.transform()`; by default
+            :func:`default_transform` to 256 pixels. Drawn faces take none.
+        attributes: names of the labels, in order, such as `generator.attributes`.
+        split: of the data set's own; by default "train", or everything in a folder.
+        options: further ones of the class that is opened.
+
+    Raises:
+        FileNotFoundError: if there is no such thing.
+        ValueError: if it does not have these attributes or this split.
+
+    Example:
+        >>> faces = open_data("demo", split="test", length=8)
+        >>> len(faces), faces.attributes[-1]
+        (8, 'Smiling')
+        >>> open_data("demos")
+        Traceback (most recent call last):
+        ...
+        FileNotFoundError: There is no data 'demos': neither a name (celeba, demo, folder, hub), nor a file or folder, nor
+        an id 'owner/name' of the Hub. Did you mean 'demo'?
+    """
+    name, root = _resolve(str(where))
+    entry = DATA[name]
+    _logger.info("Data %s is opened as %s%s.", where, name, "" if root is None else f" from {root}")
+    opener = getattr(entry, "open", entry)
+    dataset = opener(root, split=split, attributes=tuple(attributes), transform=transform, **options)
+    got = tuple(getattr(dataset, "attributes", ()))
+    if attributes and got != tuple(attributes):
+        raise ValueError(
+            f"{where} was asked for the labels {', '.join(attributes)} and gives {', '.join(got) or 'none'}."
+        )
+    return cast(Dataset[Item], dataset)
+
+
+def _resolve(where: str) -> tuple[str, str | None]:
+    """The registered name and what it is to open."""
+    name, colon, root = where.partition(":")
+    if name in DATA:
+        return name, root if colon else None
+    path = Path(where).expanduser()
+    if path.is_dir():
+        return _kind(path), str(path)
+    if path.is_file():
+        if path.suffix != ".parquet":
+            raise ValueError(f"{path} is a file; give a folder of photos, or a .parquet file.")
+        return "hub", str(path)
+    if _HUB_ID.fullmatch(where):
+        return "hub", where
+    near = difflib.get_close_matches(where, DATA, 1)
+    raise FileNotFoundError(
+        f"There is no data {where!r}: neither a name ({', '.join(sorted(DATA))}), nor a file or folder, nor an id "
+        f"'owner/name' of the Hub.{f' Did you mean {near[0]!r}?' if near else ''}"
+    )
+
+
+def _kind(folder: Path) -> str:
+    if find_table(folder, "list_attr_celeba") is not None:
+        return "celeba"
+    saved = any((folder / file).is_file() for file in ("state.json", "dataset_dict.json"))
+    return "hub" if saved or next(folder.rglob("*.parquet"), None) is not None else "folder"
