@@ -148,9 +148,8 @@ class PatchTrainer:
             self.args.stamp.compose(output)  # a stamp that does not fit says so
         if not self.model(images, **condition).requires_grad:
             raise ValueError(
-                "No gradient reaches the adapter. Either none of its parameters learns (load a patch that is to be "
-                "trained on with is_trainable=True), or the generator's forward runs under torch.no_grad, detaches, or "
-                "recomputes activations by torch.utils.checkpoint with use_reentrant=True (use False)."
+                "No gradient reaches the adapter: the generator's forward runs under torch.no_grad, detaches what it "
+                "gives, or recomputes by torch.utils.checkpoint with use_reentrant=True (use False)."
             )
 
     def _edits(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
