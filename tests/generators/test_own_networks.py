@@ -330,6 +330,14 @@ def test_a_wrapper_s_patch_is_carried_by_the_network_inside(tmp_path: Path) -> N
     assert torch.allclose(2 * second(pixel_values=(images + 1) / 2).reconstruction - 1, expected, atol=1e-5)
 
 
+def test_a_wrapper_around_the_adapted_network_is_refused(tmp_path: Path) -> None:
+    outside = Images(get_peft_model(bare_swin2sr(swin2sr()), paper()))
+    with pytest.raises(TypeError, match="wrap the generator first"):
+        PatchTrainer(outside, FACES, arguments(tmp_path))
+    with pytest.raises(TypeError, match="no adapters"):
+        run_audit(outside, FACES, defense=Disrupting(0.1, 2), patches={"default": None})
+
+
 # What a network does with its layers.
 
 
