@@ -47,7 +47,7 @@ class Registry(Mapping[str, Any]):
         module, _, attribute = targets[name].partition(":")
         try:
             return getattr(import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
+        except Exception as error:  # a stranger's module may raise anything
             raise ImportError(f"{name!r} of {self.group}, {targets[name]!r}, cannot be imported: {error}") from error
 
     def __iter__(self) -> Iterator[str]:

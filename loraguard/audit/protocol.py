@@ -62,7 +62,7 @@ class AuditResult:
         situations: one for each generator and perturbation.
         edits: the edit that was asked for on each image.
         pictures: for the first images, what each situation looked like, (k, 3, H, W) in [-1, 1]: photos and perturbed
-            photos under ("photo", perturbation), outputs under (generator, perturbation).
+            photos under ("photo", perturbation), outputs, at their own size, under (generator, perturbation).
         settings: all that the figures depend on.
     """
 

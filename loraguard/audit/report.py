@@ -13,6 +13,7 @@ import jinja2
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+from torch.nn import functional
 
 from loraguard.files import whole_files, writable_folder, write_json
 from loraguard.metrics import DSR_THRESHOLD, Estimate
@@ -230,16 +231,31 @@ def _heading(group: str) -> str:
 
 
 def _ordered(result: AuditResult) -> list[tuple[tuple[str, str], Tensor]]:
-    """Pictures, photos first, then generator by generator."""
+    """Pictures, photos first, then generator by generator, all as large as the largest."""
     groups = list(dict.fromkeys(group for group, _ in result.pictures))
-    return sorted(result.pictures.items(), key=lambda item: groups.index(item[0][0]))
+    height, width = (max(images.shape[axis] for images in result.pictures.values()) for axis in (2, 3))
+    fitted = {key: _fitted(images, height, width) for key, images in result.pictures.items()}
+    return sorted(fitted.items(), key=lambda item: groups.index(item[0][0]))
+
+
+def _fitted(images: Tensor, height: int, width: int) -> Tensor:
+    """Images (k, 3, H, W) enlarged to this height and width, on white where their proportions are others."""
+    old_height, old_width = images.shape[2:]
+    if (old_height, old_width) == (height, width):
+        return images
+    scale = min(height / old_height, width / old_width)
+    size = round(old_height * scale), round(old_width * scale)
+    larger = functional.interpolate(images.float(), size, mode="bicubic", align_corners=False)
+    top, left = (height - size[0]) // 2, (width - size[1]) // 2
+    around = (left, width - size[1] - left, top, height - size[0] - top)
+    return functional.pad(larger, around, value=1.0)
 
 
 def _strip(images: Tensor) -> Image.Image:
     """Images (k, 3, H, W) in [-1, 1] side by side."""
     pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     opaque = torch.full_like(pixels[:, :1], 255)
-    spaced = torch.nn.functional.pad(torch.cat([pixels, opaque], 1), (0, 2))
+    spaced = functional.pad(torch.cat([pixels, opaque], 1), (0, 2))
     return Image.fromarray(torch.cat(list(spaced), 2)[..., :-2].permute(1, 2, 0).numpy())
 
 

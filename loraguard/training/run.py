@@ -16,6 +16,7 @@ from loraguard.data import collate
 from loraguard.files import writable_folder
 
 from .checkpoints import Checkpoints
+from .coverage import warn_of_unreached_layers
 from .interruption import Interruption
 from .step import patch_step
 from .validation import describe, save_grid, validate
@@ -104,6 +105,8 @@ class TrainingRun:
         entry: dict[str, Any] = {"step": self.step, **dict(zip(losses, means.tolist(), strict=True))}
         norm = float(accelerator.clip_grad_norm_(self.parameters, args.max_grad_norm))
         rate = self.scheduler.get_last_lr()[0]
+        if not self.log:
+            warn_of_unreached_layers(trainer.model, trainer.adapter)
         scaled = args.mixed_precision == "fp16"
         overflow = scaled and not math.isfinite(norm) and bool(torch.isfinite(means).all())  # the scaler will skip it
         if overflow or self.watch.look(self.step, {name: entry[name] for name in losses}, norm, rate):

@@ -70,7 +70,8 @@ class PatchTrainer:
 
     Raises:
         TypeError: if the model has no GATED_LORA adapter, or the generator cannot be called with the edits.
-        ValueError: if the data is empty or yields wrong shapes or ranges, or the generator changes the shape of images.
+        ValueError: if the data is empty or yields wrong shapes or ranges, the generator does not give one image
+            (3, H', W') for each image, or no gradient reaches the adapter.
         OSError: if the output folder cannot be written to. All of it before training starts.
 
     Example:
@@ -142,21 +143,31 @@ class PatchTrainer:
                 stacklevel=3,
             )
         try:
-            target = target_of(self.model, images, condition, self.args.stamp)
+            output = target_of(self.model, images, condition, stamp=None)
         except TypeError as error:
             raise TypeError(
                 f"{type(self.model.get_base_model()).__name__} cannot be called with images and {sorted(condition)}: "
                 f"{error}. Pass `conditions`, a function from labels to the generator's inputs."
             ) from error
-        if not isinstance(target, Tensor):
-            raise TypeError(f"The generator gives {type(target).__name__}; a patch needs one that gives images alone.")
-        if target.shape != images.shape:
-            raise ValueError(
-                f"The generator turns images {tuple(images.shape)} into {tuple(target.shape)}; a patch needs a "
-                "generator whose outputs have the shape of its inputs."
+        if not isinstance(output, Tensor):
+            raise TypeError(
+                f"The generator gives {type(output).__name__}; a patch needs one that gives images alone. Give it a "
+                "forward that does, as docs/own-network.md shows."
             )
-        if not torch.isfinite(target).all():
+        if output.ndim != 4 or output.shape[:2] != (len(images), 3):
+            raise ValueError(
+                f"The generator turns images {tuple(images.shape)} into {tuple(output.shape)}; a patch needs a "
+                f"generator that gives an image for each, ({len(images)}, 3, H', W') of any height and width."
+            )
+        if not torch.isfinite(output).all():
             raise FloatingPointError("The untouched generator's own outputs are not finite (NaN or infinity).")
+        if self.args.stamp is not None:
+            self.args.stamp.compose(output)  # a stamp that does not fit says so
+        if not self.model(images, **condition).requires_grad:
+            raise ValueError(
+                "No gradient reaches the adapter: the generator's forward runs under torch.no_grad, detaches what it "
+                "gives, or recomputes by torch.utils.checkpoint with use_reentrant=True (use False)."
+            )
 
     def edits(self, batch: dict[str, Tensor], draw: bool = True) -> tuple[Tensor, dict[str, Tensor]]:
         """Every image with every edit, or with a few that are drawn; on the device."""

@@ -211,8 +211,9 @@ class GatedLoraLayer(FoldingLayer, LoraLayer):
 
     # Forward.
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Run the host and its active adapters; arguments and output are the host's, in its dtype."""
+        x = input  # by torch's name for it, as networks may call their layers with it
         self._check_forward_args(x, *args, **kwargs)
         adapter_names = kwargs.pop("adapter_names", None)
         if self.disable_adapters:

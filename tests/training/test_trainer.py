@@ -260,9 +260,12 @@ def test_a_generator_that_gives_nan(patched: PeftModel, faces: DemoFaces, tmp_pa
         PatchTrainer(patched, faces, arguments(tmp_path))
 
 
-def test_a_generator_that_changes_the_size(tmp_path: Path) -> None:
-    model = get_peft_model(nn.Sequential(nn.Conv2d(3, 3, 3)), GatedLoraConfig(r=2))
-    with pytest.raises(ValueError, match=r"\(1, 3, 16, 16\) into \(1, 3, 14, 14\)"):
+@pytest.mark.parametrize(
+    ("last", "shape"), [(nn.Identity(), r"\(1, 4, 16, 16\)"), (nn.Flatten(), r"\(1, 1024\)")], ids=["channels", "flat"]
+)
+def test_a_generator_that_gives_no_images(last: nn.Module, shape: str, tmp_path: Path) -> None:
+    model = get_peft_model(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), last), GatedLoraConfig(r=2))
+    with pytest.raises(ValueError, match=rf"\(1, 3, 16, 16\) into {shape}; .*\(1, 3, H', W'\)"):
         PatchTrainer(model, Pictures([torch.zeros(3, 16, 16)] * 4), arguments(tmp_path))
 
 
