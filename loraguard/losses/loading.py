@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 import transformers
-from huggingface_hub import constants
+from huggingface_hub import constants, try_to_load_from_cache
 from torch import nn
 
 from .preprocessing import ProcessorPreprocessing
 from .tower import VisionTower
 
 NEEDED = ("config.json", "preprocessor_config.json", "model.safetensors")
+"""What a folder must hold, and a repository too."""
 
 
 def load_tower(
@@ -65,7 +66,7 @@ def load_tower(
         "model": folder.resolve().name if folder.is_dir() else name,
         "architecture": model_class.__name__,
         "revision": revision,
-        "commit": getattr(config, "_commit_hash", None),
+        "commit": None if folder.is_dir() else _commit(name, cache_dir, revision),
         "sha256": [file_digest(file) for file in sorted(folder.glob("*.safetensors"))] if folder.is_dir() else None,
     }
     return tower, ProcessorPreprocessing(processor, name), {k: v for k, v in source.items() if v is not None}
@@ -78,6 +79,12 @@ def file_digest(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _commit(name: str, cache_dir: str | Path | None, revision: str | None) -> str | None:
+    """The commit that a repository's configuration was read at: the cache keeps each in a folder of its name."""
+    file = try_to_load_from_cache(name, "config.json", cache_dir=cache_dir, revision=revision)
+    return Path(file).parent.name if isinstance(file, str) else None
 
 
 def _class_of(config: Any, name: str) -> Any:
@@ -106,22 +113,22 @@ def _check_complete(tower: nn.Module, names: dict[int, str], missing: set[str], 
 @contextmanager
 def _explained(name: str, cache_dir: str | Path | None, local_files_only: bool) -> Iterator[None]:
     """Say what is missing, where it was looked for and what to pass instead."""
+    folder = Path(name)
     try:
         yield
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise ValueError(
-            f"transformers {transformers.__version__} cannot load {name} by itself, and loraguard runs no code of a "
-            f"repository: {reason}"
-        ) from error
-    except OSError as error:
-        reason = str(error).strip().partition("\n")[0]
-        if Path(name).is_dir():
-            lacking = [file for file in NEEDED if not Path(name, file).is_file()]
+        lacking = _lacking(folder) if folder.is_dir() else []
+        if lacking:
             raise OSError(
-                f"The encoder in the folder {name} cannot be loaded: {reason} Of {', '.join(NEEDED)}, it lacks "
-                f"{', '.join(lacking) or 'none'}. Save a model there with model.save_pretrained(folder) and "
-                "image_processor.save_pretrained(folder); loraguard loads no pickle."
+                f"The encoder in the folder {name} cannot be loaded: it lacks {', '.join(lacking)} ({reason}). Save a "
+                "model there with model.save_pretrained(folder) and image_processor.save_pretrained(folder); loraguard "
+                "loads no pickle."
+            ) from error
+        if folder.is_dir() or isinstance(error, ValueError):
+            raise ValueError(
+                f"transformers {transformers.__version__} cannot load {name} by itself, and loraguard runs no code of "
+                f"a repository: {reason}"
             ) from error
         raise OSError(
             f"The encoder {name!r} cannot be loaded: there is no such folder, and as a repository of the Hub it could "
@@ -130,3 +137,9 @@ def _explained(name: str, cache_dir: str | Path | None, local_files_only: bool) 
             f"{reason} Pass a folder with {', '.join(NEEDED)}, or the cache_dir that holds it, or download it once "
             f"where there is a network: hf download {name}"
         ) from error
+
+
+def _lacking(folder: Path) -> list[str]:
+    """Which of the files that an encoder needs are not in its folder, under this name or another that will do."""
+    others = ("config.json", "*processor_config.json", "*.safetensors")
+    return [file for file, pattern in zip(NEEDED, others, strict=True) if not any(folder.glob(pattern))]

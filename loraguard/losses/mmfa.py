@@ -122,12 +122,12 @@ class MMFALoss(nn.Module):
             ValueError: if targets are no such images, or keys are not as many as targets.
         """
         _check_images(targets, "Targets")
+        targets = targets.detach()
         if not targets.isfinite().all() or float(targets.abs().max()) > WIDEST:
             raise ValueError(
                 f"Targets must be finite images in [-1, 1], got values from {float(targets.min()):.4g} to "
                 f"{float(targets.max()):.4g}. Scale images in [0, 255] by x / 127.5 - 1, those in [0, 1] by 2 * x - 1."
             )
-        targets = targets.detach()
         if self.cache is None or keys is None:
             return PreparedTarget(targets, self._features(targets))
         if len(keys) != len(targets):

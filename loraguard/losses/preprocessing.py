@@ -92,7 +92,8 @@ class ProcessorPreprocessing:
         images = (picture / (LEVELS / 2) - 1).requires_grad_()
         try:
             own = self.processor(images=picture, input_data_format="channels_first", return_tensors="pt")
-            ours = self(images)["pixel_values"]
+            with torch.enable_grad():
+                ours = self(images)["pixel_values"]
             error = float(((ours - own["pixel_values"]).abs().max() * LEVELS / self.scale * max(self.std)).detach())
         except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as problem:
             raise ValueError(f"The image processor of {name} cannot be used on tensors: {problem}") from problem

@@ -81,7 +81,8 @@ def load_resnet50(
         names = ", ".join(map(repr, ResNet50_Weights.__members__))
         raise ValueError(f"Torchvision has no weights {weights!r} of ResNet-50; choose from {names}.")
     published = ResNet50_Weights[weights]
-    network = ResNetFeatures(base := resnet50(), features)
+    with torch.device("meta"):  # weights are the file's; none are drawn first
+        network = ResNetFeatures(base := resnet50(), features)
     file = (
         Path(path) if path is not None else Path(torch.hub.get_dir(), "checkpoints", published.url.rpartition("/")[2])
     )
@@ -106,14 +107,14 @@ def load_resnet50(
         "file": file.name,
         "sha256": file_digest(file),
     }
-    return network, WeightsPreprocessing(published), source
+    return network.float(), WeightsPreprocessing(published), source
 
 
 def _load(network: nn.Module, file: Path) -> None:
     try:
         safe = file.suffix == ".safetensors"
         state = load_file(file) if safe else torch.load(file, map_location="cpu", weights_only=True)
-        network.load_state_dict(state)
+        network.load_state_dict(state, assign=True)
     except (RuntimeError, TypeError, KeyError, EOFError, pickle.UnpicklingError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import transformers
 from torch import Tensor, nn
 
 FEATURES = ("pooled", "cls", "patch", "projected")
@@ -45,7 +46,8 @@ class VisionTower(nn.Module):
             raise ValueError(f"There are no features {features!r}; choose from {', '.join(map(repr, FEATURES))}.")
         self.features, self.name = features, name
         self.projection: nn.Module | None = None
-        tower = getattr(model, "vision_model", model.base_model)
+        headless = type(model) is transformers.MODEL_MAPPING.get(type(model.config), None)
+        tower = getattr(model, "vision_model", model if headless else model.base_model)
         if getattr(tower, "main_input_name", None) != "pixel_values":
             raise ValueError(f"{name}, a {type(model).__name__}, has no image side that loraguard knows how to use.")
         if features == "projected":
@@ -61,7 +63,9 @@ class VisionTower(nn.Module):
             self.projection = model.vision_proj
             return model.vision_model
         if hasattr(model, "get_image_features") and hasattr(model, "vision_model"):
-            model.text_model = None
+            for part in [name for name, _ in (*model.named_children(), *model.named_parameters(recurse=False))]:
+                if part.startswith(("text", "logit")):
+                    setattr(model, part, None)
             return model
         if hasattr(model, "visual_projection"):
             return model
