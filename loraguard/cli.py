@@ -1,13 +1,16 @@
-"""The command line: `loraguard demo | convert`."""
+"""The command line: `loraguard demo | train | convert | info`."""
 
 from __future__ import annotations
 
 import time
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from loraguard.audit import AuditResult
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
@@ -17,6 +20,14 @@ class Device(str, Enum):
 
     cpu = "cpu"
     auto = "auto"
+
+
+class Kind(str, Enum):
+    """What has names."""
+
+    generators = "generators"
+    data = "data"
+    defenses = "defenses"
 
 
 def print_version(wanted: bool) -> None:
@@ -50,7 +61,6 @@ def demo(
 
     Offline and without a GPU; three to four minutes on two cores.
     """
-    from loraguard.audit import table, verdict
     from loraguard.demo import DemoSettings, run_demo
 
     started = time.monotonic()
@@ -60,16 +70,106 @@ def demo(
     except OSError as error:
         typer.secho(f"Error: {error}", fg="red", err=True)
         raise typer.Exit(2) from None
-    headings, rows = table(result.audit)
+    print_audit(result.audit)
+    typer.echo(f"{time.monotonic() - started:.0f} s.")
+    typer.echo(f"Report: {result.report.resolve()}")
+
+
+def print_audit(audit: AuditResult) -> None:
+    """The audit's table, its findings in words, and the budget."""
+    from loraguard.audit import table, verdict
+
+    headings, rows = table(audit)
     widths = [max(len(row[i]) for row in [headings, *rows]) for i in range(len(headings))]
     typer.echo()
     for row in [headings, *rows]:
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     typer.echo()
-    for sentence in verdict(result.audit):
+    for sentence in verdict(audit):
         typer.echo(sentence)
-    typer.echo(f"\nBudget: {result.audit.settings['budget']}. {time.monotonic() - started:.0f} s.")
-    typer.echo(f"Report: {result.report.resolve()}")
+    typer.echo(f"\nBudget: {audit.settings['budget']}.")
+
+
+@app.command()
+def train(
+    output_dir: Annotated[Path, typer.Option(help="Where patch, card, log, checkpoints and audit go.")],
+    generator: Annotated[str, typer.Option(help="By name; `loraguard info generators` lists them.")] = "demo",
+    checkpoint: Annotated[
+        str | None, typer.Option(help="Official weights: a file; or a folder or a Hub id of save_pretrained.")
+    ] = None,
+    image_size: Annotated[int | None, typer.Option(help="Of the generator, where its weights do not tell.")] = None,
+    data: Annotated[
+        str, typer.Option(help="NAME, NAME:PATH, PATH or HUB_ID; `loraguard info data` lists names.")
+    ] = "demo",
+    split: Annotated[str | None, typer.Option(help="Of the data set's own.")] = None,
+    train_size: Annotated[int | None, typer.Option(min=1, help="Photos to train on; the paper takes 1000.")] = None,
+    test_size: Annotated[int, typer.Option(min=0, help="Other photos to audit on; 0 for no audit.")] = 100,
+    stamp: Annotated[str | None, typer.Option(help="A text to stamp: a defensive patch.")] = None,
+    recipe: Annotated[str, typer.Option(help="Settings that are not given: fast or paper.")] = "fast",
+    rank: Annotated[int | None, typer.Option(min=1, help="Of the adapter; by default 8, or 16 with a stamp.")] = None,
+    max_train_steps: Annotated[int | None, typer.Option(min=1, help="In place of the recipe's epochs.")] = None,
+    train_batch_size: Annotated[int, typer.Option(min=1, help="Photos a step, each with every edit.")] = 4,
+    checkpointing_steps: Annotated[int | None, typer.Option(min=1, help="Save a checkpoint every so many.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of everything that is drawn.")] = 0,
+    device: Annotated[Device, typer.Option(help="auto for the accelerator that is there, or cpu.")] = Device.auto,
+) -> None:
+    """Train a patch for a generator, audit it on photos it was not trained on, and write a report.
+
+    A standard patch, which shows what a protection is worth; with --stamp a defensive one, which makes the generator
+    stamp a visible warning on every output.
+    """
+    from loraguard import GatedLoraConfig, PatchTrainingArguments, Stamp
+    from loraguard.data import open_data
+    from loraguard.generators import load_generator
+    from loraguard.train import train_patch
+
+    try:
+        arguments = PatchTrainingArguments(
+            output_dir,
+            recipe=recipe,
+            stamp=None if stamp is None else Stamp(stamp),
+            max_train_steps=max_train_steps,
+            train_batch_size=train_batch_size,
+            checkpointing_steps=checkpointing_steps,
+            resume_from_checkpoint="latest" if resume else None,
+            seed=seed,
+            cpu=device is Device.cpu,
+        )
+        network = load_generator(generator, checkpoint, **({} if image_size is None else {"size": image_size}))
+        preprocess = getattr(network, "transform", None)
+        photos = open_data(
+            data,
+            split=split,
+            attributes=getattr(network, "attributes", ()),
+            transform=None if preprocess is None else preprocess(),
+        )
+        config = None
+        if rank is not None:
+            config = GatedLoraConfig(r=rank, exclude_modules=getattr(network, "unseeing", None))
+        made = train_patch(
+            network, photos, arguments, config=config, train_size=train_size, test_size=test_size, say=typer.echo
+        )
+    except (OSError, ValueError, TypeError, ImportError, FloatingPointError) as error:
+        typer.secho(f"Error: {error}", fg="red", err=True)
+        raise typer.Exit(2) from None
+    if made.audit is not None and made.report is not None:
+        print_audit(made.audit)
+        typer.echo(f"Report: {made.report.resolve()}")
+    typer.echo(f"Patch: {output_dir.resolve()}")
+
+
+@app.command()
+def info(
+    kind: Annotated[Kind, typer.Argument(help="Of which names.")],
+) -> None:
+    """List what can be asked for by name: ours, and what other packages declare as entry points."""
+    from loraguard.info import info as rows
+
+    for name, where, sentence in rows(kind.value):
+        typer.secho(name, bold=True, nl=False)
+        typer.echo(f"  ({where})")
+        typer.echo(f"    {sentence}")
 
 
 @app.command()

@@ -17,7 +17,7 @@ FLOORS = [
     {"defenses"},
     {"training"},
     {"audit"},
-    {"demo"},
+    {"demo", "train", "info"},
     {"cli"},
 ]
 

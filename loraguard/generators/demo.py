@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.resources import files
 
 import torch
+from PIL import Image
 from safetensors.torch import load
 from torch import Tensor, nn
 
+from loraguard.data import default_transform
 from loraguard.data.demo_faces import ATTRIBUTES
 
 from .published import PublishedGenerator
@@ -109,6 +112,10 @@ class DemoEditor(PublishedGenerator, license="apache-2.0"):
             edits[f"{name}+Eyeglasses"] = {"labels": with_hair(flipped(labels, 3), i)}
             edits[f"{name}+Smiling"] = {"labels": with_hair(flipped(labels, 4), i)}
         return edits
+
+    def transform(self) -> Callable[[Image.Image], Tensor]:
+        """From a photo to what it was trained on: the middle square at 64 pixels, (3, 64, 64) in [-1, 1]."""
+        return default_transform(64)
 
     @classmethod
     def pretrained(cls) -> DemoEditor:

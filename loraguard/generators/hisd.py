@@ -28,12 +28,12 @@ class HiSD(
 ):
     """HiSD's generator with the names, shapes and outputs of the official checkpoints, at 256 and at 128 pixels.
 
-    Every setting but `tags` and `image_size` follows from a checkpoint's shapes, and :meth:`from_checkpoint` reads it
+    Every setting but `tags` and `size` follows from a checkpoint's shapes, and :meth:`from_checkpoint` reads it
     there. The defaults are those of the official 256-pixel network.
 
     Args:
         tags: what can be edited, each with its attributes.
-        image_size: height and width that :meth:`transform` gives, in pixels.
+        size: height and width that :meth:`transform` gives, in pixels.
         encoder_channels: from the first layer on; each further one halves height and width.
         decoder_channels: likewise, doubling; the last is followed by the image.
         extractor_channels: likewise, halving.
@@ -60,13 +60,14 @@ class HiSD(
     """
 
     attributes = ("Bangs", "Eyeglasses", "Black_Hair", "Blond_Hair", "Brown_Hair")
+    unseeing = r"(extractors|mappers)\..*"
     checkpoint_keys = ("gen_test",)
     model_tags = [*PublishedGenerator.model_tags, "hisd"]  # noqa: RUF012 - ClassVar in the base
 
     def __init__(
         self,
         tags: Tags = CELEBA_TAGS,
-        image_size: int = 256,
+        size: int = 256,
         encoder_channels: Sequence[int] = (64, 128, 256),
         decoder_channels: Sequence[int] = (256, 128, 64),
         extractor_channels: Sequence[int] = (32, 64, 128, 256, 512, 512, 512),
@@ -87,7 +88,7 @@ class HiSD(
         for names in ([name for name, _ in self.tags], *(names for _, names in self.tags)):
             if not names or len(set(names)) < len(names):
                 raise ValueError(f"Each tag and each of its attributes needs a name of its own, got tags={self.tags}.")
-        self.image_size, self.noise_dim = image_size, noise_dim
+        self.size, self.noise_dim = size, noise_dim
         self.encoder_stride = 2 ** (len(encoder_channels) - 1)
         self.smallest_reference = 2 ** (len(extractor_channels) - 1)
 
@@ -242,7 +243,7 @@ class HiSD(
         return conditions
 
     def transform(self) -> Callable[[Image.Image], Tensor]:
-        """The official preprocessing: the shorter side resized to `image_size`, and what is longer cut at both ends.
+        """The official preprocessing: the shorter side resized to `size`, and what is longer cut at both ends.
 
         CelebA-HQ, which HiSD was trained on, is square, and nothing is cut there. The official code asks to crop other
         photos beforehand.
@@ -251,8 +252,8 @@ class HiSD(
 
         return transforms.Compose(
             [
-                transforms.Resize(self.image_size),
-                transforms.CenterCrop(self.image_size),
+                transforms.Resize(self.size),
+                transforms.CenterCrop(self.size),
                 transforms.ToTensor(),
                 transforms.Normalize((0.5,) * 3, (0.5,) * 3),
             ]

@@ -48,7 +48,7 @@ def settings_from(state: Mapping[str, Tensor]) -> dict[str, Any]:
         numbered = [[f"tag{i}", [f"attribute{j}" for j in range(n)]] for i, n in enumerate(attributes)]
         return {
             "tags": CELEBA_TAGS if attributes == [len(names) for _, names in CELEBA_TAGS] else numbered,
-            "image_size": 4 * 2 ** (len(extractor) - 1),
+            "size": 4 * 2 ** (len(extractor) - 1),
             "encoder_channels": [len(state["encoder.0.weight"]), *widths("encoder.{}.conv2.weight", 1)],
             "decoder_channels": [state["decoder.0.sc.weight"].shape[1], *widths("decoder.{}.conv2.weight")],
             "extractor_channels": extractor,

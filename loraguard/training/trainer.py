@@ -124,8 +124,9 @@ class PatchTrainer:
         )
         if isinstance(loss, torch.nn.Module):
             loss.to(self.accelerator.device)
-        for data in filter(None, (dataset, validation_dataset)):
-            self._check_data(data)
+        self._check_data(dataset)
+        if validation_dataset is not None:
+            self._check_data(validation_dataset)
 
     # Before training.
 
@@ -276,7 +277,9 @@ class PatchTrainer:
             save_adapter(self.model, self.adapter, draft)
             generator = type(self.model.get_base_model()).__name__
             (draft / "README.md").write_text(str(patch_card(self.args, generator)), encoding="utf-8")
-            log = {"settings": self.args.to_dict(), "steps": result.log, "gates": result.gates}
+            distance = self.loss.settings() if hasattr(self.loss, "settings") else getattr(self.loss, "__name__", "own")
+            settings = {**self.args.to_dict(), "loss": distance}
+            log = {"settings": settings, "steps": result.log, "gates": result.gates}
             write_json(draft / "training_log.json", {**log, "validation": result.validation, "skipped": skipped})
         if self.args.push_to_hub:
             self.tracking.push(self.output_dir)

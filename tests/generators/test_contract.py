@@ -49,6 +49,20 @@ CASES = {
     "stargan": Case({"conv_dim": 4, "repeat_num": 1}),
     "attgan": Case({"dim": 4, "layers": 2}, key="G"),
     "cyclegan": Case({"ngf": 4, "n_blocks": 1}),
+    "hisd": Case(
+        {
+            "size": 16,
+            "encoder_channels": (4, 6, 8),
+            "decoder_channels": (8, 6, 4),
+            "extractor_channels": (4, 6, 8),
+            "translator_channels": (4, 6, 4),
+            "mapper_pre_channels": (5, 6),
+            "mapper_post_channels": (6, 7),
+            "style_dim": 6,
+            "noise_dim": 3,
+        },
+        key="gen_test",
+    ),
 }
 TRAINABLE = {
     ("stargan", 8): 352_874,

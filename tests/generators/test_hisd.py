@@ -21,7 +21,7 @@ from loraguard.generators import GENERATORS, HiSD, conditions_of, expand
 from loraguard.tuner import GatedLoraLayer
 
 TINY = {
-    "image_size": 16,
+    "size": 16,
     "encoder_channels": (4, 6, 8),
     "decoder_channels": (8, 6, 4),
     "extractor_channels": (4, 6, 8),
@@ -31,7 +31,7 @@ TINY = {
     "style_dim": 6,
     "noise_dim": 3,
 }
-SIZE_128 = {"image_size": 128, "extractor_channels": (64, 128, 256, 512, 1024, 2048)}
+SIZE_128 = {"size": 128, "extractor_channels": (64, 128, 256, 512, 1024, 2048)}
 TAGS = {"Bangs": 2, "Eyeglasses": 2, "HairColor": 3}
 
 
@@ -253,7 +253,7 @@ def test_saved_and_loaded_again(tmp_path: Path, photos: Tensor) -> None:
     hisd.save_pretrained(tmp_path)
     again = HiSD.from_pretrained(tmp_path)
     assert again.tags == hisd.tags
-    assert again.image_size == 16
+    assert again.size == 16
     assert torch.equal(again(photos, 2, reference=photos), hisd(photos, 2, reference=photos))
     card = (tmp_path / "README.md").read_text()
     assert "license: cc-by-nc-sa-4.0" in card
@@ -497,7 +497,7 @@ class Faces(DemoFaces):
 
 @pytest.mark.parametrize("by", ["labels", "references"])
 def test_a_patch_is_trained_and_loaded(by: str, tmp_path: Path) -> None:
-    hisd, faces = drawn(HiSD(**{**TINY, "image_size": 32})), Faces(8, size=32)
+    hisd, faces = drawn(HiSD(**{**TINY, "size": 32})), Faces(8, size=32)
     references = hisd.reference_conditions({name: faces[i]["image"] for i, name in enumerate(TAGS)})
     model = get_peft_model(hisd, GatedLoraConfig(r=2))
     args = PatchTrainingArguments(

@@ -1,0 +1,155 @@
+"""Train a patch with the flags of diffusers' and PEFT's training scripts.
+
+    accelerate launch examples/train_patch.py --generator stargan --checkpoint 200000-G.ckpt --data /data/celeba \
+        --train_size 1000 --config examples/configs/paper_standard.yaml --output_dir out
+    torchrun --standalone --nproc_per_node 2 examples/train_patch.py --cpu ...     # processes on CPUs
+    accelerate launch --config_file examples/configs/fsdp.yaml examples/train_patch.py ...
+
+Every field of `PatchTrainingArguments` is a flag of the same name. A YAML file (`--config`) gives any of them; flags go
+before it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from peft import get_peft_model
+
+from loraguard import GatedLoraConfig, PatchTrainer, PatchTrainingArguments, Stamp
+from loraguard.data import open_data, split_photos
+from loraguard.defenses import DEFENSES, Mixture
+from loraguard.generators import load_generator
+from loraguard.losses import FeatureEncoder, MMFALoss
+
+TYPES = {"int": int, "float": float, "str": str, "bool": bool}
+
+
+def parser() -> argparse.ArgumentParser:
+    """Flags of this script, and one for each field of `PatchTrainingArguments`."""
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("--config", type=Path, help="YAML with any of the flags below")
+    flags.add_argument("--generator", default="demo", help="by name: `loraguard info generators`")
+    flags.add_argument("--checkpoint", help="official weights (a file), or a folder or Hub id of save_pretrained")
+    flags.add_argument("--data", default="demo", help="NAME, NAME:PATH, PATH or HUB_ID: `loraguard info data`")
+    flags.add_argument("--train_size", type=int, help="photos to train on")
+    flags.add_argument("--validation_size", type=int, default=16, help="held-out photos for --validation_steps")
+    flags.add_argument("--rank", type=int, help="of the adapter; by default 8, or 16 with a stamp")
+    flags.add_argument("--lora_alpha", type=float, default=2)
+    flags.add_argument("--gate_type", default="scalar")
+    flags.add_argument("--init", choices=("identity", "paper"), default="paper", help="of the adapter")
+    flags.add_argument("--stamp", help="a text: trains a defensive patch")
+    flags.add_argument("--adversary", nargs="+", metavar="NAME[:WEIGHT]", help="`loraguard info defenses`; several mix")
+    flags.add_argument("--eps", type=float, default=0.05, help="the adversary's budget, on images in [-1, 1]")
+    flags.add_argument("--attack_steps", type=int, default=10)
+    flags.add_argument("--loss", choices=("pixel", "mmfa"), default="pixel", help="mmfa adds features as in the paper")
+    flags.add_argument("--encoder", action="append", help="in place of the paper's: a folder or a Hub id; repeatable")
+    taken = {action.dest for action in flags._actions}
+    for field in fields(PatchTrainingArguments):
+        kind = TYPES.get(str(field.type).split(" | ")[0])
+        if field.name in taken or kind is None:
+            continue
+        about = {"help": description(field.name), "default": None}
+        if kind is bool:
+            flags.add_argument(f"--{field.name}", action=argparse.BooleanOptionalAction, **about)
+        else:
+            flags.add_argument(f"--{field.name}", type=kind, metavar=kind.__name__.upper(), **about)
+    return flags
+
+
+def description(name: str) -> str:
+    """What the docstring of `PatchTrainingArguments` says of a field."""
+    found = re.search(
+        rf"\n        {name}: (.+?)(?=\n        \w+: |\n\n)", PatchTrainingArguments.__doc__ or "", re.DOTALL
+    )
+    return " ".join(found[1].split()).replace("%", "%%") if found else ""
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """Flags, over the YAML file, over the defaults."""
+    flags = parser()
+    file = flags.parse_args(argv).config
+    if file is not None:
+        settings = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        known = {action.dest for action in flags._actions}
+        if unknown := sorted(set(settings) - known):
+            flags.error(f"{file}: there is no setting {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+        flags.set_defaults(**settings)
+    return flags.parse_args(argv)
+
+
+def adversary_of(flags: argparse.Namespace) -> Any:
+    """The defense, or the weighted mixture, that `--adversary` names; None leaves it to the recipe."""
+    if not flags.adversary:
+        return None
+    parts = []
+    for word in flags.adversary:
+        name, _, weight = word.partition(":")
+        settings = {"eps": flags.eps, "steps": flags.attack_steps}
+        known = {field.name for field in fields(DEFENSES[name])}
+        parts.append((DEFENSES[name](**{k: v for k, v in settings.items() if k in known}), float(weight or 1)))
+    if len(parts) == 1:
+        return parts[0][0]
+    return Mixture(tuple(defense for defense, _ in parts), tuple(weight for _, weight in parts))
+
+
+def loss_of(flags: argparse.Namespace) -> Any:
+    """Pixel MSE, or the multi-modal feature alignment loss."""
+    if flags.loss == "pixel" and not flags.encoder:
+        return torch.nn.functional.mse_loss
+    if not flags.encoder:
+        return MMFALoss.paper()
+    return MMFALoss([FeatureEncoder.from_pretrained(where) for where in flags.encoder])
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Train."""
+    flags = parse(argv)
+    if flags.output_dir is None:
+        parser().error("--output_dir is needed")
+    given = {
+        field.name: value
+        for field in fields(PatchTrainingArguments)
+        if field.name not in ("stamp", "adversary") and (value := getattr(flags, field.name, None)) is not None
+    }
+    stamp = None if flags.stamp is None else Stamp(flags.stamp)
+    arguments = PatchTrainingArguments(stamp=stamp, adversary=adversary_of(flags), **given)
+    loss = loss_of(flags)
+
+    generator = load_generator(flags.generator, flags.checkpoint)
+    preprocess = getattr(generator, "transform", None)
+    dataset = open_data(
+        flags.data,
+        attributes=getattr(generator, "attributes", ()),
+        transform=None if preprocess is None else preprocess(),
+    )
+    photos, held_out = split_photos(
+        dataset,
+        train_size=flags.train_size,
+        test_size=flags.validation_size if arguments.validation_steps else None,
+        seed=arguments.seed,
+    )
+    torch.manual_seed(arguments.seed)
+    config = GatedLoraConfig(
+        r=flags.rank or (8 if stamp is None else 16),
+        lora_alpha=flags.lora_alpha,
+        gate_type=flags.gate_type,
+        init_lora_weights="paper" if flags.init == "paper" else True,
+        exclude_modules=getattr(generator, "unseeing", None),
+    )
+    trainer = PatchTrainer(get_peft_model(generator, config), photos, arguments, loss=loss, validation_dataset=held_out)
+    result = trainer.train()
+    if trainer.accelerator.is_main_process:
+        model = trainer.model
+        print(
+            f"{len(result.log)} steps, {model.get_nb_trainable_parameters()[0]:,} parameters. Patch: {result.output_dir}"
+        )
+
+
+if __name__ == "__main__":
+    main()

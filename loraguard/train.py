@@ -1,0 +1,137 @@
+"""From a generator and photos to a trained and audited patch: what `loraguard train` does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+from .audit import AuditResult, run_audit, write_report
+from .audit.protocol import pick_edits
+from .data import collate, split_photos
+from .defenses import Defense, Disrupting
+from .files import writable_folder
+from .generators import Conditions, conditions_of
+from .stamp import StampDetector
+from .training import PatchTrainer, PatchTrainingArguments, TrainingResult
+from .tuner import GatedLoraConfig
+
+
+@dataclass(frozen=True)
+class TrainedPatch:
+    """What :func:`train_patch` made.
+
+    Attributes:
+        model: the generator with its patch.
+        training: how training went; the patch lies in its `output_dir`.
+        audit: what the audit found, or None where none was asked for.
+        report: the audit's page, or None.
+    """
+
+    model: PeftModel
+    training: TrainingResult
+    audit: AuditResult | None
+    report: Path | None
+
+
+def train_patch(
+    generator: nn.Module,
+    dataset: Dataset[Any],
+    args: PatchTrainingArguments,
+    *,
+    config: GatedLoraConfig | None = None,
+    train_size: int | None = None,
+    test_size: int = 100,
+    conditions: Conditions | None = None,
+    loss: Callable[[Tensor, Tensor], Tensor] = F.mse_loss,
+    defense: Defense | None = None,
+    say: Callable[[str], None] = print,
+) -> TrainedPatch:
+    """Train a patch on some photos, audit it on others, and write both into `args.output_dir`.
+
+    Args:
+        generator: a network without adapters.
+        dataset: photos, as :class:`~loraguard.PatchTrainer` takes them; split by person where people are known.
+        args: of the training.
+        config: of the adapter; by default the paper's rank, 8 for a standard patch and 16 for a defensive one, without
+            the layers that never see the photo.
+        train_size: photos to train on; all but the audit's by default.
+        test_size: photos of the audit; 0 for none.
+        conditions: from labels to edits, by default the generator's own.
+        loss: D.
+        defense: what is audited; by default 50 steps of PGD, at the budget of the training's adversary.
+        say: called with a line of text as each part begins.
+
+    Raises:
+        ValueError: if there are too few photos, or the generator does not take them.
+        OSError: if the output folder cannot be written to.
+
+    Example:
+        >>> import tempfile
+        >>> from loraguard.data import DemoFaces
+        >>> from loraguard.generators import DemoEditor
+        >>> args = PatchTrainingArguments(tempfile.mkdtemp(), adversary=Disrupting(steps=1), max_train_steps=2,
+        ...                               cpu=True, disable_tqdm=True)
+        >>> made = train_patch(DemoEditor(conv_dim=4), DemoFaces(24, size=16), args, test_size=4)
+        Training a standard patch for DemoEditor on 20 photos: 2 steps
+        Auditing it on 4 photos that it was not trained on
+        >>> made.report.name
+        'report.html'
+    """
+    folder = writable_folder(args.output_dir)
+    torch.manual_seed(args.seed)
+    photos, held_out = split_photos(dataset, train_size=train_size, test_size=test_size, seed=args.seed)
+    config = config or GatedLoraConfig(
+        r=8 if args.kind == "standard" else 16,
+        init_lora_weights="paper" if args.recipe == "paper" else True,
+        exclude_modules=getattr(generator, "unseeing", None),
+    )
+    model = get_peft_model(generator, config, adapter_name=args.kind)
+    trainer = PatchTrainer(
+        model, photos, args, conditions=conditions, loss=loss, validation_dataset=held_out if test_size else None
+    )
+    name = type(generator).__name__
+    say(f"Training a {args.kind} patch for {name} on {len(photos)} photos: {trainer.total_steps} steps")
+    training = trainer.train()
+    if not test_size or not trainer.accelerator.is_main_process:
+        return TrainedPatch(model, training, None, None)
+
+    say(f"Auditing it on {len(held_out)} photos that it was not trained on")
+    eps = args.adversary.eps if args.adversary is not None else 0.05
+    audit = run_audit(
+        model,
+        held_out,
+        defense=defense or Disrupting(eps=eps, steps=50, step_size=eps / 5),
+        patches={args.kind: args.stamp},
+        conditions=conditions,
+        detector=_detector(model, photos, args, conditions),
+        batch_size=min(25, args.train_batch_size * 4),
+        seed=args.seed,
+        disable_tqdm=args.disable_tqdm,
+    )
+    return TrainedPatch(model, training, audit, write_report(audit, folder / "audit", training={args.kind: training}))
+
+
+@torch.no_grad()
+def _detector(
+    model: PeftModel, photos: Dataset[Any], args: PatchTrainingArguments, conditions: Conditions | None, most: int = 200
+) -> StampDetector | None:
+    """One whose threshold comes from the untouched generator's outputs on photos of the training."""
+    if args.stamp is None:
+        return None
+    device = next(model.parameters()).device
+    outputs = []
+    with model.disable_adapter():
+        for index in range(min(most, len(photos))):  # type: ignore[arg-type]
+            batch = {key: value.to(device) for key, value in collate([photos[index]]).items()}
+            edits = conditions_of(model, batch.get("labels"), conditions)
+            _, condition = pick_edits(edits, torch.tensor([index * 0.618 % 1]))
+            outputs.append(model(batch["image"], **condition))
+    return StampDetector(args.stamp).calibrate(torch.cat(outputs))
