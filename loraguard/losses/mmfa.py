@@ -36,7 +36,7 @@ class MMFALoss(nn.Module):
 
     Targets are constants: gradients reach the outputs alone. The loss of a batch is the mean of its images' losses.
     Encoders see images clipped to [-1, 1], as a file would hold them; where outputs overshoot, the pixel term alone
-    pulls them back. As a module it moves with `.to(device)`; it has no parameter that learns and is always in evaluation
+    pulls them back. As a module it moves with `.to(device)`; no parameter of it learns, and it is always in evaluation
     mode.
 
     Args:
