@@ -20,7 +20,7 @@ BLIP = {
 }
 
 
-def two_towers(kind: str, **vision: int) -> dict[str, dict[str, int]]:
+def two_towers(**vision: int) -> dict[str, dict[str, int]]:
     return {"text_config": TEXT, "vision_config": {**VISION, "patch_size": 8, **vision}}
 
 
@@ -38,7 +38,7 @@ MODELS: dict[str, Callable[[], tuple[nn.Module, object]]] = {
     "blip": lambda: (tf.BlipForConditionalGeneration(tf.BlipConfig(**BLIP)), tf.BlipImageProcessor(size=SQUARE)),
     "blip-itm": lambda: (tf.BlipForImageTextRetrieval(tf.BlipConfig(**BLIP)), tf.BlipImageProcessor(size=SQUARE)),
     "clip": lambda: (
-        tf.CLIPModel(tf.CLIPConfig(**two_towers("clip", image_size=32), projection_dim=8)),
+        tf.CLIPModel(tf.CLIPConfig(**two_towers(image_size=32), projection_dim=8)),
         clip_processor(),
     ),
     "clip-vision": lambda: (
@@ -46,11 +46,11 @@ MODELS: dict[str, Callable[[], tuple[nn.Module, object]]] = {
         clip_processor(),
     ),
     "siglip": lambda: (
-        tf.SiglipModel(tf.SiglipConfig(**two_towers("siglip", image_size=32))),
+        tf.SiglipModel(tf.SiglipConfig(**two_towers(image_size=32))),
         tf.SiglipImageProcessor(size=SQUARE),
     ),
     "siglip2": lambda: (
-        tf.Siglip2Model(tf.Siglip2Config(**two_towers("siglip2", num_patches=16))),
+        tf.Siglip2Model(tf.Siglip2Config(**two_towers(num_patches=16))),
         tf.Siglip2ImageProcessor(patch_size=8, max_num_patches=20),
     ),
     "dinov2": lambda: (

@@ -39,6 +39,45 @@ def test_from_the_hubs_cache(folder: Folder, tmp_path: Path, fitting: Tensor) ->
     assert (source["model"], source["name"], source["commit"]) == ("me/tiny", "tiny", COMMIT)
 
 
+@pytest.mark.parametrize(
+    ("kind", "written", "size", "crop"),
+    [
+        (
+            "resnet",
+            {"crop_pct": 0.875, "feature_extractor_type": "ConvNextFeatureExtractor", "resample": 3, "size": 224},
+            {"shortest_edge": 224},
+            None,
+        ),
+        (
+            "clip",
+            {"crop_size": 32, "do_center_crop": True, "feature_extractor_type": "CLIPFeatureExtractor", "size": 36},
+            {"shortest_edge": 36},
+            {"height": 32, "width": 32},
+        ),
+        (
+            "blip",
+            {"image_processor_type": "BlipImageProcessor", "size": {"height": 32, "width": 32}, "size_divisor": 32},
+            {"height": 32, "width": 32},
+            None,
+        ),
+    ],
+    ids=["resnet", "clip", "blip"],
+)
+def test_preprocessing_as_old_repositories_write_it(
+    kind: str, written: dict, size: dict, crop: dict | None, copy: Folder
+) -> None:
+    """The form of `preprocessor_config.json` in the repositories that papers name."""
+    path = copy(kind)
+    normalise = {"do_normalize": True, "do_resize": True, "image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4]}
+    (path / "preprocessor_config.json").write_text(json.dumps({**normalise, **written}))
+    encoder = FeatureEncoder.from_pretrained(path)
+    found = encoder.settings()["preprocessing"]
+    assert (found["size"], found.get("crop_size")) == (size, crop)
+    assert list(found["image_mean"]) == normalise["image_mean"]
+    pixels = encoder.preprocess(torch.ones(1, 3, 300, 260))["pixel_values"]
+    assert torch.allclose(pixels.mean((0, 2, 3)), torch.tensor([3.0, 5 / 3, 1.0]), atol=1e-4)
+
+
 def test_what_is_not_in_the_cache_is_said(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="The encoder 'me/tiny' cannot be loaded: there is no such folder") as caught:
         FeatureEncoder.from_pretrained("me/tiny", cache_dir=tmp_path, local_files_only=True)
