@@ -38,17 +38,14 @@ def small_upscaler(size: int) -> Upscaler:
     """A network of 20,000 weights that doubles height and width, as it is drawn."""
     config = Swin2SRConfig(
         image_size=size, embed_dim=16, depths=[1, 1], num_heads=[2, 2], window_size=4, upscale=2,
-        upsampler="pixelshuffledirect", drop_path_rate=0.0,
+        upsampler="pixelshuffledirect",
     )  # fmt: skip
     return Upscaler(config).eval()
 
 
 def load_upscaler(source: str | None, size: int) -> Upscaler:
     """The network of a folder or of the Hub, or a small one."""
-    if source is None:
-        return small_upscaler(size)
-    # Whole layers that are left out at random would give every target another network.
-    return Upscaler.from_pretrained(source, drop_path_rate=0.0).eval()
+    return small_upscaler(size) if source is None else Upscaler.from_pretrained(source).eval()
 
 
 @torch.no_grad()

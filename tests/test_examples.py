@@ -2,12 +2,14 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from torch import nn
 
 from loraguard.generators import DemoEditor
 
@@ -33,19 +35,25 @@ def test_train_demo_editor(tmp_path: Path) -> None:
     DemoEditor().load_state_dict(load_file(tmp_path / "model.safetensors"))
 
 
-@pytest.mark.parametrize("stamp", [(), ("--stamp", "AI")], ids=["standard", "defensive"])
-def test_own_network(stamp: tuple[str, ...], tmp_path: Path) -> None:
-    """Offline from a config, and again from a folder of that network."""
-    command = [sys.executable, EXAMPLES / "own_network.py", "--output-dir", tmp_path, "--steps", "4", *stamp]
-    offline = {**os.environ, "HF_HUB_OFFLINE": "1"}
+@pytest.mark.parametrize("kind", ["standard", "defensive"])
+def test_own_network(kind: str, tmp_path: Path) -> None:
+    """Offline: a standard patch for the small network, a defensive one for a network in a folder."""
+    command = [sys.executable, EXAMPLES / "own_network.py", "--output-dir", tmp_path / "out", "--steps", "4"]
+    network = runpy.run_path(str(EXAMPLES / "own_network.py"))["small_upscaler"](24)
+    if kind == "defensive":
+        network.save_pretrained(tmp_path / "network")
+        command += ["--pretrained", tmp_path / "network", "--stamp", "AI"]
     done = subprocess.run(
-        [*command, "--faces", "4", "--size", "24"], check=True, timeout=300, env=offline, capture_output=True, text=True
-    )
+        [*command, "--faces", "4", "--size", "24"], check=True, timeout=300, capture_output=True, text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
     assert "Merged into Swin2SRForImageSuperResolution" in done.stdout
-    off = float(done.stdout.partition("at most ")[2].partition(" off")[0])
-    assert off < 1e-5
-    assert len(load_file(tmp_path / "patch" / "adapter_model.safetensors")) == 3 * 42
-    audit = json.loads((tmp_path / "audit.json").read_text())
+    assert float(done.stdout.partition("at most ")[2].partition(" off")[0]) < 1e-5
+    layers = [module for module in network.modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+    patch = load_file(tmp_path / "out" / "patch" / "adapter_model.safetensors")
+    assert len(patch) == 3 * len(layers)  # A, B and a gate
+    assert f"A {kind} patch" in (tmp_path / "out" / "patch" / "README.md").read_text()
+    audit = json.loads((tmp_path / "out" / "audit.json").read_text())
     assert audit["settings"]["n"] == 4
-    assert (audit["settings"]["detector"] is not None) == bool(stamp)
-    assert (tmp_path / "report.html").stat().st_size > 10_000
+    assert (audit["settings"]["detector"] is not None) == (kind == "defensive")
+    assert (tmp_path / "out" / "report.html").stat().st_size > 10_000

@@ -47,7 +47,7 @@ def swin2sr(upscale: int = 1) -> nn.Module:
     return Restorer(
         Swin2SRConfig(
             image_size=SIZE, embed_dim=8, depths=[1], num_heads=[2], window_size=4, upscale=upscale,
-            upsampler="pixelshuffledirect" if upscale > 1 else "", drop_path_rate=0.0,
+            upsampler="pixelshuffledirect" if upscale > 1 else "",
         )
     )  # fmt: skip
 
