@@ -51,8 +51,8 @@ class CelebA(PhotoDataset):
         >>> folder = Path(tempfile.mkdtemp())
         >>> (folder / "img_align_celeba").mkdir()
         >>> Image.new("RGB", (178, 218)).save(folder / "img_align_celeba" / "000001.jpg")
-        >>> _ = (folder / "list_attr_celeba.txt").write_text("1\\nMale Smiling\\n000001.jpg -1  1\\n")
-        >>> _ = (folder / "list_eval_partition.txt").write_text("000001.jpg 0\\n")
+        >>> _ = (folder / "list_attr_celeba.txt").write_text("1\nMale Smiling\n000001.jpg -1  1\n")
+        >>> _ = (folder / "list_eval_partition.txt").write_text("000001.jpg 0\n")
         >>> CelebA(folder, attributes=["Smiling", "Male"])[0]["labels"]
         tensor([1., 0.])
     """
@@ -96,7 +96,8 @@ class CelebA(PhotoDataset):
             transform=transform,
             min_size=min_size,
         )
-        self.skip(missing, len(names) + len(missing))
+        self.skipped = missing
+        self.warn_of(missing, len(names) + len(missing))
 
     @classmethod
     def open(cls, root: str | None, *, split: str | None = None, **options: Any) -> CelebA:

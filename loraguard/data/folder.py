@@ -10,47 +10,17 @@ from typing import Any
 import torch
 
 from .photos import PhotoDataset, in_threads, listed
-from .reading import ImageReadError, probe_image, read_image
+from .reading import EMPTY, NO_IMAGE, ImageReadError, probe_image, read_image
 from .tables import Table, as_identities, read_csv
 from .transforms import Transform
 
 METADATA = "metadata.csv"
 
 # A file of such a name is meant to be a photo, and it is worth a warning that it cannot be read.
-_PHOTO_SUFFIXES = frozenset(
-    [
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".png",
-        ".apng",
-        ".webp",
-        ".bmp",
-        ".dib",
-        ".gif",
-        ".tif",
-        ".tiff",
-        ".ppm",
-        ".pgm",
-    ]
-    + [
-        ".pbm",
-        ".pnm",
-        ".jp2",
-        ".j2k",
-        ".avif",
-        ".heic",
-        ".heif",
-        ".svg",
-        ".ico",
-        ".psd",
-        ".dng",
-        ".cr2",
-        ".nef",
-        ".arw",
-    ]
-)
+_PHOTO_SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".avif", ".ppm",
+    ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".heic", ".heif", ".svg", ".ico", ".psd", ".dng", ".cr2", ".nef", ".arw",
+)  # fmt: skip
 
 
 class ImageFolder(PhotoDataset):
@@ -83,7 +53,7 @@ class ImageFolder(PhotoDataset):
         >>> from PIL import Image
         >>> folder = Path(tempfile.mkdtemp())
         >>> Image.new("RGB", (40, 30), "white").save(folder / "a.png")
-        >>> _ = (folder / "metadata.csv").write_text("file_name,Smiling\\na.png,1\\n")
+        >>> _ = (folder / "metadata.csv").write_text("file_name,Smiling\na.png,1\n")
         >>> photos = ImageFolder(folder, attributes=["Smiling"])
         >>> photos.names, photos[0]["image"].shape, photos[0]["labels"]
         (['a.png'], torch.Size([3, 256, 256]), tensor([1.]))
@@ -151,14 +121,15 @@ class ImageFolder(PhotoDataset):
             if why is None:
                 usable.append(index)
                 self._verified |= {name: None} if decode else {}
-            elif Path(name).suffix.lower() in _PHOTO_SUFFIXES or why.startswith("no row"):
+            elif why not in (NO_IMAGE, EMPTY) or name.lower().endswith(_PHOTO_SUFFIXES):
                 found.append((name, why))
         if table is not None:
             found += [(name, f"in {table.path.name} but not in the folder") for name in table.names if name not in seen]
         if not usable:
             what = f"Left out: {listed(found)}" if found else f"None of its {len(self)} files is an image."
             raise FileNotFoundError(f"There is no photo in {self.root} that can be used. {what}")
-        self.skip(found, len(usable) + len(found))
+        self.skipped = found
+        self.warn_of(found, len(usable) + len(found))
         self.keep(usable)
 
 

@@ -154,7 +154,8 @@ def _not_found(path: str, place: Path, name: str | None, revision: str | None, e
     return (
         f"The data set {what} was not found: not as a folder or file here, not in the cache "
         f"{config.HF_DATASETS_CACHE}, and not on the Hub.{offline} Check the name; fetch it once where there is a "
-        f"connection, or give the path of a local copy; private or gated sets need a token ('hf auth login'). The Hub's client says: {error}"
+        f"connection, or give the path of a local copy; private or gated sets need a token ('hf auth login'). "
+        f"The Hub's client says: {error}"
     )
 
 

@@ -126,7 +126,7 @@ class PhotoDataset(Replacing):
     def verify(self, indices: Sequence[int]) -> list[bool]:
         """Decode photos, several at a time; each once in the data set's life.
 
-        Those that cannot be read are added to `skipped`, and one warning names them.
+        Those that cannot be read are added to `skipped`; they stay in the data set.
 
         Returns:
             For each index, whether its photo can be used.
@@ -134,13 +134,11 @@ class PhotoDataset(Replacing):
         new = [index for index in indices if self.names[index] not in self._verified]
         for index, reason in zip(new, in_threads(self._reason, new, "Verifying photos"), strict=True):
             self._verified[self.names[index]] = reason
-        found = [(self.names[i], reason) for i in new if (reason := self._verified[self.names[i]]) is not None]
-        self.skip(found, len(new))
+        self.skipped += [(self.names[i], reason) for i in new if (reason := self._verified[self.names[i]]) is not None]
         return [self._verified[self.names[index]] is None for index in indices]
 
-    def skip(self, found: list[Skipped], of: int) -> None:
-        """Note photos that are not used, and warn of them once."""
-        self.skipped += found
+    def warn_of(self, found: Sequence[Skipped], of: int) -> None:
+        """One warning that some of so many photos are not used; none if all are."""
         if found:
             warnings.warn(
                 f"{len(found):,} of {of:,} photos are not used (all are in `.skipped`): {listed(found)}", stacklevel=3

@@ -15,6 +15,9 @@ T = TypeVar("T")
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 """What is read, recognised by content. Formats that start another program, as EPS does, are left out."""
 
+NO_IMAGE = f"not a whole image of {', '.join(FORMATS)}"
+EMPTY = "it is empty"
+
 
 class ImageReadError(ValueError):
     """A photo that cannot be used.
@@ -92,14 +95,14 @@ def _opened(
             return then(source, name)
         with io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as file:
             if not file.read(1):
-                raise ImageReadError(name, "the file is empty")
+                raise ImageReadError(name, EMPTY)
             with Image.open(file, formats=_formats()) as image:
                 _check_size(image, min_size, name)
                 return then(image, name)
     except ImageReadError:
         raise
     except Image.UnidentifiedImageError:
-        raise ImageReadError(name, f"not a whole image of {', '.join(FORMATS)}") from None
+        raise ImageReadError(name, NO_IMAGE) from None
     except FileNotFoundError:
         raise ImageReadError(name, "there is no such file") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):

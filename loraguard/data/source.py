@@ -47,12 +47,12 @@ def open_data(
     - a name in :data:`DATA`, such as "demo"; with what it opens after a colon, as in "celeba:/data/celeba",
       "folder:photos" or "hub:owner/name";
     - a path that exists: a folder with `list_attr_celeba` is :class:`CelebA`; a .parquet file, and a folder with such
-      files or saved by `datasets`, is :class:`HubImages`; any other folder is :class:`ImageFolder`, `metadata.csv` in it
-      or not, as that is the one that finds broken photos before the start;
+      files or saved by `datasets`, is :class:`HubImages`; any other folder is :class:`ImageFolder`, `metadata.csv` in
+      it or not, as that is the one that finds broken photos before the start;
     - an id "owner/name" of the Hub: :class:`HubImages`.
 
-    A name goes before a path; write `./demo` for a folder of that name. Another package adds a name by an entry point in
-    the group `loraguard.data`: a callable, or a class with a class method `open`, taking
+    A name goes before a path; write `./demo` for a folder of that name. Another package adds a name by an entry point
+    in the group `loraguard.data`: a callable, or a class with a class method `open`, taking
     `(root, *, split, attributes, transform, **options)` and returning a map-style data set whose items
     :func:`~loraguard.data.collate` takes, with the attribute `attributes` if it has labels. `root` is what comes after
     the colon, or None; `split` and `transform` are None where the user said nothing.
@@ -76,8 +76,8 @@ def open_data(
         >>> open_data("demos")
         Traceback (most recent call last):
         ...
-        FileNotFoundError: There is no data 'demos': neither a name (celeba, demo, folder, hub), nor a file or folder, nor
-        an id 'owner/name' of the Hub. Did you mean 'demo'?
+        FileNotFoundError: There is no data 'demos': neither a name (celeba, demo, folder, hub), nor a file or folder,
+        nor an id 'owner/name' of the Hub. Did you mean 'demo'?
     """
     name, root = _resolve(str(where))
     entry = DATA[name]
@@ -98,7 +98,7 @@ def _resolve(where: str) -> tuple[str, str | None]:
     if name in DATA:
         return name, root if colon else None
     path = Path(where).expanduser()
-    if path.is_dir():
+    if where and path.is_dir():
         return _kind(path), str(path)
     if path.is_file():
         if path.suffix != ".parquet":

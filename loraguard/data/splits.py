@@ -90,15 +90,22 @@ def split_photos(
         if size is not None and size < 1:
             raise ValueError(f"{name} must be at least 1, or None, got {size}.")
     people = _people(dataset, seed)
-    broken: set[int] = set()
-    while True:
-        groups = [left for photos in people if (left := [index for index in photos if index not in broken])]
-        train, test = _draw(groups, train_size, test_size or 0)
-        drawn = [*test, *train]
-        usable = dataset.verify(drawn) if isinstance(dataset, PhotoDataset) else [True] * len(drawn)
-        if all(usable):
-            return Part(dataset, train), Part(dataset, test)
-        broken |= {index for index, fine in zip(drawn, usable, strict=True) if not fine}
+    if not isinstance(dataset, PhotoDataset):
+        train, test = _draw(people, train_size, test_size or 0)
+        return Part(dataset, train), Part(dataset, test)
+    before, seen, broken = len(dataset.skipped), set[int](), set[int]()
+    try:
+        while True:
+            groups = [left for photos in people if (left := [index for index in photos if index not in broken])]
+            train, test = _draw(groups, train_size, test_size or 0)
+            drawn = [*test, *train]
+            usable = dataset.verify(drawn)
+            seen.update(drawn)
+            if all(usable):
+                return Part(dataset, train), Part(dataset, test)
+            broken |= {index for index, fine in zip(drawn, usable, strict=True) if not fine}
+    finally:
+        dataset.warn_of(dataset.skipped[before:], len(seen))
 
 
 def _rank(seed: int, what: str) -> bytes:
@@ -134,7 +141,8 @@ def _draw(groups: Groups, train_size: int | None, test_size: int) -> tuple[list[
                 return train, test
     raise ValueError(
         f"Too few photos: {train_size or 'some'} to train on and {test_size} to test on are asked for, and there are "
-        f"{total:,} that can be read, of {len(groups):,} people, who must not be on both sides. With few people another seed may divide them better."
+        f"{total:,} that can be read, of {len(groups):,} people, who must not be on both sides. With few people "
+        "another seed may divide them better."
     )
 
 
