@@ -229,6 +229,7 @@ def test_the_json_is_strict_and_holds_every_image(written: tuple[AuditResult, Pa
         "steps": 2,
         "step_size": None,
         "method": "pgd",
+        "restarts": 1,
     }
     assert {"torch", "peft", "torchmetrics", "loraguard"} == found["settings"]["versions"].keys()
 

@@ -127,6 +127,25 @@ def test_known_clean_outputs_change_nothing(editor: DemoEditor, photos: Tensor, 
     assert torch.equal(*runs)
 
 
+def test_restarts_keep_the_worst_for_each_image(photos: Tensor, condition: dict[str, Tensor]) -> None:
+    """The same draws, one attack at a time: the best of them, image by image."""
+    generator = DemoEditor.pretrained().double()
+    images, condition = photos.double(), {key: value.double() for key, value in condition.items()}
+    with torch.no_grad():
+        clean = generator(images, **condition)
+
+    def distance(perturbed: Tensor) -> Tensor:
+        with torch.no_grad():
+            return (generator(perturbed, **condition) - clean).square().mean((1, 2, 3))
+
+    torch.manual_seed(4)
+    together = Disrupting(steps=3, restarts=3)(generator, images, condition)
+    torch.manual_seed(4)
+    single = torch.stack([distance(Disrupting(steps=3)(generator, images, condition)) for _ in range(3)])
+    assert torch.allclose(distance(together), single.amax(0), rtol=1e-12)
+    assert single.argmax(0).unique().numel() > 1
+
+
 def test_objective_grows_with_steps_and_beats_noise(photos: Tensor, condition: dict[str, Tensor]) -> None:
     generator = DemoEditor.pretrained()
     clean = generator(photos, **condition)

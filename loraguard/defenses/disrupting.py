@@ -27,6 +27,7 @@ class Disrupting:
         steps: sign steps; 1 for "fgsm" whatever is given.
         step_size: of one step; by default `eps` for "fgsm" and 0.2 * `eps` otherwise, 0.01 at the paper's budget.
         method: "fgsm", "ifgsm" or "pgd".
+        restarts: attacks from as many starts, of which the worst for the generator is kept, image by image.
 
     Example:
         >>> generator = nn.Conv2d(3, 3, 3, padding=1)
@@ -40,15 +41,17 @@ class Disrupting:
     steps: int = 10
     step_size: float | None = None
     method: str = "pgd"
+    restarts: int = 1
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ValueError(f"method={self.method!r} is unknown; choose one of {', '.join(METHODS)}.")
         if not 0 < self.eps <= 2:
             raise ValueError(f"eps={self.eps!r} must be in (0, 2]: it is a distance between images in [-1, 1].")
-        if self.steps < 1 or (self.step_size is not None and self.step_size <= 0):
+        if self.steps < 1 or self.restarts < 1 or (self.step_size is not None and self.step_size <= 0):
             raise ValueError(
-                f"Expected steps >= 1 and step_size > 0, got steps={self.steps}, step_size={self.step_size}."
+                f"Expected steps >= 1, restarts >= 1 and step_size > 0, got steps={self.steps}, "
+                f"restarts={self.restarts}, step_size={self.step_size}."
             )
 
     def __call__(
@@ -59,13 +62,26 @@ class Disrupting:
         if clean is None:
             with torch.no_grad():
                 clean = generator(images, **condition)
-        single = self.method == "fgsm"
+        best, worst = images, torch.full((len(images),), -1.0).to(images)
         with frozen(generator):
-            return sign_ascent(
-                lambda perturbed: (generator(perturbed, **condition) - clean).square().sum(),
-                images,
-                start=jitter(images, self.eps if self.method == "pgd" else 0.01 * self.eps),
-                eps=self.eps,
-                steps=1 if single else self.steps,
-                step_size=self.step_size or (self.eps if single else 0.2 * self.eps),
-            )
+            for _ in range(self.restarts):
+                perturbed = self._attack(generator, images, condition, clean)
+                if self.restarts == 1:
+                    return perturbed
+                with torch.no_grad():
+                    distance = (generator(perturbed, **condition) - clean).square().flatten(1).mean(1)
+                better = distance > worst
+                best = torch.where(better[:, None, None, None], perturbed, best)
+                worst = torch.where(better, distance, worst)
+        return best
+
+    def _attack(self, generator: nn.Module, images: Tensor, condition: Condition, clean: Tensor) -> Tensor:
+        single = self.method == "fgsm"
+        return sign_ascent(
+            lambda perturbed: (generator(perturbed, **condition) - clean).square().sum(),
+            images,
+            start=jitter(images, self.eps if self.method == "pgd" else 0.01 * self.eps),
+            eps=self.eps,
+            steps=1 if single else self.steps,
+            step_size=self.step_size or (self.eps if single else 0.2 * self.eps),
+        )

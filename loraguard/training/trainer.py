@@ -16,7 +16,6 @@ from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from peft import PeftModel
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.modules.dropout import _DropoutNd
 from torch.utils.data import DataLoader, Dataset
 from transformers import get_scheduler
 
@@ -253,11 +252,15 @@ class PatchTrainer:
         return result
 
     def train_mode(self) -> None:
-        """Train mode, but for the host's dropout: targets, outputs and the adversary would each see another mask."""
+        """Train mode, but for what draws in the host: targets, outputs and the adversary would each see another mask.
+
+        These are its layers without parameters or buffers, dropout and stochastic depth; the adapter's own still drop.
+        """
         self.model.train()
         own = {id(layer.lora_dropout[self.adapter]) for layer in self.layers.values()}
         for module in self.model.modules():
-            if isinstance(module, _DropoutNd) and id(module) not in own:
+            leaf = not any(True for _ in module.children())
+            if leaf and id(module) not in own and not module._parameters and not module._buffers:
                 module.eval()
 
     def gate_openings(self) -> dict[str, float]:

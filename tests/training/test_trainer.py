@@ -13,6 +13,7 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
+from torchvision.ops import StochasticDepth
 
 from loraguard import GatedLoraConfig, PatchTrainer, PatchTrainingArguments, Stamp
 from loraguard.data import DemoFaces, collate
@@ -118,6 +119,7 @@ def test_what_is_saved_is_what_was_trained(patched: PeftModel, faces: DemoFaces,
         "steps": 2,
         "step_size": None,
         "method": "pgd",
+        "restarts": 1,
     }
     assert [entry["step"] for entry in log["steps"]] == [1, 2, 3]
 
@@ -347,8 +349,9 @@ def test_an_adversary_of_ones_own(patched: PeftModel, faces: DemoFaces, tmp_path
     assert log["settings"]["adversary"] == {"class": "Shift"}
 
 
-def test_the_hosts_dropout_is_no_noise_to_learn(tmp_path: Path) -> None:
-    host = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.Dropout(0.5))
+@pytest.mark.parametrize("noise", [nn.Dropout(0.5), StochasticDepth(0.5, "row")], ids=["dropout", "depth"])
+def test_the_hosts_dropout_is_no_noise_to_learn(noise: nn.Module, tmp_path: Path) -> None:
+    host = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), noise)
     model = get_peft_model(host, GatedLoraConfig(r=2, lora_dropout=0.1))
     items = [torch.rand(3, 16, 16) - 0.5 for _ in range(4)]
     result = PatchTrainer(model, Pictures(items), arguments(tmp_path, max_train_steps=1)).train()
