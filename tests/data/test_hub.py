@@ -152,9 +152,7 @@ def test_broken_photos(tmp_path: Path) -> None:
     features = datasets.Features({"image": datasets.Image()})
     datasets.Dataset.from_dict({"image": cells}, features).to_parquet(tmp_path / "a.parquet")
     photos = HubImages(tmp_path / "a.parquet", transform=SMALL)
-    with pytest.warns(
-        UserWarning, match=r"row 1 of the split 'train' of .*a.parquet cannot be read: not a whole image"
-    ):
+    with pytest.warns(UserWarning, match=r"train row 1 cannot be read: not a whole image"):
         assert level_of(photos[1]) == 60
     assert len(photos.replaced) == 2
     with pytest.warns(UserWarning, match="2 of 4 photos are not used"):
