@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ class CelebA(PhotoDataset):
 
         sides = partition.column("partition")
         names = [name for name, side in zip(partition.names, sides, strict=True) if SPLITS.get(split, side) == side]
-        there = {path.name for path in self.folder.iterdir()}
+        there = set(os.listdir(self.folder))
         missing = [(name, f"not in {self.folder}") for name in names if name not in there]
         if len(missing) == len(names):
             raise FileNotFoundError(

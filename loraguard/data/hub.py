@@ -95,7 +95,7 @@ class HubImages(PhotoDataset):
         labels = [_label(rows, column, where) for column in columns.values()]
         self.rows = rows.select_columns([self.image_column]).cast_column(self.image_column, Image(decode=False))
         super().__init__(
-            [f"row {index} of {where}" for index in range(len(rows))],
+            [f"{split} row {index}" for index in range(len(rows))],
             attributes=attributes,
             labels=torch.stack(labels, 1) if labels else None,
             identities=as_identities(_values(rows, identity_column)) if identity_column else None,

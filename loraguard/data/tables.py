@@ -37,16 +37,18 @@ class Table:
     ) -> None:
         self.path, self.columns = path, tuple(header[1:] if wanted is None else wanted)
         check_columns(self.columns, header[1:], str(path))
-        positions = [header.index(name) for name in self.columns]
+        self._values: dict[str, list[str]] = {name: [] for name in self.columns}
+        # Lists of text by column, and none by row: objects that refer to others are what makes large tables slow.
+        places = [(header.index(name), self._values[name]) for name in self.columns]
         self.names: list[str] = []
-        self._values: list[list[str]] = []
         for number, row in enumerate(rows, 1):
             if len(row) != len(header):
                 raise ValueError(
                     f"Row {number} of {path} has {len(row)} values where there are {len(header)} columns: {row[:3]}."
                 )
             self.names.append(row[0])
-            self._values.append([row[position] for position in positions])
+            for position, values in places:
+                values.append(row[position])
         self.row_of = {name: number for number, name in enumerate(self.names)}
         if len(self.row_of) < len(self.names):
             twice = next(name for number, name in enumerate(self.names) if self.row_of[name] != number)
@@ -54,8 +56,7 @@ class Table:
 
     def column(self, name: str) -> list[str]:
         """A column's values, as text."""
-        position = self.columns.index(name)
-        return [values[position] for values in self._values]
+        return self._values[name]
 
     def labels(self, attributes: Sequence[str]) -> Tensor:
         """Columns as (rows, A) in {0, 1}; raises ValueError if one holds anything but 0/1 or -1/1."""
