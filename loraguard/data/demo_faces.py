@@ -325,13 +325,13 @@ class DemoFaces(Dataset[dict[str, Tensor]]):
     ) -> DemoFaces:
         """As :func:`open_data` asks for it; the split "train" if none is named.
 
+        Faces are drawn as tensors: `transform`, which is for photos, does nothing to them.
+
         Raises:
-            ValueError: for a root or a transform, as faces are drawn as tensors, and for other attributes than theirs.
+            ValueError: for a root, as faces come from no file, and for other attributes than theirs.
         """
-        if root is not None or transform is not None:
-            raise ValueError(
-                "Drawn faces come from no file and take no transform; give size= for images of another size."
-            )
+        if root is not None:
+            raise ValueError(f"Drawn faces come from no file, so not from {root!r}; give size= for another size.")
         if attributes and tuple(attributes) != ATTRIBUTES:
             raise ValueError(f"Drawn faces have the labels {', '.join(ATTRIBUTES)}, not {', '.join(attributes)}.")
         return cls(split=split or "train", **options)

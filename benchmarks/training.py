@@ -1,0 +1,247 @@
+"""How fast a patch trains: one step, and the time until it withstands attacks; against the authors' release.
+
+    python benchmarks/training.py step                # one CPU thread; minutes
+    python benchmarks/training.py robustness          # an hour on two idle cores
+
+The baseline is the training step of the authors' release, written down from its description: a second copy of the
+network for the targets, the clean forward twice, adapters as branches (a convolution, then a matrix by einsum), stock
+InstanceNorm, and PGD by full backward passes that fill the parameters' gradients as well, one condition at a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from peft import PeftModel, get_peft_model
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from loraguard import GatedLoraConfig
+from loraguard.data import DemoFaces, collate
+from loraguard.defenses import Disrupting
+from loraguard.generators import StarGAN
+from loraguard.training import patch_step
+from loraguard.tuner import GatedLoraLayer
+
+EPS, STEPS, STEP_SIZE = 0.05, 10, 0.01
+
+
+class Branch(nn.Module):
+    """The release's adapted layer: the host, and beside it A and then B by einsum."""
+
+    def __init__(self, layer: GatedLoraLayer, adapter: str = "default") -> None:
+        super().__init__()
+        self.host = copy.deepcopy(layer.host).requires_grad_(False)
+        self.a = copy.deepcopy(layer.lora_A[adapter])
+        self.b = nn.Parameter(layer.lora_B[adapter].weight.detach().flatten(1).clone())
+        self.gate = nn.Parameter(layer.lora_gate[adapter].weight.detach().clone())
+        self.scale = layer.scaling[adapter]
+
+    def forward(self, x: Tensor) -> Tensor:
+        update = torch.einsum("or,nrhw->nohw", self.b, self.a(x))
+        return self.host(x) + torch.sigmoid(self.gate) * self.scale * update
+
+
+def with_modules(network: nn.Module, replace: Callable[[nn.Module], nn.Module | None]) -> nn.Module:
+    """The network with some of its modules replaced."""
+    for name, child in network.named_children():
+        other = replace(child)
+        if other is None:
+            with_modules(child, replace)
+        else:
+            setattr(network, name, other)
+    return network
+
+
+def stock_norm(module: nn.Module) -> nn.Module | None:
+    """StarGAN's norm as the official code has it."""
+    if not isinstance(module, nn.InstanceNorm2d):
+        return None
+    norm = nn.InstanceNorm2d(module.num_features, affine=True, track_running_stats=True).to(module.weight)
+    norm.load_state_dict(module.state_dict())
+    return norm.requires_grad_(False)
+
+
+class Release:
+    """The authors' step, on copies of our network and adapter."""
+
+    def __init__(self, model: PeftModel) -> None:
+        self.original = with_modules(copy.deepcopy(model).unload(), stock_norm).requires_grad_(False).train()
+        patched = with_modules(
+            copy.deepcopy(model).get_base_model(), lambda m: Branch(m) if isinstance(m, GatedLoraLayer) else None
+        )
+        self.patched = with_modules(patched, stock_norm).train()
+        self.parameters = [p for p in self.patched.parameters() if p.requires_grad]
+
+    def step(self, images: Tensor, labels: Tensor, start: Tensor) -> tuple[float, float]:
+        """Accumulate gradients; gives the clean and the adversarial loss."""
+        with torch.no_grad():
+            target = self.original(images, labels)
+            clean = self.patched(images, labels)
+        adversarial = start.clone()
+        for _ in range(STEPS):
+            adversarial.requires_grad_(True)
+            distance = F.mse_loss(self.patched(adversarial, labels), clean)
+            self.patched.zero_grad()
+            distance.backward()
+            moved = adversarial.detach() + STEP_SIZE * adversarial.grad.sign()
+            adversarial = (images + (moved - images).clamp(-EPS, EPS)).clamp(-1, 1)
+        self.patched.zero_grad()
+        losses = [F.mse_loss(self.patched(x, labels), target) for x in (images, adversarial)]
+        sum(losses).backward()
+        return losses[0].item(), losses[1].item()
+
+
+class Attack(Disrupting):
+    """PGD from a start that is given, so that both steps attack from the same one."""
+
+    def __call__(self, generator, images, condition, clean=None):  # noqa: D102
+        from loraguard.defenses import sign_ascent
+        from loraguard.defenses.base import frozen
+
+        with frozen(generator):
+            return sign_ascent(
+                lambda x: (generator(x, **condition) - clean).square().sum(), images,
+                start=START["start"], eps=EPS, steps=STEPS, step_size=STEP_SIZE,
+            )  # fmt: skip
+
+
+START: dict[str, Tensor] = {}
+
+
+class Ours:
+    """`patch_step`, as the trainer calls it."""
+
+    def __init__(self, model: PeftModel, *, channels_last: bool = False, compiled: bool = False) -> None:
+        self.model = copy.deepcopy(model).train()
+        self.format = torch.channels_last if channels_last else torch.contiguous_format
+        self.model.to(memory_format=self.format)
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        if compiled:
+            self.model.get_base_model().compile()
+
+    def step(self, images: Tensor, labels: Tensor, start: Tensor) -> tuple[float, float]:
+        """Accumulate gradients; gives the clean and the adversarial loss."""
+        for parameter in self.parameters:
+            parameter.grad = None
+        START["start"] = start.contiguous(memory_format=self.format)
+        losses = patch_step(
+            self.model, images.contiguous(memory_format=self.format), {"labels": labels}, adversary=Attack(eps=EPS),
+            stamp=None, loss=F.mse_loss,
+        )  # fmt: skip
+        return losses["loss_clean"].item(), losses["loss_adversarial"].item()
+
+
+VARIANTS: dict[str, Callable[[PeftModel], Release | Ours]] = {
+    "authors' release": Release,
+    "loraguard": Ours,
+    "+ channels_last": lambda model: Ours(model, channels_last=True),
+    "+ torch.compile": lambda model: Ours(model, channels_last=True, compiled=True),
+}
+
+
+def setup(conv_dim: int, size: int, batch: int, dtype: torch.dtype) -> tuple[PeftModel, Tensor, Tensor, Tensor]:
+    """A StarGAN with random weights and an adapter that is not the identity, photos, labels, and PGD's start."""
+    torch.manual_seed(0)
+    generator = StarGAN(conv_dim=conv_dim, size=size)
+    model = get_peft_model(generator, GatedLoraConfig(r=8, init_lora_weights="paper")).to(dtype)
+    faces = collate([DemoFaces(batch, size=size)[i] for i in range(batch)])
+    images, labels = faces["image"].to(dtype), faces["labels"].to(dtype)
+    return model, images, labels, (images + EPS * (2 * torch.rand_like(images) - 1)).clamp(-1, 1)
+
+
+def agreement() -> float:
+    """The largest difference of losses and gradients between the two steps in float64, relative."""
+    model, images, labels, start = setup(16, 64, 2, torch.float64)
+    release, ours = Release(model), Ours(model)
+    theirs, mine = release.step(images, labels, start), ours.step(images, labels, start)
+    differences = [abs(a - b) / b for a, b in zip(mine, theirs, strict=True)]
+    norms = [torch.cat([p.grad.flatten() for p in v.parameters]).norm().item() for v in (ours, release)]
+    return max(*differences, abs(norms[0] - norms[1]) / norms[1])
+
+
+def peak_memory(name: str, batch: int, size: int, conv_dim: int) -> float:
+    """MiB above the start while one step runs, in a process of its own."""
+    code = f"import training; training.print_peak({name!r}, {batch}, {size}, {conv_dim})"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    return float(done.stdout.splitlines()[-1])
+
+
+def print_peak(name: str, batch: int, size: int, conv_dim: int) -> None:
+    """What :func:`peak_memory` runs: the second step's, after one small step has loaded what is loaded once."""
+    torch.set_num_threads(1)
+    model, images, labels, start = setup(conv_dim, size, batch, torch.float32)
+    step = VARIANTS[name](model)
+    if "compile" in name:
+        step.step(images, labels, start)
+    else:
+        step.step(images[:1, :, :32, :32].contiguous(), labels[:1], start[:1, :, :32, :32].contiguous())
+    if isinstance(step, Release):
+        del model
+    Path("/proc/self/clear_refs").write_text("5")
+    before = memory("VmRSS")
+    step.step(images, labels, start)
+    print(memory("VmHWM") - before)
+
+
+def memory(what: str) -> float:
+    """A figure of this process in MiB."""
+    line = next(one for one in Path("/proc/self/status").read_text().splitlines() if one.startswith(what))
+    return int(line.split()[1]) / 1024
+
+
+def one_step(batch: int, size: int, conv_dim: int, rounds: int) -> None:
+    """Print the table of one training step."""
+    torch.set_num_threads(1)
+    model, images, labels, start = setup(conv_dim, size, batch, torch.float32)
+    steps = {name: make(model) for name, make in VARIANTS.items()}
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for step in steps.values():  # warm up, compile
+        step.step(images, labels, start)
+    for number in range(rounds):
+        for name, step in steps.items():
+            started = time.perf_counter()
+            step.step(images, labels, start)
+            times[name].append(time.perf_counter() - started)
+            print(f"round {number + 1}: {name} {times[name][-1]:.1f} s", file=sys.stderr)
+    base = times["authors' release"]
+    base_memory = peak_memory("authors' release", batch, size, conv_dim)
+    print(f"StarGAN-shaped network (conv_dim {conv_dim}), {size} px, batch {batch}, rank 8, {STEPS} PGD steps, one thread;")
+    print(f"torch {torch.__version__}, float32, {rounds} rounds in turn; speed: median of ratios within a round, and range.")
+    print(f"Same losses and gradient norms in float64: largest relative difference {agreement():.1e}.\n")
+    print(f"| step | speed over the authors' | range | s | peak memory, MiB | of the authors' |")
+    print("|---|---|---|---|---|---|")
+    for name, seconds in times.items():
+        ratios = [b / s for b, s in zip(base, seconds, strict=True)]
+        peak = base_memory if name == "authors' release" else peak_memory(name, batch, size, conv_dim)
+        print(
+            f"| {name} | {statistics.median(ratios):.2f} | {min(ratios):.2f}-{max(ratios):.2f} | "
+            f"{statistics.median(seconds):.1f} | {peak:.0f} | {peak / base_memory:.2f} |"
+        )
+
+
+def main() -> None:
+    """Parse and run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=("step",))
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--conv-dim", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=3)
+    flags = parser.parse_args()
+    one_step(flags.batch, flags.size, flags.conv_dim, flags.rounds)
+
+
+if __name__ == "__main__":
+    main()
