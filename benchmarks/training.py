@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import os
 import statistics
 import subprocess
@@ -105,7 +104,8 @@ class Release:
 class Attack(Disrupting):
     """PGD from a start that is given, so that both steps attack from the same one."""
 
-    def __call__(self, generator, images, condition, clean=None):  # noqa: D102
+    def __call__(self, generator, images, condition, clean=None):
+        """Perturbed images."""
         from loraguard.defenses import sign_ascent
         from loraguard.defenses.base import frozen
 
@@ -217,10 +217,14 @@ def one_step(batch: int, size: int, conv_dim: int, rounds: int) -> None:
             print(f"round {number + 1}: {name} {times[name][-1]:.1f} s", file=sys.stderr)
     base = times["authors' release"]
     base_memory = peak_memory("authors' release", batch, size, conv_dim)
-    print(f"StarGAN-shaped network (conv_dim {conv_dim}), {size} px, batch {batch}, rank 8, {STEPS} PGD steps, one thread;")
-    print(f"torch {torch.__version__}, float32, {rounds} rounds in turn; speed: median of ratios within a round, and range.")
+    print(
+        f"StarGAN-shaped network (conv_dim {conv_dim}), {size} px, batch {batch}, rank 8, {STEPS} PGD steps, one thread;"
+    )
+    print(
+        f"torch {torch.__version__}, float32, {rounds} rounds in turn; speed: median of ratios within a round, and range."
+    )
     print(f"Same losses and gradient norms in float64: largest relative difference {agreement():.1e}.\n")
-    print(f"| step | speed over the authors' | range | s | peak memory, MiB | of the authors' |")
+    print("| step | speed over the authors' | range | s | peak memory, MiB | of the authors' |")
     print("|---|---|---|---|---|---|")
     for name, seconds in times.items():
         ratios = [b / s for b, s in zip(base, seconds, strict=True)]

@@ -145,10 +145,8 @@ def main(argv: list[str] | None = None) -> None:
     trainer = PatchTrainer(get_peft_model(generator, config), photos, arguments, loss=loss, validation_dataset=held_out)
     result = trainer.train()
     if trainer.accelerator.is_main_process:
-        model = trainer.model
-        print(
-            f"{len(result.log)} steps, {model.get_nb_trainable_parameters()[0]:,} parameters. Patch: {result.output_dir}"
-        )
+        trained, _ = trainer.model.get_nb_trainable_parameters()
+        print(f"{len(result.log)} steps, {trained:,} parameters. Patch: {result.output_dir}")
 
 
 if __name__ == "__main__":

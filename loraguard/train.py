@@ -18,7 +18,7 @@ from .audit.protocol import pick_edits
 from .data import collate, split_photos
 from .defenses import Defense, Disrupting
 from .files import writable_folder
-from .generators import Conditions, conditions_of
+from .generators import Conditions, conditions_of, labels_of
 from .stamp import StampDetector
 from .training import PatchTrainer, PatchTrainingArguments, TrainingResult
 from .tuner import GatedLoraConfig
@@ -131,7 +131,7 @@ def _detector(
     with model.disable_adapter():
         for index in range(min(most, len(photos))):  # type: ignore[arg-type]
             batch = {key: value.to(device) for key, value in collate([photos[index]]).items()}
-            edits = conditions_of(model, batch.get("labels"), conditions)
+            edits = conditions_of(model, labels_of(batch, conditions), conditions)
             _, condition = pick_edits(edits, torch.tensor([index * 0.618 % 1]))
             outputs.append(model(batch["image"], **condition))
     return StampDetector(args.stamp).calibrate(torch.cat(outputs))

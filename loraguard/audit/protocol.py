@@ -23,7 +23,7 @@ from loraguard.data import collate
 from loraguard.defenses import Defense, RandomNoise
 from loraguard.defenses.base import check_images
 from loraguard.files import describe
-from loraguard.generators import Condition, Conditions, conditions_of
+from loraguard.generators import Condition, Conditions, conditions_of, labels_of
 from loraguard.metrics import DSR_THRESHOLD, Estimate, defense_succeeds, estimate, mean_squared_error, psnr, ssim
 from loraguard.stamp import Stamp, StampDetector
 from loraguard.tuner import folded
@@ -168,11 +168,12 @@ def run_audit(
     with _as_it_was(model):
         model.eval()
         for start in tqdm(range(0, n, batch_size), desc="audit", disable=disable_tqdm):
-            batch = collate([dataset[index] for index in range(start, min(n, start + batch_size))])
-            images = batch["image"].to(device)
+            items = collate([dataset[index] for index in range(start, min(n, start + batch_size))])
+            batch = {key: value.to(device) for key, value in items.items()}
+            images = batch["image"]
             check_images(images)
-            labels = batch["labels"].to(device) if "labels" in batch else None
-            names, condition = pick_edits(conditions_of(model, labels, conditions), draws[start : start + batch_size])
+            edits_here = conditions_of(model, labels_of(batch, conditions), conditions)
+            names, condition = pick_edits(edits_here, draws[start : start + batch_size])
             edits += names
             for key, outputs, reference in _look(model, images, condition, perturb, patches, seed + start):
                 if start < pictures:
@@ -192,7 +193,8 @@ def run_audit(
             "n": n,
             "seed": seed,
             "batch_size": batch_size,
-            "data": describe(dataset) | {k: v for k, v in vars(dataset).items() if isinstance(v, (str, int, float))},
+            "data": describe(dataset)
+            | {k: v for k, v in getattr(dataset, "__dict__", {}).items() if isinstance(v, (str, int, float))},
             "budget": f"L-infinity {defense.eps} on [-1, 1], that is {defense.eps * 127.5:.2f}/255",
             "defense": describe(defense),
             "leak_defense": describe(perturb["leak"]),

@@ -1,7 +1,7 @@
 """Networks that edit images."""
 
 from .attgan import AttGAN
-from .base import Condition, Conditions, conditions_of, expand
+from .base import Condition, Conditions, conditions_of, expand, labels_of
 from .cyclegan import CycleGAN
 from .demo import DemoEditor
 from .hisd import HiSD
@@ -21,5 +21,6 @@ __all__ = [
     "StarGAN",
     "conditions_of",
     "expand",
+    "labels_of",
     "load_generator",
 ]

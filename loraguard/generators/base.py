@@ -52,6 +52,21 @@ def conditions_of(
     return dict(edits)
 
 
+def labels_of(batch: Mapping[str, Tensor], conditions: Conditions | None = None) -> Tensor | None:
+    """A batch's labels (N, A), or None; (N, 0) for photos without labels if `conditions` makes the edits.
+
+    So edits that need no labels (a reference photo, a fixed style) can be made for as many photos as there are.
+
+    Example:
+        >>> batch = {"image": torch.zeros(4, 3, 8, 8)}
+        >>> labels_of(batch) is None, labels_of(batch, lambda labels: {}).shape
+        (True, torch.Size([4, 0]))
+    """
+    if "labels" in batch or conditions is None:
+        return batch.get("labels")
+    return batch["image"].new_empty(len(batch["image"]), 0)
+
+
 def expand(images: Tensor, edits: Mapping[str, Condition]) -> tuple[Tensor, dict[str, Tensor]]:
     """One batch that holds every image with every edit, so that they go through the network together.
 

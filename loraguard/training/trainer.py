@@ -19,10 +19,10 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from transformers import get_scheduler
 
-from loraguard.data import collate
+from loraguard.data import DemoFaces, collate
 from loraguard.defenses.base import check_images
 from loraguard.files import whole_files, writable_folder, write_json
-from loraguard.generators import Conditions, conditions_of, expand
+from loraguard.generators import Conditions, conditions_of, expand, labels_of
 from loraguard.tuner import GatedLoraLayer, parameter_groups
 
 from .arguments import PatchTrainingArguments
@@ -173,7 +173,7 @@ class PatchTrainer:
         """Every image with every edit, or with a few that are drawn; on the device."""
         batch = {key: value.to(self.accelerator.device, non_blocking=True) for key, value in batch.items()}
         check_images(batch["image"])
-        edits = conditions_of(self.model, batch.get("labels"), self.conditions)
+        edits = conditions_of(self.model, labels_of(batch, self.conditions), self.conditions)
         if draw and self.args.edits_per_step is not None:
             names = list(edits)
             drawn = torch.randperm(len(names))[: self.args.edits_per_step].tolist()
@@ -186,7 +186,8 @@ class PatchTrainer:
         workers = args.dataloader_num_workers
         if workers is None:
             cores = os.cpu_count() or 1
-            workers = 0 if hasattr(self.dataset, "truth") or cores < 4 else min(4, cores // 2)
+            drawn = isinstance(getattr(self.dataset, "dataset", self.dataset), DemoFaces)
+            workers = 0 if drawn or cores < 4 else min(4, cores // 2)
         return iter(
             DataLoader(
                 self.dataset,

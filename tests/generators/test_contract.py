@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch.utils.data import Dataset
 
 from loraguard import GatedLoraConfig, PatchTrainer, PatchTrainingArguments, Stamp
 from loraguard.defenses import Disrupting
-from loraguard.generators import GENERATORS, PublishedGenerator, conditions_of
+from loraguard.generators import GENERATORS, PublishedGenerator, conditions_of, expand
 from loraguard.training import patch_step
 
 
@@ -28,11 +29,13 @@ class Case:
         settings: of the small network, all of which its checkpoint tells.
         key: under which the official code saves the state dict.
         size: side of the images that it is tested on.
+        bounded: whether outputs end in a tanh.
     """
 
     settings: dict[str, Any]
     key: str | None = None
     size: int = 16
+    bounded: bool = True
     cls: type[PublishedGenerator] = field(init=False)
 
     def build(self) -> PublishedGenerator:
@@ -52,16 +55,17 @@ CASES = {
     "hisd": Case(
         {
             "size": 16,
-            "encoder_channels": (4, 6, 8),
-            "decoder_channels": (8, 6, 4),
-            "extractor_channels": (4, 6, 8),
-            "translator_channels": (4, 6, 4),
-            "mapper_pre_channels": (5, 6),
-            "mapper_post_channels": (6, 7),
+            "encoder_channels": [4, 6, 8],
+            "decoder_channels": [8, 6, 4],
+            "extractor_channels": [4, 6, 8],
+            "translator_channels": [4, 6, 4],
+            "mapper_pre_channels": [5, 6],
+            "mapper_post_channels": [6, 7],
             "style_dim": 6,
             "noise_dim": 3,
         },
         key="gen_test",
+        bounded=False,
     ),
 }
 TRAINABLE = {
@@ -144,11 +148,8 @@ def test_a_folder(case, generator, tmp_path) -> None:
     loaded = case.cls.from_pretrained(str(tmp_path))
     assert not loaded.training
     same(loaded, generator, case, but="nothing")
-    config = dict(loaded.config)
-    assert {**config, "attributes": tuple(config.get("attributes", ()))} == {
-        **generator.config,
-        "attributes": generator.attributes,
-    }
+    assert json.dumps(loaded.config, sort_keys=True) == json.dumps(generator.config, sort_keys=True)
+    assert loaded.attributes == generator.attributes
     card = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert f"\nlicense: {case.cls._hub_mixin_info.model_card_data.license}\n" in card
     assert all(f"\n- {tag}\n" in card for tag in case.cls.model_tags)
@@ -156,7 +157,7 @@ def test_a_folder(case, generator, tmp_path) -> None:
 
 
 def test_preprocessing_has_the_size_that_was_asked_for(case) -> None:
-    transform = case.cls(**case.settings, size=64).transform()
+    transform = case.cls(**{**case.settings, "size": 64}).transform()
     for colour, value in (("white", 1.0), ("black", -1.0)):
         image = transform(Image.new("RGB", (178, 218), colour))
         assert torch.equal(image, torch.full((3, 64, 64), value))
@@ -167,25 +168,27 @@ def test_edits_are_named_and_differ(case, generator) -> None:
     edits = conditions_of(generator, labels)
     results = outputs(generator, images, labels)
     assert results.shape == (len(edits), *images.shape)
-    assert results.abs().max() <= 1
+    assert not case.bounded or results.abs().max() <= 1
     assert len({result.numpy().tobytes() for result in results}) == len(edits)
 
 
-def adapted(generator: nn.Module, **settings: Any) -> PeftModel:
-    return get_peft_model(generator, GatedLoraConfig(r=2, init_lora_weights="paper", **settings))
+def adapted(generator: PublishedGenerator) -> PeftModel:
+    return get_peft_model(
+        generator, GatedLoraConfig(r=2, init_lora_weights="paper", exclude_modules=generator.unseeing)
+    )
 
 
 def test_an_adapter_is_trained_merged_saved_and_loaded(case, generator, tmp_path) -> None:
     torch.manual_seed(1)
     images, labels = case.images(), case.labels()
-    condition = list(conditions_of(generator, labels).values())[-1]
+    every_image, condition = expand(images, conditions_of(generator, labels))
     hosts = {name: tensor.clone() for name, tensor in generator.state_dict().items()}
     untouched = outputs(generator, images, labels)
     model = adapted(generator).train()
     before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 1e-2)
     adversary = Disrupting(steps=2)
-    patch_step(model, images, condition, adversary=adversary, stamp=None, loss=F.mse_loss)
+    patch_step(model, every_image, condition, adversary=adversary, stamp=None, loss=F.mse_loss)
     optimizer.step()
     assert all(not torch.equal(p, before[name]) for name, p in model.named_parameters() if name in before)
     kept = {name: tensor for name, tensor in model.state_dict().items() if "lora_" not in name}
@@ -201,7 +204,7 @@ def test_an_adapter_is_trained_merged_saved_and_loaded(case, generator, tmp_path
     torch.testing.assert_close(outputs(loaded, images, labels), patched)
     merged = model.merge_and_unload()
     assert merged.state_dict().keys() == hosts.keys()
-    torch.testing.assert_close(outputs(merged, images, labels), patched, rtol=0, atol=1e-4)
+    torch.testing.assert_close(outputs(merged, images, labels), patched, rtol=1e-4, atol=1e-4)
 
 
 def test_train_and_eval_mode_are_the_same_to_an_adapter(case, generator) -> None:
@@ -210,7 +213,7 @@ def test_train_and_eval_mode_are_the_same_to_an_adapter(case, generator) -> None
     images, labels = case.images(), case.labels()
     buffers = {name: tensor.clone() for name, tensor in model.named_buffers()}
     evaluated = outputs(model, images, labels)
-    torch.testing.assert_close(outputs(model.train(), images, labels), evaluated, rtol=0, atol=1e-5)
+    torch.testing.assert_close(outputs(model.train(), images, labels), evaluated, rtol=1e-4, atol=1e-4)
     assert all(torch.equal(tensor, buffers[name]) for name, tensor in model.named_buffers())
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from loraguard import GatedLoraConfig, PatchTrainer, PatchTrainingArguments
+from loraguard import GatedLoraConfig, PatchTrainer, PatchTrainingArguments, run_audit
 from loraguard.data import DemoFaces
 from loraguard.defenses import Disrupting
 from loraguard.generators import GENERATORS, HiSD, conditions_of, expand
@@ -365,6 +365,21 @@ def test_edits_after_references(hisd: HiSD, photos: Tensor) -> None:
         hisd.reference_conditions({"Glasses": photos[0]})
     with pytest.raises(ValueError, match="all of one size"):
         hisd.reference_conditions({"Bangs": photos[0], "Eyeglasses": photos[0, :, :8]})
+
+
+def test_photos_without_labels(photos: Tensor, tmp_path: Path) -> None:
+    """Edits after references are trained and audited on images alone."""
+    model = get_peft_model(drawn(HiSD(**TINY)), GatedLoraConfig(r=2, exclude_modules=HiSD.unseeing))
+    make = HiSD(**TINY).reference_conditions({"Eyeglasses": photos[0].float()})
+    images = list(photos.float())
+    settings = PatchTrainingArguments(
+        tmp_path, adversary=Disrupting(steps=1), max_train_steps=2, cpu=True, disable_tqdm=True
+    )
+    assert len(PatchTrainer(model, images, settings, conditions=make).train().log) == 2
+    audit = run_audit(
+        model, images, defense=Disrupting(steps=1), patches={"default": None}, conditions=make, disable_tqdm=True
+    )
+    assert audit.edits == ["Eyeglasses"] * 5
 
 
 def refusal(hisd: HiSD, photos: Tensor, **condition: object) -> str:
