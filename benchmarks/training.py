@@ -1,17 +1,15 @@
-"""How fast a patch trains: one step, and the time until it withstands attacks; against the authors' release.
+"""How fast a training step is, against the authors' release, at identical losses.
 
-    python benchmarks/training.py step                # one CPU thread; minutes
-    python benchmarks/training.py robustness          # an hour on two idle cores
+    python benchmarks/training.py                     # one CPU thread, ten minutes
 
-The baseline is the training step of the authors' release, written down from its description: a second copy of the
-network for the targets, the clean forward twice, adapters as branches (a convolution, then a matrix by einsum), stock
-InstanceNorm, and PGD by full backward passes that fill the parameters' gradients as well, one condition at a time.
+The baseline is in `release.py`.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import ctypes
 import os
 import statistics
 import subprocess
@@ -22,7 +20,8 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel, get_peft_model
-from torch import Tensor, nn
+from release import Release
+from torch import Tensor
 from torch.nn import functional as F
 
 from loraguard import GatedLoraConfig
@@ -30,75 +29,8 @@ from loraguard.data import DemoFaces, collate
 from loraguard.defenses import Disrupting
 from loraguard.generators import StarGAN
 from loraguard.training import patch_step
-from loraguard.tuner import GatedLoraLayer
 
 EPS, STEPS, STEP_SIZE = 0.05, 10, 0.01
-
-
-class Branch(nn.Module):
-    """The release's adapted layer: the host, and beside it A and then B by einsum."""
-
-    def __init__(self, layer: GatedLoraLayer, adapter: str = "default") -> None:
-        super().__init__()
-        self.host = copy.deepcopy(layer.host).requires_grad_(False)
-        self.a = copy.deepcopy(layer.lora_A[adapter])
-        self.b = nn.Parameter(layer.lora_B[adapter].weight.detach().flatten(1).clone())
-        self.gate = nn.Parameter(layer.lora_gate[adapter].weight.detach().clone())
-        self.scale = layer.scaling[adapter]
-
-    def forward(self, x: Tensor) -> Tensor:
-        update = torch.einsum("or,nrhw->nohw", self.b, self.a(x))
-        return self.host(x) + torch.sigmoid(self.gate) * self.scale * update
-
-
-def with_modules(network: nn.Module, replace: Callable[[nn.Module], nn.Module | None]) -> nn.Module:
-    """The network with some of its modules replaced."""
-    for name, child in network.named_children():
-        other = replace(child)
-        if other is None:
-            with_modules(child, replace)
-        else:
-            setattr(network, name, other)
-    return network
-
-
-def stock_norm(module: nn.Module) -> nn.Module | None:
-    """StarGAN's norm as the official code has it."""
-    if not isinstance(module, nn.InstanceNorm2d):
-        return None
-    norm = nn.InstanceNorm2d(module.num_features, affine=True, track_running_stats=True).to(module.weight)
-    norm.load_state_dict(module.state_dict())
-    return norm.requires_grad_(False)
-
-
-class Release:
-    """The authors' step, on copies of our network and adapter."""
-
-    def __init__(self, model: PeftModel) -> None:
-        self.original = with_modules(copy.deepcopy(model).unload(), stock_norm).requires_grad_(False).train()
-        patched = with_modules(
-            copy.deepcopy(model).get_base_model(), lambda m: Branch(m) if isinstance(m, GatedLoraLayer) else None
-        )
-        self.patched = with_modules(patched, stock_norm).train()
-        self.parameters = [p for p in self.patched.parameters() if p.requires_grad]
-
-    def step(self, images: Tensor, labels: Tensor, start: Tensor) -> tuple[float, float]:
-        """Accumulate gradients; gives the clean and the adversarial loss."""
-        with torch.no_grad():
-            target = self.original(images, labels)
-            clean = self.patched(images, labels)
-        adversarial = start.clone()
-        for _ in range(STEPS):
-            adversarial.requires_grad_(True)
-            distance = F.mse_loss(self.patched(adversarial, labels), clean)
-            self.patched.zero_grad()
-            distance.backward()
-            moved = adversarial.detach() + STEP_SIZE * adversarial.grad.sign()
-            adversarial = (images + (moved - images).clamp(-EPS, EPS)).clamp(-1, 1)
-        self.patched.zero_grad()
-        losses = [F.mse_loss(self.patched(x, labels), target) for x in (images, adversarial)]
-        sum(losses).backward()
-        return losses[0].item(), losses[1].item()
 
 
 class Attack(Disrupting):
@@ -187,8 +119,7 @@ def print_peak(name: str, batch: int, size: int, conv_dim: int) -> None:
         step.step(images, labels, start)
     else:
         step.step(images[:1, :, :32, :32].contiguous(), labels[:1], start[:1, :, :32, :32].contiguous())
-    if isinstance(step, Release):
-        del model
+    ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     before = memory("VmRSS")
     step.step(images, labels, start)
@@ -217,12 +148,8 @@ def one_step(batch: int, size: int, conv_dim: int, rounds: int) -> None:
             print(f"round {number + 1}: {name} {times[name][-1]:.1f} s", file=sys.stderr)
     base = times["authors' release"]
     base_memory = peak_memory("authors' release", batch, size, conv_dim)
-    print(
-        f"StarGAN-shaped network (conv_dim {conv_dim}), {size} px, batch {batch}, rank 8, {STEPS} PGD steps, one thread;"
-    )
-    print(
-        f"torch {torch.__version__}, float32, {rounds} rounds in turn; speed: median of ratios within a round, and range."
-    )
+    print(f"StarGAN-shaped network (conv_dim {conv_dim}), {size} px, batch {batch}, rank 8, {STEPS} PGD steps, one")
+    print(f"thread, torch {torch.__version__}, float32, {rounds} rounds in turn; median of ratios within a round.")
     print(f"Same losses and gradient norms in float64: largest relative difference {agreement():.1e}.\n")
     print("| step | speed over the authors' | range | s | peak memory, MiB | of the authors' |")
     print("|---|---|---|---|---|---|")
@@ -238,7 +165,6 @@ def one_step(batch: int, size: int, conv_dim: int, rounds: int) -> None:
 def main() -> None:
     """Parse and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("step",))
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--conv-dim", type=int, default=64)
