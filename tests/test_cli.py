@@ -1,10 +1,18 @@
 """The command line, in processes of its own."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from PIL import Image
+
 import loraguard
+from loraguard.generators import StarGAN
 
 
 def run(*arguments: str, **options: object) -> subprocess.CompletedProcess:
@@ -31,3 +39,65 @@ def test_an_unknown_device() -> None:
     result = run("demo", "--device", "abacus")
     assert result.returncode == 2
     assert "cpu" in result.stderr
+
+
+@pytest.fixture
+def celeba(tmp_path: Path) -> Path:
+    """Twelve photos as CelebA is distributed."""
+    names = ("Black_Hair", "Blond_Hair", "Brown_Hair", "Male", "Young")
+    (tmp_path / "celeba" / "img_align_celeba").mkdir(parents=True)
+    draws = np.random.default_rng(0)
+    rows, partition = [], []
+    for index in range(12):
+        pixels = draws.integers(0, 256, (12, 10, 3), dtype=np.uint8)
+        photo = Image.fromarray(pixels).resize((178, 218))
+        photo.save(tmp_path / "celeba" / "img_align_celeba" / f"{index:06}.jpg")
+        rows.append(f"{index:06}.jpg " + " ".join(str(value) for value in draws.choice([-1, 1], 5)))
+        partition.append(f"{index:06}.jpg 0")
+    (tmp_path / "celeba" / "list_attr_celeba.txt").write_text("\n".join(["12", " ".join(names), *rows]) + "\n")
+    (tmp_path / "celeba" / "list_eval_partition.txt").write_text("\n".join(partition) + "\n")
+    return tmp_path / "celeba"
+
+
+def test_from_an_official_checkpoint_to_an_audited_patch(celeba: Path, tmp_path: Path) -> None:
+    """StarGAN's file and CelebA's folder, one command."""
+    torch.manual_seed(0)
+    generator = StarGAN(conv_dim=4, repeat_num=1, size=32)
+    torch.save(generator.state_dict(), tmp_path / "200000-G.ckpt")
+    out = tmp_path / "out"
+    words = ["--generator", "stargan", "--checkpoint", str(tmp_path / "200000-G.ckpt"), "--image-size", "32"]
+    size = ["--train-size", "6", "--test-size", "4", "--max-train-steps", "2", "--rank", "2", "--device", "cpu"]
+    done = run("train", *words, "--data", f"celeba:{celeba}", *size, "--stamp", "AI", "--output-dir", str(out))
+    assert done.returncode == 0, done.stderr
+    assert "Training a defensive patch for StarGAN on 6 photos: 2 steps" in done.stdout
+    assert "Auditing it on 4 photos that it was not trained on" in done.stdout
+    audit = json.loads((out / "audit" / "audit.json").read_text())
+    assert audit["settings"]["n"] == 4
+    assert (out / "audit" / "report.html").is_file()
+    model = PeftModel.from_pretrained(generator, out)
+    assert model(torch.zeros(1, 3, 32, 32), torch.zeros(1, 5)).shape == (1, 3, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--generator", "stargam"], "Did you mean 'stargan'?"),
+        (["--generator", "stargan"], "does not ship with weights"),
+        (["--generator", "stargan", "--checkpoint", "nowhere.ckpt"], "no checkpoint nowhere.ckpt"),
+        (["--data", "demos"], "Did you mean 'demo'?"),
+        (["--generator", "cyclegan", "--checkpoint", __file__], "cannot be read as tensors alone"),
+        (["--recipe", "slow"], "recipe='slow' must be one of"),
+    ],
+)
+def test_what_cannot_be_trained_is_said_in_a_line(words: list[str], said: str, tmp_path: Path) -> None:
+    done = run("train", *words, "--output-dir", str(tmp_path / "out"))
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_info() -> None:
+    listed = run("info", "generators").stdout
+    assert all(f"{name}  (loraguard.generators" in listed for name in ("demo", "stargan", "attgan", "hisd", "cyclegan"))
+    assert "disrupting  (loraguard.defenses.disrupting.Disrupting)" in run("info", "defenses").stdout
+    assert ":class:" not in run("info", "data").stdout

@@ -57,3 +57,42 @@ def test_own_network(kind: str, tmp_path: Path) -> None:
     assert audit["settings"]["n"] == 4
     assert (audit["settings"]["detector"] is not None) == (kind == "defensive")
     assert (tmp_path / "out" / "report.html").stat().st_size > 10_000
+
+
+def test_train_patch(tmp_path: Path) -> None:
+    """Flags over a YAML file over defaults; a mixed adversary, validation and a tracker."""
+    (tmp_path / "small.yaml").write_text("train_size: 8\nmax_train_steps: 9\nrank: 2\nrecipe: paper\n")
+    words = "--adversary disrupting:2 noise:1 --eps 0.1 --attack_steps 1 --validation_steps 1 --validation_size 2"
+    rest = "--report_to tensorboard --cpu --max_train_steps 2 --gradient_accumulation_steps 2 --disable_tqdm"
+    command = [sys.executable, EXAMPLES / "train_patch.py", "--config", tmp_path / "small.yaml", *words.split()]
+    done = subprocess.run(
+        [*command, *rest.split(), "--output_dir", tmp_path / "out"],
+        check=True,
+        timeout=300,
+        capture_output=True,
+        text=True,
+    )
+    assert "2 steps" in done.stdout
+    log = json.loads((tmp_path / "out" / "training_log.json").read_text())
+    assert log["settings"]["adversary"]["class"] == "Mixture"
+    assert log["settings"]["gradient_accumulation_steps"] == 2
+    assert [entry["step"] for entry in log["validation"]] == [1, 2]
+    assert len(load_file(tmp_path / "out" / "adapter_model.safetensors")) == 3 * 12
+    assert list((tmp_path / "out").rglob("events.out.tfevents*"))
+
+
+@pytest.mark.parametrize("recipe", ["paper_standard", "paper_defensive"])
+def test_the_papers_recipes_are_complete(recipe: str, tmp_path: Path) -> None:
+    """Every name in the shipped files is a flag, and they give the paper's settings."""
+    script = runpy.run_path(str(EXAMPLES / "train_patch.py"))
+    config = str(EXAMPLES / "configs" / f"{recipe}.yaml")
+    flags = script["parse"](["--config", config, "--output_dir", str(tmp_path), "--seed", "3"])
+    assert (flags.train_size, flags.rank, flags.loss, flags.seed) == (
+        1000,
+        8 if "standard" in recipe else 16,
+        "mmfa",
+        3,
+    )
+    (tmp_path / "bad.yaml").write_text("learning_rat: 1\n")
+    with pytest.raises(SystemExit):
+        script["parse"](["--config", str(tmp_path / "bad.yaml")])

@@ -20,5 +20,20 @@ def paper(kind: str) -> dict[str, Any]:
     }
 
 
-RECIPES: dict[str, Callable[[str], dict[str, Any]]] = {"paper": paper}
+def fast(kind: str) -> dict[str, Any]:
+    """As robust in a fraction of the time (`benchmarks/robustness.py`).
+
+    PGD with two steps as long as the budget, a learning rate ten times as high that falls to zero on a cosine, and
+    clipped gradients.
+    """
+    return {
+        "adversary": Disrupting(eps=0.05, steps=2, step_size=0.05),
+        "num_train_epochs": 1,
+        "learning_rate": 1e-2,
+        "lr_scheduler": "cosine",
+        "max_grad_norm": 1.0,
+    }
+
+
+RECIPES: dict[str, Callable[[str], dict[str, Any]]] = {"fast": fast, "paper": paper}
 """From "standard" or "defensive" to the settings of each recipe."""
