@@ -119,10 +119,10 @@ def train(
     A standard patch, which shows what a protection is worth; with --stamp a defensive one, which makes the generator
     stamp a visible warning on every output.
     """
-    from loraguard import GatedLoraConfig, PatchTrainingArguments, Stamp
+    from loraguard import PatchTrainingArguments, Stamp
     from loraguard.data import open_data
     from loraguard.generators import load_generator
-    from loraguard.train import train_patch
+    from loraguard.train import config_for, train_patch
 
     try:
         arguments = PatchTrainingArguments(
@@ -144,11 +144,14 @@ def train(
             attributes=getattr(network, "attributes", ()),
             transform=None if preprocess is None else preprocess(),
         )
-        config = None
-        if rank is not None:
-            config = GatedLoraConfig(r=rank, exclude_modules=getattr(network, "unseeing", None))
         made = train_patch(
-            network, photos, arguments, config=config, train_size=train_size, test_size=test_size, say=typer.echo
+            network,
+            photos,
+            arguments,
+            config=config_for(network, arguments, rank),
+            train_size=train_size,
+            test_size=test_size,
+            say=typer.echo,
         )
     except (OSError, ValueError, TypeError, ImportError, FloatingPointError) as error:
         typer.secho(f"Error: {error}", fg="red", err=True)

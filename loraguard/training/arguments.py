@@ -101,7 +101,7 @@ class PatchTrainingArguments:
     """
 
     output_dir: str | Path
-    recipe: str = "paper"
+    recipe: str = "fast"
     stamp: Stamp | None = None
     adversary: Defense | None = None
     edits_per_step: int | None = None

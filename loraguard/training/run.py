@@ -89,16 +89,18 @@ class TrainingRun:
                     raise SystemExit(1)  # another process got the signal
         self.watch.finish(self.step)
 
-    def _train_step(self, batches: Iterator[dict[str, Tensor]]) -> dict[str, Any]:
+    def _train_step(self, batches: Iterator[tuple[list[int], dict[str, Tensor]]]) -> dict[str, Any]:
         args, accelerator, trainer = self.args, self.accelerator, self.trainer
         several = args.gradient_accumulation_steps
         losses: dict[str, Tensor] = {}
         for part in range(several):
-            images, condition = trainer.edits(next(batches))
+            indices, batch = next(batches)
+            images, condition, edits = trainer.edits(batch)
             found = patch_step(
                 trainer.model, images, condition, adversary=args.adversary, stamp=args.stamp, loss=trainer.loss,
                 backward=lambda value: accelerator.backward(value / several), network=self.network,
                 no_sync=lambda: accelerator.no_sync(self.network), last=part == several - 1,
+                keys=[(index, edit) for edit in edits for index in indices],
             )  # fmt: skip
             losses = {name: losses.get(name, 0) + value / several for name, value in found.items()}
         means = cast(Tensor, accelerator.reduce(torch.stack(list(losses.values())).float(), "mean"))
@@ -142,9 +144,9 @@ class TrainingRun:
         trainer, args = self.trainer, self.args
         data = cast(Any, trainer.validation_dataset)
         batch = collate([data[i] for i in range(min(args.num_validation_images, len(data)))])
-        images, condition = trainer.edits(batch, draw=False)
-        every = len(images) // len(batch["image"])  # edits; image i is shown with one of them
-        rows = [(i % every) * len(batch["image"]) + i for i in range(len(batch["image"]))]
+        images, condition, edits = trainer.edits(batch, draw=False)
+        n = len(batch["image"])
+        rows = [(i % len(edits)) * n + i for i in range(n)]  # each image with one of the edits
         images, condition = images[rows], {key: value[rows] for key, value in condition.items()}
         metrics, shown = validate(
             trainer.model, images, condition, adversary=args.adversary, stamp=args.stamp, seed=args.seed

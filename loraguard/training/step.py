@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -41,6 +41,7 @@ def patch_step(
     network: nn.Module | None = None,
     no_sync: Callable[[], AbstractContextManager[Any]] = nullcontext,
     last: bool = True,
+    keys: Sequence[Hashable] | None = None,
 ) -> dict[str, Tensor]:
     """Accumulate the gradient of `D(Gp(x, c), t) + D(Gp(x_adv, c), t)` in the adapter's parameters.
 
@@ -60,6 +61,7 @@ def patch_step(
         network: what to call for outputs that are learnt from, where it is not `model` itself (a DDP wrapper).
         no_sync: a context in which gradients stay in their process.
         last: whether processes exchange gradients at the end of this step, or only accumulate.
+        keys: what each image with its edit is known by, for a loss that keeps targets' features between epochs.
 
     Returns:
         `loss_clean` and `loss_adversarial`, detached scalars.
@@ -77,7 +79,7 @@ def patch_step(
     network = network or model
     target = target_of(model, images, condition, stamp)
     if hasattr(loss, "prepare"):
-        target = loss.prepare(target)
+        target = loss.prepare(target, keys)
 
     with no_sync():
         clean = network(images, **condition)

@@ -134,7 +134,7 @@ class PatchTrainer:
         if not len(cast(Any, dataset)):
             raise ValueError(f"The data set is empty: {type(dataset).__name__} has no images.")
         batch = collate([dataset[0]])
-        images, condition = self.edits(batch, draw=False)
+        images, condition, _ = self.edits(batch, draw=False)
         self.model.to(self.accelerator.device)
         if images.min() >= 0:
             warnings.warn(
@@ -169,8 +169,8 @@ class PatchTrainer:
                 "gives, or recomputes by torch.utils.checkpoint with use_reentrant=True (use False)."
             )
 
-    def edits(self, batch: dict[str, Tensor], draw: bool = True) -> tuple[Tensor, dict[str, Tensor]]:
-        """Every image with every edit, or with a few that are drawn; on the device."""
+    def edits(self, batch: dict[str, Tensor], draw: bool = True) -> tuple[Tensor, dict[str, Tensor], list[str]]:
+        """Every image with every edit, or with a few that are drawn, on the device; and the edits' names."""
         batch = {key: value.to(self.accelerator.device, non_blocking=True) for key, value in batch.items()}
         check_images(batch["image"])
         edits = conditions_of(self.model, labels_of(batch, self.conditions), self.conditions)
@@ -178,29 +178,33 @@ class PatchTrainer:
             names = list(edits)
             drawn = torch.randperm(len(names))[: self.args.edits_per_step].tolist()
             edits = {names[i]: edits[names[i]] for i in sorted(drawn)}
-        return expand(batch["image"], edits)
+        return *expand(batch["image"], edits), list(edits)
 
-    def batches(self, start: int) -> Iterator[dict[str, Tensor]]:
-        """Batches without end, after the first `start`."""
+    def batches(self, start: int) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+        """Indices and items of batches without end, after the first `start`."""
         args, accelerator = self.args, self.accelerator
         workers = args.dataloader_num_workers
         if workers is None:
             cores = os.cpu_count() or 1
             drawn = isinstance(getattr(self.dataset, "dataset", self.dataset), DemoFaces)
             workers = 0 if drawn or cores < 4 else min(4, cores // 2)
-        return iter(
-            DataLoader(
-                self.dataset,
-                batch_sampler=EndlessBatches(
-                    len(cast(Any, self.dataset)), args.train_batch_size, seed=args.seed, start=start,
-                    process=accelerator.process_index, processes=accelerator.num_processes,
-                ),
-                generator=torch.Generator().manual_seed(args.seed + accelerator.process_index),
-                collate_fn=collate,
-                num_workers=workers,
-                pin_memory=accelerator.device.type == "cuda",
-            )
-        )  # fmt: skip
+        order = EndlessBatches(
+            len(cast(Any, self.dataset)),
+            args.train_batch_size,
+            seed=args.seed,
+            start=start,
+            process=accelerator.process_index,
+            processes=accelerator.num_processes,
+        )
+        loader = DataLoader(
+            self.dataset,
+            batch_sampler=order,
+            generator=torch.Generator().manual_seed(args.seed + accelerator.process_index),
+            collate_fn=collate,
+            num_workers=workers,
+            pin_memory=accelerator.device.type == "cuda",
+        )
+        return zip(order, loader, strict=True)
 
     @property
     def total_steps(self) -> int:

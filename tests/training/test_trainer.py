@@ -19,6 +19,7 @@ from loraguard import GatedLoraConfig, PatchTrainer, PatchTrainingArguments, Sta
 from loraguard.data import DemoFaces, collate
 from loraguard.defenses import Disrupting, RandomNoise
 from loraguard.generators import DemoEditor, conditions_of, expand
+from loraguard.losses import FeatureCache, FeatureEncoder, MMFALoss
 from loraguard.training import patch_step
 
 
@@ -418,3 +419,20 @@ def test_conditions_that_do_not_fit(patched: PeftModel, faces: DemoFaces, tmp_pa
     for nothing in ({}, {"a": 1}):
         with pytest.raises(ValueError, match="edits by name"):
             PatchTrainer(patched, faces, arguments(tmp_path), conditions=lambda labels, given=nothing: given)
+
+
+def test_targets_features_are_kept_between_epochs(editor: DemoEditor, tmp_path: Path) -> None:
+    """Each image with each edit is encoded once as a target, and training is the same as without the cache."""
+    weights = []
+    for cache in (None, FeatureCache()):
+        torch.manual_seed(0)
+        model = get_peft_model(copy.deepcopy(editor), GatedLoraConfig(r=2))
+        network = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten())
+        loss = MMFALoss([FeatureEncoder(network, lambda images: images, name="thumbnail")], cache=cache)
+        settings = arguments(tmp_path, max_train_steps=6, train_batch_size=2)
+        PatchTrainer(model, DemoFaces(4, size=16), settings, loss=loss).train()
+        weights.append((tmp_path / "adapter_model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+    assert (cache.misses, cache.hits) == (4 * 5, 2 * 4 * 5)
+    log = json.loads((tmp_path / "training_log.json").read_text())
+    assert log["settings"]["loss"]["encoders"][0]["name"] == "thumbnail"

@@ -71,7 +71,7 @@ def test_an_explosion_is_skipped(patched: PeftModel, faces: DemoFaces, tmp_path:
 
 def test_the_run_stops_with_a_diagnosis(patched: PeftModel, faces: DemoFaces, tmp_path: Path) -> None:
     loss = Failing({call: math.nan for call in range(7, 100)})
-    settings = arguments(tmp_path, max_train_steps=30, max_skipped_steps=3, learning_rate=0.02)
+    settings = arguments(tmp_path, max_train_steps=30, max_skipped_steps=3, learning_rate=0.02, lr_scheduler="constant")
     with pytest.raises(
         FloatingPointError, match=r"step 6: 3 steps in a row.*learning rate 0\.02.*max_grad_norm"
     ) as error:
