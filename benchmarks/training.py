@@ -1,6 +1,7 @@
-"""How fast a training step is, against the authors' release, at identical losses.
+"""How fast patches are trained, against the authors' release: a step at identical losses, and time to robustness.
 
-    python benchmarks/training.py                     # one CPU thread, ten minutes
+    python benchmarks/training.py                     # both tables, on one CPU thread; two hours
+    python benchmarks/training.py --only step         # ten minutes
 
 The baseline is in `release.py`.
 """
@@ -18,6 +19,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import robustness
 import torch
 from peft import PeftModel, get_peft_model
 from release import Release
@@ -165,12 +167,19 @@ def one_step(batch: int, size: int, conv_dim: int, rounds: int) -> None:
 def main() -> None:
     """Parse and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=("step", "robustness"))
+    parser.add_argument("--seeds", type=int, default=1, help="of the runs to robustness")
+    parser.add_argument("--faces", type=int, default=100, help="that the trained patches are attacked on")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--conv-dim", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     flags = parser.parse_args()
-    one_step(flags.batch, flags.size, flags.conv_dim, flags.rounds)
+    torch.set_num_threads(1)
+    if flags.only != "robustness":
+        one_step(flags.batch, flags.size, flags.conv_dim, flags.rounds)
+    if flags.only != "step":
+        print("\n" + robustness.table(flags.seeds, flags.faces))
 
 
 if __name__ == "__main__":
