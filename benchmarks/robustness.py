@@ -91,7 +91,7 @@ COMPARED: dict[str, Callable[[int], PeftModel]] = {
 def table(seeds: int, faces: int) -> str:
     """Train by each recipe with each seed, attack, and give the figures as Markdown."""
     lines = [
-        f"Demo's generator, 64 px, rank 8, {FACES} drawn faces, budget {EPS}; attacked by PGD with {STRONG.steps} steps",
+        f"Demo's generator, 64 px, rank 8, {FACES} drawn faces, budget {EPS}; attacked by PGD, {STRONG.steps} steps",
         f"and {STRONG.restarts} restarts on {faces} other faces (95% intervals).\n",
         "| recipe | seed | CPU s | speed | clean PSNR, dB | no-leak DSR | leak DSR | leak MSE |",
         "|---|---|---|---|---|---|---|---|",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, cast
@@ -51,7 +52,8 @@ class PublishedGenerator(
         source = getattr(self, "name_or_path", None)
         base_model = {"_name_or_path": source} if source and not Path(source).is_dir() else {}
         settings = cast(dict[str, Any], self._hub_mixin_config or {})
-        return {"model_type": type(self).__name__.lower(), **settings, **base_model}
+        everything = {"model_type": type(self).__name__.lower(), **settings, **base_model}
+        return cast(dict[str, Any], json.loads(json.dumps(everything)))
 
     def transform(self) -> Callable[[Image.Image], Tensor]:
         """The official preprocessing: from an RGB photo to (3, H, W) in [-1, 1]."""

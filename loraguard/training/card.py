@@ -48,12 +48,13 @@ Settings:
 """
 
 
-def patch_card(args: PatchTrainingArguments, generator: str) -> ModelCard:
+def patch_card(args: PatchTrainingArguments, generator: str, base_model: str | None = None) -> ModelCard:
     """The card of a patch.
 
     Args:
         args: its training's settings.
         generator: the class of the network that it is for.
+        base_model: that network's id on the Hub, if it has one.
 
     Example:
         >>> card = patch_card(PatchTrainingArguments("out"), "DemoEditor")
@@ -61,7 +62,7 @@ def patch_card(args: PatchTrainingArguments, generator: str) -> ModelCard:
         ('peft', True)
     """
     tags = ["gated-lora", "loraguard", args.kind]
-    metadata = ModelCardData(library_name="peft", pipeline_tag="image-to-image", tags=tags)
+    metadata = ModelCardData(library_name="peft", pipeline_tag="image-to-image", tags=tags, base_model=base_model)
     return ModelCard(
         _TEXT.format(
             metadata=metadata.to_yaml(),

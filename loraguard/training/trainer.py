@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
@@ -283,8 +284,11 @@ class PatchTrainer:
             return
         with whole_files(self.output_dir) as draft:
             save_adapter(self.model, self.adapter, draft)
-            generator = type(self.model.get_base_model()).__name__
-            (draft / "README.md").write_text(str(patch_card(self.args, generator)), encoding="utf-8")
+            base = self.model.get_base_model()
+            source = BaseTuner.get_model_config(base).get("_name_or_path")
+            hosted = source if source and not Path(source).is_dir() else None
+            card = patch_card(self.args, type(base).__name__, hosted)
+            (draft / "README.md").write_text(str(card), encoding="utf-8")
             distance = self.loss.settings() if hasattr(self.loss, "settings") else getattr(self.loss, "__name__", "own")
             settings = {**self.args.to_dict(), "loss": distance}
             log = {"settings": settings, "steps": result.log, "gates": result.gates}
