@@ -9,20 +9,24 @@ leak) and on the patched one (leak). Time is the process' CPU time on one thread
 
 from __future__ import annotations
 
-import sys
+import json
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from release import Release
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from loraguard import GatedLoraConfig, PatchTrainer, PatchTrainingArguments, run_audit
 from loraguard.data import DemoFaces, collate
 from loraguard.defenses import Disrupting
+from loraguard.files import write_json
 from loraguard.generators import DemoEditor
 from loraguard.training import RECIPES
 from loraguard.training.sampling import EndlessBatches
@@ -62,17 +66,32 @@ def ours(seed: int, config: GatedLoraConfig | None = None, **settings: object) -
     return model
 
 
-def measure(name: str, train: Callable[[], PeftModel], faces: int, attack: Disrupting = STRONG) -> dict[str, Any]:
-    """Train, with the time it takes, and attack."""
-    started = time.process_time()
-    model = train()
-    seconds = time.process_time() - started
+def trained(train: Callable[[], PeftModel], kept: Path) -> tuple[PeftModel, float]:
+    """A patched model and the CPU seconds it took; from `kept` if an earlier run left it there."""
+    if not kept.is_file():
+        started = time.process_time()
+        model = train()
+        seconds = time.process_time() - started
+        config = model.peft_config["default"]
+        settings = {"seconds": str(seconds), "r": str(config.r), "lora_alpha": str(config.lora_alpha)}
+        save_file(get_peft_model_state_dict(model), kept, metadata=settings)
+        return model, seconds
+    with safe_open(kept, "pt") as file:
+        settings = file.metadata()
+    config = GatedLoraConfig(r=int(settings["r"]), lora_alpha=float(settings["lora_alpha"]))
+    model = get_peft_model(DemoEditor.pretrained(), config)
+    set_peft_model_state_dict(model, load_file(kept))
+    return model, float(settings["seconds"])
+
+
+def measure(model: PeftModel, faces: int, attack: Disrupting = STRONG) -> dict[str, Any]:
+    """Attack as no training did."""
     found = run_audit(
         model, DemoFaces(faces, split="test"), defense=attack, patches={"default": None},
         conditions=DemoEditor.conditions, disable_tqdm=True,
     )  # fmt: skip
     rows = {key: found["default", key].estimates for key in ("clean", "no-leak", "leak")}
-    figures: dict[str, Any] = {"name": name, "seconds": seconds, "clean_psnr": rows["clean"]["psnr"].mean}
+    figures: dict[str, Any] = {"clean_psnr": rows["clean"]["psnr"].mean}
     for key in ("no-leak", "leak"):
         share = rows[key]["dsr"]
         figures[key] = f"{100 * share.mean:.0f}% ({100 * share.low:.0f}-{100 * share.high:.0f})"
@@ -81,29 +100,43 @@ def measure(name: str, train: Callable[[], PeftModel], faces: int, attack: Disru
 
 
 COMPARED: dict[str, Callable[[int], PeftModel]] = {
-    "authors' release, one epoch": authors,
-    "authors' release, a quarter of it": lambda seed: authors(seed, 0.25),
-    'loraguard, recipe="fast"': ours,
-    "loraguard, fast, two edits a step": lambda seed: ours(seed, edits_per_step=2),
+    "authors": authors,
+    "authors-quarter": lambda seed: authors(seed, 0.25),
+    "fast": ours,
+    "fast-two-edits": lambda seed: ours(seed, edits_per_step=2),
+}
+TITLES = {
+    "authors": "authors' release, one epoch",
+    "authors-quarter": "authors' release, a quarter of it",
+    "fast": 'loraguard, recipe="fast", one epoch',
+    "fast-two-edits": "the same, two edits a step",
 }
 
 
-def table(seeds: int, faces: int) -> str:
-    """Train by each recipe with each seed, attack, and give the figures as Markdown."""
+def row(name: str, seed: int, faces: int, folder: Path) -> dict[str, Any]:
+    """Train by a recipe and attack; both are kept, so that a run goes on where it was interrupted."""
+    kept = folder / f"{name}-{seed}.safetensors"
+    model, seconds = trained(lambda: COMPARED[name](seed), kept)
+    result = kept.with_suffix(f".{faces}.json")
+    if not result.is_file():
+        write_json(result, {"seconds": seconds, **measure(model, faces)})
+    return json.loads(result.read_text())
+
+
+def table(seeds: int, faces: int, folder: Path) -> str:
+    """Every recipe with every seed, as Markdown."""
     lines = [
         f"Demo's generator, 64 px, rank 8, {FACES} drawn faces, budget {EPS}; attacked by PGD, {STRONG.steps} steps",
-        f"and {STRONG.restarts} restarts on {faces} other faces (95% intervals).\n",
+        f"and {STRONG.restarts} restarts, on {faces} other faces (95% intervals).\n",
         "| recipe | seed | CPU s | speed | clean PSNR, dB | no-leak DSR | leak DSR | leak MSE |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for seed in range(seeds):
-        base = None
-        for name, train in COMPARED.items():
-            row = measure(name, lambda train=train, seed=seed: train(seed), faces)
-            base = base or row["seconds"]
+        rows = {name: row(name, seed, faces, folder) for name in COMPARED}
+        for name, one in rows.items():
+            speed = rows["authors"]["seconds"] / one["seconds"]
             lines.append(
-                f"| {name} | {seed} | {row['seconds']:.0f} | {base / row['seconds']:.1f} | {row['clean_psnr']:.1f} | "
-                f"{row['no-leak']} | {row['leak']} | {row['leak MSE']:.4f} |"
+                f"| {TITLES[name]} | {seed} | {one['seconds']:.0f} | {speed:.1f} | "
+                f"{one['clean_psnr']:.1f} | {one['no-leak']} | {one['leak']} | {one['leak MSE']:.4f} |"
             )
-            print(lines[-1], file=sys.stderr, flush=True)
     return "\n".join(lines)

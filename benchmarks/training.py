@@ -170,6 +170,7 @@ def main() -> None:
     parser.add_argument("--only", choices=("step", "robustness"))
     parser.add_argument("--seeds", type=int, default=1, help="of the runs to robustness")
     parser.add_argument("--faces", type=int, default=100, help="that the trained patches are attacked on")
+    parser.add_argument("--keep", type=Path, default=Path("robustness"), help="where trained patches are kept")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--conv-dim", type=int, default=64)
@@ -179,7 +180,8 @@ def main() -> None:
     if flags.only != "robustness":
         one_step(flags.batch, flags.size, flags.conv_dim, flags.rounds)
     if flags.only != "step":
-        print("\n" + robustness.table(flags.seeds, flags.faces))
+        flags.keep.mkdir(parents=True, exist_ok=True)
+        print("\n" + robustness.table(flags.seeds, flags.faces, flags.keep))
 
 
 if __name__ == "__main__":
