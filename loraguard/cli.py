@@ -150,6 +150,9 @@ def train(
         made = train_patch(
             network, photos, arguments, config=config, train_size=train_size, test_size=test_size, say=typer.echo
         )
+    except KeyboardInterrupt as interrupt:  # click would leave without a word
+        typer.secho(f"{interrupt}" or "Interrupted.", err=True)
+        raise typer.Exit(130) from None
     except (OSError, ValueError, TypeError, ImportError, FloatingPointError) as error:
         typer.secho(f"Error: {error}", fg="red", err=True)
         raise typer.Exit(2) from None

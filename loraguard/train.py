@@ -87,7 +87,7 @@ def train_patch(
     """
     folder = writable_folder(args.output_dir)
     torch.manual_seed(args.seed)
-    photos, held_out = split_photos(dataset, train_size=train_size, test_size=test_size, seed=args.seed)
+    photos, held_out = split_photos(dataset, train_size=train_size, test_size=test_size or None, seed=args.seed)
     config = config or GatedLoraConfig(
         r=8 if args.kind == "standard" else 16,
         init_lora_weights="paper" if args.recipe == "paper" else True,
