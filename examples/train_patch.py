@@ -45,8 +45,8 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--init", choices=("identity", "paper"), default="paper", help="of the adapter")
     flags.add_argument("--stamp", help="a text: trains a defensive patch")
     flags.add_argument("--adversary", nargs="+", metavar="NAME[:WEIGHT]", help="`loraguard info defenses`; several mix")
-    flags.add_argument("--eps", type=float, default=0.05, help="the adversary's budget, on images in [-1, 1]")
-    flags.add_argument("--attack_steps", type=int, default=10)
+    flags.add_argument("--eps", type=float, help="budget of --adversary, on images in [-1, 1]; 0.05")
+    flags.add_argument("--attack_steps", type=int, help="of --adversary; 10")
     flags.add_argument("--loss", choices=("pixel", "mmfa"), default="pixel", help="mmfa adds features as in the paper")
     flags.add_argument("--encoder", action="append", help="in place of the paper's: a folder or a Hub id; repeatable")
     taken = {action.dest for action in flags._actions}
@@ -79,8 +79,16 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         known = {action.dest for action in flags._actions}
         if unknown := sorted(set(settings) - known):
             flags.error(f"{file}: there is no setting {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+        for name in ("adversary", "encoder"):  # one alone needs no list
+            if isinstance(settings.get(name), str):
+                settings[name] = [settings[name]]
         flags.set_defaults(**settings)
-    return flags.parse_args(argv)
+    given = flags.parse_args(argv)
+    if not given.adversary and (given.eps is not None or given.attack_steps is not None):
+        flags.error(
+            "--eps and --attack_steps are of --adversary, and the recipe has its own; add --adversary disrupting"
+        )
+    return given
 
 
 def adversary_of(flags: argparse.Namespace) -> Any:
@@ -90,7 +98,10 @@ def adversary_of(flags: argparse.Namespace) -> Any:
     parts = []
     for word in flags.adversary:
         name, _, weight = word.partition(":")
-        settings = {"eps": flags.eps, "steps": flags.attack_steps}
+        settings = {
+            "eps": 0.05 if flags.eps is None else flags.eps,
+            "steps": 10 if flags.attack_steps is None else flags.attack_steps,
+        }
         known = {field.name for field in fields(DEFENSES[name])}
         parts.append((DEFENSES[name](**{k: v for k, v in settings.items() if k in known}), float(weight or 1)))
     if len(parts) == 1:
