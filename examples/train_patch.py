@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,12 @@ import torch
 import yaml
 from peft import get_peft_model
 
-from loraguard import GatedLoraConfig, PatchTrainer, PatchTrainingArguments, Stamp
+from loraguard import PatchTrainer, PatchTrainingArguments, Stamp
 from loraguard.data import open_data, split_photos
 from loraguard.defenses import DEFENSES, Mixture
 from loraguard.generators import load_generator
 from loraguard.losses import FeatureEncoder, MMFALoss
+from loraguard.training import adapter_config
 
 TYPES = {"int": int, "float": float, "str": str, "bool": bool}
 
@@ -36,17 +37,19 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--config", type=Path, help="YAML with any of the flags below")
     flags.add_argument("--generator", default="demo", help="by name: `loraguard info generators`")
     flags.add_argument("--checkpoint", help="official weights (a file), or a folder or Hub id of save_pretrained")
+    flags.add_argument("--image_size", type=int, help="of the generator, where its weights do not tell")
     flags.add_argument("--data", default="demo", help="NAME, NAME:PATH, PATH or HUB_ID: `loraguard info data`")
+    flags.add_argument("--split", help="of the data set's own")
     flags.add_argument("--train_size", type=int, help="photos to train on")
     flags.add_argument("--validation_size", type=int, default=16, help="held-out photos for --validation_steps")
     flags.add_argument("--rank", type=int, help="of the adapter; by default 8, or 16 with a stamp")
-    flags.add_argument("--lora_alpha", type=float, default=8, help="of the adapter; the paper's is 2")
-    flags.add_argument("--gate_type", default="scalar")
-    flags.add_argument("--init", choices=("identity", "paper"), default="identity", help="of the adapter")
+    flags.add_argument("--lora_alpha", type=float, help="of the adapter; by the recipe")
+    flags.add_argument("--gate_type", help="of the adapter; scalar")
+    flags.add_argument("--init", choices=("identity", "paper"), help="of the adapter; by the recipe")
     flags.add_argument("--stamp", help="a text: trains a defensive patch")
     flags.add_argument("--adversary", nargs="+", metavar="NAME[:WEIGHT]", help="`loraguard info defenses`; several mix")
-    flags.add_argument("--eps", type=float, default=0.05, help="budget of --adversary, on images in [-1, 1]")
-    flags.add_argument("--attack_steps", type=int, default=10, help="steps of --adversary, each a fifth of the budget")
+    flags.add_argument("--eps", type=float, help="budget of --adversary, on images in [-1, 1]; 0.05")
+    flags.add_argument("--attack_steps", type=int, help="steps of --adversary, each a fifth of the budget; 10")
     flags.add_argument("--loss", choices=("pixel", "mmfa"), default="pixel", help="mmfa adds features as in the paper")
     flags.add_argument("--encoder", action="append", help="in place of the paper's: a folder or a Hub id; repeatable")
     taken = {action.dest for action in flags._actions}
@@ -79,8 +82,16 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         known = {action.dest for action in flags._actions}
         if unknown := sorted(set(settings) - known):
             flags.error(f"{file}: there is no setting {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+        for name in ("adversary", "encoder"):  # one alone needs no list
+            if isinstance(settings.get(name), str):
+                settings[name] = [settings[name]]
         flags.set_defaults(**settings)
-    return flags.parse_args(argv)
+    given = flags.parse_args(argv)
+    if not given.adversary and (given.eps is not None or given.attack_steps is not None):
+        flags.error(
+            "--eps and --attack_steps are of --adversary, and the recipe has its own; add --adversary disrupting"
+        )
+    return given
 
 
 def adversary_of(flags: argparse.Namespace) -> Any:
@@ -90,7 +101,10 @@ def adversary_of(flags: argparse.Namespace) -> Any:
     parts = []
     for word in flags.adversary:
         name, _, weight = word.partition(":")
-        settings = {"eps": flags.eps, "steps": flags.attack_steps}
+        settings = {
+            "eps": 0.05 if flags.eps is None else flags.eps,
+            "steps": 10 if flags.attack_steps is None else flags.attack_steps,
+        }
         known = {field.name for field in fields(DEFENSES[name])}
         parts.append((DEFENSES[name](**{k: v for k, v in settings.items() if k in known}), float(weight or 1)))
     if len(parts) == 1:
@@ -121,10 +135,12 @@ def main(argv: list[str] | None = None) -> None:
     arguments = PatchTrainingArguments(stamp=stamp, adversary=adversary_of(flags), **given)
     loss = loss_of(flags)
 
-    generator = load_generator(flags.generator, flags.checkpoint)
+    size = {} if flags.image_size is None else {"size": flags.image_size}
+    generator = load_generator(flags.generator, flags.checkpoint, **size)
     preprocess = getattr(generator, "transform", None)
     dataset = open_data(
         flags.data,
+        split=flags.split,
         attributes=getattr(generator, "attributes", ()),
         transform=None if preprocess is None else preprocess(),
     )
@@ -135,13 +151,10 @@ def main(argv: list[str] | None = None) -> None:
         seed=arguments.seed,
     )
     torch.manual_seed(arguments.seed)
-    config = GatedLoraConfig(
-        r=flags.rank or (8 if stamp is None else 16),
-        lora_alpha=flags.lora_alpha,
-        gate_type=flags.gate_type,
-        init_lora_weights="paper" if flags.init == "paper" else True,
-        exclude_modules=getattr(generator, "unseeing", None),
-    )
+    config = adapter_config(generator, arguments, flags.rank)
+    own = {"lora_alpha": flags.lora_alpha, "gate_type": flags.gate_type}
+    own["init_lora_weights"] = {None: None, "paper": "paper", "identity": True}[flags.init]
+    config = replace(config, **{key: value for key, value in own.items() if value is not None})
     trainer = PatchTrainer(get_peft_model(generator, config), photos, arguments, loss=loss, validation_dataset=held_out)
     result = trainer.train()
     if trainer.accelerator.is_main_process:

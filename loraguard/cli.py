@@ -122,7 +122,8 @@ def train(
     from loraguard import PatchTrainingArguments, Stamp
     from loraguard.data import open_data
     from loraguard.generators import load_generator
-    from loraguard.train import config_for, train_patch
+    from loraguard.train import train_patch
+    from loraguard.training import adapter_config
 
     try:
         arguments = PatchTrainingArguments(
@@ -148,11 +149,14 @@ def train(
             network,
             photos,
             arguments,
-            config=config_for(network, arguments, rank),
+            config=adapter_config(network, arguments, rank),
             train_size=train_size,
             test_size=test_size,
             say=typer.echo,
         )
+    except KeyboardInterrupt as interrupt:  # click would leave without a word
+        typer.secho(f"{interrupt}" or "Interrupted.", err=True)
+        raise typer.Exit(130) from None
     except (OSError, ValueError, TypeError, ImportError, FloatingPointError) as error:
         typer.secho(f"Error: {error}", fg="red", err=True)
         raise typer.Exit(2) from None

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -83,12 +83,16 @@ def describe(thing: Any) -> dict[str, Any]:
         >>> describe(RandomNoise(eps=0.1))
         {'class': 'RandomNoise', 'eps': 0.1}
     """
-    fields = asdict(thing) if is_dataclass(thing) and not isinstance(thing, type) else {}
-    plain = (str, int, float, bool, type(None))
-    return {
-        "class": type(thing).__name__,
-        **{key: value if isinstance(value, plain) else str(value) for key, value in fields.items()},
-    }
+    settings = {f.name: getattr(thing, f.name) for f in fields(thing)} if is_dataclass(thing) else {}
+    return {"class": type(thing).__name__, **{key: _plain(value) for key, value in settings.items()}}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (str, int, float, bool, type(None))):
+        return value
+    if isinstance(value, (tuple, list)):
+        return [_plain(one) for one in value]
+    return describe(value) if is_dataclass(value) else str(value)
 
 
 def write_json(path: Path, value: Any) -> None:

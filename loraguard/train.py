@@ -20,7 +20,7 @@ from .defenses import Defense, Disrupting
 from .files import writable_folder
 from .generators import Conditions, conditions_of, labels_of
 from .stamp import StampDetector
-from .training import PatchTrainer, PatchTrainingArguments, TrainingResult
+from .training import PatchTrainer, PatchTrainingArguments, TrainingResult, adapter_config
 from .tuner import GatedLoraConfig
 
 
@@ -60,7 +60,7 @@ def train_patch(
         generator: a network without adapters.
         dataset: photos, as :class:`~loraguard.PatchTrainer` takes them; split by person where people are known.
         args: of the training.
-        config: of the adapter; by default what :func:`config_for` gives.
+        config: of the adapter; by default what the recipe says (:func:`~loraguard.training.adapter_config`).
         train_size: photos to train on; all but the audit's by default.
         test_size: photos of the audit; 0 for none.
         conditions: from labels to edits, by default the generator's own.
@@ -86,8 +86,8 @@ def train_patch(
     """
     folder = writable_folder(args.output_dir)
     torch.manual_seed(args.seed)
-    photos, held_out = split_photos(dataset, train_size=train_size, test_size=test_size, seed=args.seed)
-    config = config or config_for(generator, args)
+    photos, held_out = split_photos(dataset, train_size=train_size, test_size=test_size or None, seed=args.seed)
+    config = config or adapter_config(generator, args)
     model = get_peft_model(generator, config, adapter_name=args.kind)
     trainer = PatchTrainer(
         model, photos, args, conditions=conditions, loss=loss, validation_dataset=held_out if test_size else None
@@ -112,29 +112,6 @@ def train_patch(
         disable_tqdm=args.disable_tqdm,
     )
     return TrainedPatch(model, training, audit, write_report(audit, folder / "audit", training={args.kind: training}))
-
-
-def config_for(generator: nn.Module, args: PatchTrainingArguments, r: int | None = None) -> GatedLoraConfig:
-    """The adapter that goes with a recipe: the paper's layout, or one whose update starts larger and from zero.
-
-    Args:
-        generator: its `unseeing` layers are left out.
-        args: their recipe and kind count.
-        r: the rank; by default the paper's, 8 for a standard patch and 16 for a defensive one.
-
-    Example:
-        >>> config = config_for(nn.Identity(), PatchTrainingArguments("out", recipe="paper"))
-        >>> config.r, config.lora_alpha, config.init_lora_weights
-        (8, 2, 'paper')
-    """
-    r = r or (8 if args.kind == "standard" else 16)
-    paper = args.recipe == "paper"
-    return GatedLoraConfig(
-        r=r,
-        lora_alpha=2 if paper else 8,
-        init_lora_weights="paper" if paper else True,
-        exclude_modules=getattr(generator, "unseeing", None),
-    )
 
 
 @torch.no_grad()

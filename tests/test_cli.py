@@ -1,8 +1,10 @@
 """The command line, in processes of its own."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -101,3 +103,29 @@ def test_info() -> None:
     assert all(f"{name}  (loraguard.generators" in listed for name in ("demo", "stargan", "attgan", "hisd", "cyclegan"))
     assert "disrupting  (loraguard.defenses.disrupting.Disrupting)" in run("info", "defenses").stdout
     assert ":class:" not in run("info", "data").stdout
+
+
+def test_no_audit_where_none_is_wanted(tmp_path: Path) -> None:
+    size = ["--train-size", "4", "--test-size", "0", "--max-train-steps", "1", "--rank", "1", "--device", "cpu"]
+    done = run("train", *size, "--output-dir", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "adapter_model.safetensors").is_file()
+    assert not (tmp_path / "audit").exists()
+
+
+def test_an_interrupt_says_where_the_run_goes_on(tmp_path: Path) -> None:
+    """SIGINT after the second checkpoint of a run that would take minutes."""
+    size = ["--train-size", "8", "--test-size", "0", "--max-train-steps", "5000", "--rank", "1", "--device", "cpu"]
+    command = [sys.executable, "-m", "loraguard.cli", "train", *size, "--checkpointing-steps", "2"]
+    with subprocess.Popen(
+        [*command, "--output-dir", str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "checkpoint-4").is_dir() and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "has all of it" in errors
+    assert "--resume" in errors
+    assert "Traceback" not in errors

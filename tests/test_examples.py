@@ -96,3 +96,13 @@ def test_the_papers_recipes_are_complete(recipe: str, tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("learning_rat: 1\n")
     with pytest.raises(SystemExit):
         script["parse"](["--config", str(tmp_path / "bad.yaml")])
+
+
+def test_a_budget_without_an_adversary_is_not_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script = runpy.run_path(str(EXAMPLES / "train_patch.py"))
+    with pytest.raises(SystemExit):
+        script["parse"](["--eps", "0.1", "--output_dir", str(tmp_path)])
+    assert "add --adversary disrupting" in capsys.readouterr().err
+    (tmp_path / "one.yaml").write_text("adversary: disrupting\neps: 0.1\n")
+    flags = script["parse"](["--config", str(tmp_path / "one.yaml")])
+    assert script["adversary_of"](flags).eps == 0.1

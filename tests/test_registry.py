@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from loraguard.generators import GENERATORS, DemoEditor
+from loraguard.generators import GENERATORS, DemoEditor, StarGAN, load_generator
 from loraguard.registry import Registry
 
 DOCS = Path(__file__).parents[1] / "docs" / "own-network.md"
@@ -121,3 +121,17 @@ def test_a_name_that_is_near_nothing_is_told_what_there_is() -> None:
 def test_all_names_of_ours_can_be_imported() -> None:
     for name in GENERATORS.ours:
         assert isinstance(GENERATORS[name], type)
+
+
+@pytest.mark.parametrize(("where", "error"), [("me/stargan-1.5", OSError), ("me/stargan.ckpt", FileNotFoundError)])
+def test_an_id_of_the_hub_may_have_a_dot(where: str, error: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def from_pretrained(name: str, **settings: object) -> None:
+        asked.append(name)
+        raise OSError("no Hub here")
+
+    monkeypatch.setattr(StarGAN, "from_pretrained", from_pretrained)
+    with pytest.raises(error):
+        load_generator("stargan", where)
+    assert asked == [where] * (error is OSError)

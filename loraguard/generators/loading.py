@@ -21,6 +21,9 @@ GENERATORS = Registry(
 )
 """Generators by the name that the command line takes; :func:`load_generator` says how an entry is loaded."""
 
+WEIGHT_FILES = (".bin", ".ckpt", ".pkl", ".pt", ".pth", ".safetensors")
+"""Suffixes that a path to a file has and an id of the Hub has not; "me/stargan-1.5" is an id."""
+
 
 def load_generator(name: str, checkpoint: str | Path | None = None, **settings: Any) -> nn.Module:
     """A generator by its name, in evaluation mode, with weights from where they are.
@@ -61,7 +64,7 @@ def load_generator(name: str, checkpoint: str | Path | None = None, **settings: 
     path = Path(checkpoint).expanduser()
     if path.is_file():
         return cls.from_checkpoint(path, **settings).eval()
-    if not path.is_dir() and (path.suffix or str(checkpoint).count("/") != 1):
+    if not path.is_dir() and (path.suffix in WEIGHT_FILES or str(checkpoint).count("/") != 1):
         raise FileNotFoundError(
             f"There is no checkpoint {checkpoint}: neither a file, nor a folder, nor an id of the Hub."
         )

@@ -1,7 +1,7 @@
 """Training of patches, standard and defensive, on Accelerate."""
 
 from .arguments import PatchTrainingArguments
-from .recipes import RECIPES
+from .recipes import RECIPES, adapter_config
 from .step import patch_step, target_of
 from .trainer import PatchTrainer, TrainingResult
 from .validation import validate
@@ -11,6 +11,7 @@ __all__ = [
     "PatchTrainer",
     "PatchTrainingArguments",
     "TrainingResult",
+    "adapter_config",
     "patch_step",
     "target_of",
     "validate",

@@ -70,7 +70,7 @@ class PatchTrainingArguments:
             first weights were drawn before, by `get_peft_model`.
         dataloader_num_workers: processes that load images; 0 loads in this one. None takes up to 4, and 0 for data
             that is drawn rather than read, or on a machine with fewer than 4 cores.
-        mixed_precision: "no", "fp16" or "bf16".
+        mixed_precision: "no", "fp16" or "bf16"; by default what `accelerate launch` was told, and "no" elsewhere.
         torch_compile: compile the generator (`torch.compile`); pays off in long runs.
         cpu: stay on the CPU even where there is an accelerator.
         checkpointing_steps: saves a checkpoint, `checkpoint-STEP` in `output_dir`, every so many steps. Without it one
@@ -118,7 +118,7 @@ class PatchTrainingArguments:
     max_grad_norm: float | None = None
     seed: int = 0
     dataloader_num_workers: int | None = None
-    mixed_precision: str = "no"
+    mixed_precision: str | None = None
     torch_compile: bool = False
     cpu: bool = False
     checkpointing_steps: int | None = None
@@ -148,10 +148,10 @@ class PatchTrainingArguments:
             value, least = getattr(self, name), "at least 0" if name in _NOT_NEGATIVE else "greater than 0"
             if value is not None and not (value >= 0 if name in _NOT_NEGATIVE else value > 0):
                 raise ValueError(f"{name}={value!r} must be {least}.")
-        choices = {"mixed_precision": ("no", "fp16", "bf16"), "lr_scheduler": SCHEDULERS}
+        choices = {"mixed_precision": ("no", "fp16", "bf16", None), "lr_scheduler": SCHEDULERS}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}={getattr(self, name)!r} must be one of {', '.join(allowed)}.")
+                raise ValueError(f"{name}={getattr(self, name)!r} must be one of {', '.join(map(str, allowed))}.")
         if unknown := set(self.trackers) - set(TRACKERS):
             raise ValueError(f"report_to={self.report_to!r}: {sorted(unknown)} is none of {', '.join(TRACKERS)}.")
         json.dumps(self.to_dict(), allow_nan=False)  # it is written in the end; better to fail now

@@ -50,6 +50,10 @@ class Checkpoints:
         found = {int(match[1]): path for path in self.folder.iterdir() if (match := _NAME.fullmatch(path.name))}
         return [found[step] for step in sorted(found) if (found[step] / STATE).is_file()]
 
+    def later_than(self, step: int) -> list[Path]:
+        """Those that are whole and of later steps, oldest first."""
+        return [path for path in self.all() if int(path.name.rpartition("-")[2]) > step]
+
     def find(self, wanted: str | Path) -> Path | None:
         """The checkpoint that `resume_from_checkpoint` means; None for "latest" where there is none.
 
@@ -92,11 +96,13 @@ class Checkpoints:
                 + (f"The last good one is {last}." if last else "There is no earlier one.")
             ) from error
         if main:
-            shutil.rmtree(target, ignore_errors=True)  # of an earlier run
+            if target.exists():  # of an earlier run
+                _discard(target)
             draft.rename(target)
             sync(self.folder)
-            if self.total_limit is not None:
-                for old in self.all()[: -self.total_limit]:
+            if self.total_limit is not None:  # the new one stays, even where an earlier run left higher numbers
+                others = [path for path in self.all() if path != target]
+                for old in others[: max(0, len(others) + 1 - self.total_limit)]:
                     _discard(old)
         self.accelerator.wait_for_everyone()
         return target
@@ -137,7 +143,7 @@ class Checkpoints:
 
 def _discard(checkpoint: Path) -> None:
     """Delete a checkpoint so that a half-deleted one is not taken for a whole one."""
-    rest = checkpoint.rename(checkpoint.with_name(f".{checkpoint.name}.partial"))
+    rest = checkpoint.rename(checkpoint.with_name(f".{checkpoint.name}.old.partial"))
     shutil.rmtree(rest)
 
 

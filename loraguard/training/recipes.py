@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
 
 from loraguard.defenses import Disrupting
+from loraguard.tuner import GatedLoraConfig
+
+if TYPE_CHECKING:
+    from .arguments import PatchTrainingArguments
 
 
 def paper(kind: str) -> dict[str, Any]:
@@ -37,3 +43,26 @@ def fast(kind: str) -> dict[str, Any]:
 
 RECIPES: dict[str, Callable[[str], dict[str, Any]]] = {"fast": fast, "paper": paper}
 """From "standard" or "defensive" to the settings of each recipe."""
+
+
+def adapter_config(generator: nn.Module, args: PatchTrainingArguments, r: int | None = None) -> GatedLoraConfig:
+    """The adapter that goes with a recipe: the paper's, or one whose update starts from zero and grows faster.
+
+    Args:
+        generator: layers that it says never see the photo (`unseeing`) are left out.
+        args: their recipe and kind count.
+        r: the rank; by default the paper's, 8 for a standard patch and 16 for a defensive one.
+
+    Example:
+        >>> from loraguard import PatchTrainingArguments
+        >>> config = adapter_config(nn.Identity(), PatchTrainingArguments("out", recipe="paper"))
+        >>> config.r, config.lora_alpha, config.init_lora_weights
+        (8, 2, 'paper')
+    """
+    paper = args.recipe == "paper"
+    return GatedLoraConfig(
+        r=r or (8 if args.kind == "standard" else 16),
+        lora_alpha=2 if paper else 8,
+        init_lora_weights="paper" if paper else True,
+        exclude_modules=getattr(generator, "unseeing", None),
+    )

@@ -66,6 +66,13 @@ class TrainingRun:
         args, total = self.args, self.trainer.total_steps
         if args.resume_from_checkpoint is not None:
             self._resume(args.resume_from_checkpoint)
+        if self.accelerator.is_main_process and (later := self.checkpoints.later_than(self.step)):
+            warnings.warn(
+                f"{self.trainer.output_dir} holds checkpoints of an earlier run, {later[-1].name} the last, and this "
+                f"one starts at step {self.step}: resume_from_checkpoint='latest' would take that one until this "
+                "run is beyond it. Delete them, or choose another output folder.",
+                stacklevel=2,
+            )
         self.trainer.tracking.start(self.accelerator)
         batches = self.trainer.batches(self.step * args.gradient_accumulation_steps)
         hidden = args.disable_tqdm or not self.accelerator.is_main_process
@@ -84,7 +91,7 @@ class TrainingRun:
                 if stop and self.step < total:
                     interruption.leave(
                         f"Interrupted after step {self.step} of {total}; {saved} has all of it. To go on: "
-                        "resume_from_checkpoint='latest'."
+                        "resume_from_checkpoint='latest' (loraguard train: --resume)."
                     )
                     raise SystemExit(1)  # another process got the signal
         self.watch.finish(self.step)
@@ -109,15 +116,14 @@ class TrainingRun:
         rate = self.scheduler.get_last_lr()[0]
         if not self.log:
             warn_of_unreached_layers(trainer.model, trainer.adapter)
-        scaled = args.mixed_precision == "fp16"
+        scaled = accelerator.mixed_precision == "fp16"
         overflow = scaled and not math.isfinite(norm) and bool(torch.isfinite(means).all())  # the scaler will skip it
         if overflow or self.watch.look(self.step, {name: entry[name] for name in losses}, norm, rate):
             self.optimizer.step()
         else:
             entry["skipped"] = self.watch.skipped[-1]["reason"]
             self.optimizer.zero_grad()
-            if not scaled:
-                self.optimizer.step()  # passes over parameters without a gradient; the schedule moves on in its wake
+            self.optimizer.step()  # passes over parameters without a gradient; schedule and scaler move on in its wake
         self.scheduler.step()
         self.optimizer.zero_grad()
         return self._note({**entry, "gradient_norm": norm, "learning_rate": rate})

@@ -230,6 +230,7 @@ class PatchTrainer:
         """
         args: Any = self.args
         accelerator = self.accelerator
+        accelerator.free_memory()  # of what a call before this one prepared, or checkpoints would hold that as well
         set_seed(args.seed, device_specific=True)
         groups = parameter_groups(self.model, args.learning_rate, args.gate_learning_rate or args.learning_rate)
         network, optimizer = accelerator.prepare(

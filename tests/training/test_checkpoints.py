@@ -181,3 +181,26 @@ class Touch:
 
     def __reduce__(self) -> tuple:
         return Path.touch, (self.path,)
+
+
+def test_an_earlier_runs_checkpoints_do_not_cost_the_new_ones(tmp_path: Path) -> None:
+    """The limit never takes the one that was just written, and it is said that others lie there."""
+    PatchTrainer(model(), DemoFaces(7, size=16), arguments(tmp_path, checkpointing_steps=5, max_train_steps=6)).train()
+    settings = arguments(tmp_path, checkpointing_steps=1, max_train_steps=3, checkpoints_total_limit=2)
+    with pytest.warns(UserWarning, match="checkpoint-5 the last, and this one starts at step 0"):
+        PatchTrainer(model(), DemoFaces(7, size=16), settings).train()
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-5"]
+
+
+def test_a_limit_above_the_number_of_checkpoints_deletes_none(tmp_path: Path) -> None:
+    settings = arguments(tmp_path, checkpointing_steps=1, checkpoints_total_limit=8)
+    PatchTrainer(model(), DemoFaces(7, size=16), settings).train()
+    assert len(list(tmp_path.glob("checkpoint-*"))) == 6
+
+
+def test_training_again_keeps_the_optimizer_of_now(tmp_path: Path) -> None:
+    trainer = PatchTrainer(model(), DemoFaces(7, size=16), arguments(tmp_path, checkpointing_steps=6))
+    trainer.train()
+    once = sorted(path.name for path in (tmp_path / "checkpoint-6").iterdir())
+    trainer.train()
+    assert sorted(path.name for path in (tmp_path / "checkpoint-6").iterdir()) == once

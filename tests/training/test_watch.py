@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 from itertools import islice
 from pathlib import Path
 
@@ -61,6 +64,36 @@ def test_a_broken_step_is_skipped_and_counted(
     assert not all(torch.equal(value, seen[3][name]) for name, value in seen[2].items())
     log = json.loads((tmp_path / "training_log.json").read_text())
     assert [entry["step"] for entry in log["skipped"]] == [2]
+
+
+def test_a_skipped_step_leaves_the_gradient_scaler_ready_for_the_next(
+    patched: PeftModel, faces: DemoFaces, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of fp16, whose autocast is left out here: it needs an accelerator, the scaler does not."""
+    trainer = PatchTrainer(patched, faces, arguments(tmp_path), loss=Failing({4: math.nan}))
+    trainer.args.mixed_precision = "fp16"
+    scaler = trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    monkeypatch.setattr(type(trainer.accelerator), "mixed_precision", "fp16")
+    monkeypatch.setattr(trainer.accelerator, "native_amp", True)
+    monkeypatch.setattr(trainer.accelerator, "prepare_model", lambda model, **_: model)
+    result = trainer.train()
+    assert ["skipped" in entry for entry in result.log] == [False, True, False, False]
+    assert scaler.get_scale() == 2.0
+
+
+def test_precision_is_what_the_launcher_was_told(tmp_path: Path) -> None:
+    """As `accelerate launch --mixed_precision bf16`, and examples/configs, tell it."""
+    code = (
+        "import sys; from peft import get_peft_model; from loraguard import *; from loraguard.data import DemoFaces\n"
+        "from loraguard.generators import DemoEditor\n"
+        "model = get_peft_model(DemoEditor(conv_dim=4), GatedLoraConfig(r=2))\n"
+        "settings = PatchTrainingArguments(sys.argv[1], cpu=True)\n"
+        "print(PatchTrainer(model, DemoFaces(4, size=16), settings).accelerator.mixed_precision)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    environment = {**os.environ, "ACCELERATE_MIXED_PRECISION": "bf16"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=True)
+    assert done.stdout.split() == ["bf16"]
 
 
 def test_an_explosion_is_skipped(patched: PeftModel, faces: DemoFaces, tmp_path: Path) -> None:
