@@ -7,6 +7,7 @@ direction: Winograd's algorithm (see `winograd`), a kernel taken apart into its 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -153,3 +154,56 @@ class _Conv(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         return ctx.algorithm.adjoint(gradient, ctx.padding), None, None
+
+
+def run_learning(
+    algorithm: Algorithm,
+    host: Any,
+    x: Tensor,
+    bias: Tensor | None,
+    update: Callable[[Tensor], Tensor],
+    parameters: Sequence[Tensor],
+) -> Tensor:
+    """As `run`, with gradients for adapters that are part of the algorithm's weight.
+
+    The output and the input's gradient take one convolution each. The adapters' gradients are those of their low-rank
+    form, which is computed in the backward pass alone, so that nothing but `x` is kept until then.
+
+    Args:
+        algorithm: of `algorithm_for`, for W + dW.
+        host: whose padding it is; it pads with zeros.
+        x: (N, in, H, W), as `can_run` wants it.
+        bias: (out,), which gets no gradient.
+        update: from x to dW * x.
+        parameters: those of `update` that learn.
+
+    Example:
+        >>> host, x = nn.Conv2d(16, 2, 5, padding=2).requires_grad_(False), torch.randn(1, 16, 32, 32)
+        >>> gain = torch.ones(1, requires_grad=True)
+        >>> rows = algorithm_for(host, 2 * host.weight)
+        >>> run_learning(rows, host, x, host.bias, lambda x: gain * host(x), [gain]).sum().backward()
+        >>> torch.allclose(gain.grad, host(x).sum(), rtol=1e-3)
+        True
+    """
+    result: Tensor = _LearningConv.apply(x, algorithm, host.padding, update, *parameters)
+    return result if bias is None else result + bias[:, None, None]
+
+
+class _LearningConv(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, algorithm: Algorithm, padding: Padding, update: Any, *parameters: Tensor
+    ) -> Tensor:
+        # Parameters are saved for autograd to notice when they change before the backward pass.
+        ctx.save_for_backward(x, *parameters)
+        ctx.algorithm, ctx.padding, ctx.update = algorithm, padding, update
+        return algorithm.forward(x, padding)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, *parameters = ctx.saved_tensors
+        to_input = ctx.algorithm.adjoint(gradient, ctx.padding) if ctx.needs_input_grad[0] else None
+        with torch.enable_grad():
+            update = ctx.update(x.detach())
+        return to_input, None, None, None, *torch.autograd.grad(update, parameters, gradient)

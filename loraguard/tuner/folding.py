@@ -4,19 +4,20 @@ import copy
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .fast_conv import Algorithm, algorithm_for, can_run, run
+from .fast_conv import Algorithm, algorithm_for, can_run, run, run_learning
 
 _LOCK = threading.Lock()  # for entering and leaving `folded` from several threads
 _SMALL = 2**16  # tensors up to this size are compared whole
 
 
 @contextmanager
-def folded(model: nn.Module) -> Iterator[nn.Module]:
+def folded(model: nn.Module, *, learning: bool = False) -> Iterator[nn.Module]:
     """Run the adapted layers of `model` with W + dW, computed once per layer and set of active adapters.
 
     Meant for inner loops that differentiate by the images (PGD) and for inference: gradients reach the inputs, and
@@ -30,11 +31,16 @@ def folded(model: nn.Module) -> Iterator[nn.Module]:
     differ from it by rounding. They are differentiated once, not twice, and keep, until the context ends, weights that
     take 4 times (3x3) or twice (tall kernels) the memory of W; see `FoldingLayer.fast_inside_folded`.
 
+    With `learning`, gradients reach A, B and the gate as well. The layers with a faster algorithm then run W + dW and,
+    in the backward pass, compute A*x again for the gradients of their adapters; the others run as outside. A
+    `folded(model)` within shares the prepared weights. Meant for a step of training, which ends before the optimizer's.
+
     Outside, layers in eval mode do the same on their own where no gradient can be asked of a parameter; see
     `FoldingLayer`.
 
     Args:
         model: A PEFT model with GATED_LORA adapters, or a module that contains one.
+        learning: Whether adapters learn.
 
     Yields:
         The same model.
@@ -58,17 +64,19 @@ def folded(model: nn.Module) -> Iterator[nn.Module]:
     if not layers:
         raise ValueError(f"Nothing to fold: {type(model).__name__} has no layer adapted by GATED_LORA.")
     thread = threading.get_ident()
+    name = "_learning" if learning else "_folding"
     with _LOCK:
         for layer in layers:
-            layer._folding = (*layer._folding, thread)
+            setattr(layer, name, (*getattr(layer, name), thread))
     try:
         yield model
     finally:
         with _LOCK:
             for layer in layers:
-                at = layer._folding.index(thread)
-                layer._folding = layer._folding[:at] + layer._folding[at + 1 :]
-                if not layer._folding:
+                threads = getattr(layer, name)
+                at = threads.index(thread)
+                setattr(layer, name, threads[:at] + threads[at + 1 :])
+                if not (layer._folding or layer._learning):
                     layer._folds = {}
 
 
@@ -144,6 +152,7 @@ class FoldingLayer(nn.Module):
         super().__init__()
         self._folds: dict[tuple, Fold] = {}
         self._folding: tuple[int, ...] = ()  # the threads inside `folded`, once for each context
+        self._learning: tuple[int, ...] = ()  # those inside `folded(..., learning=True)`
 
     def run_host(self, x: Tensor, weight: Tensor, bias: Tensor | None, *args: Any, **kwargs: Any) -> Tensor:
         """The host's forward, with another weight and bias."""
@@ -158,6 +167,10 @@ class FoldingLayer(nn.Module):
         raise NotImplementedError
 
     def _parameters_of(self, adapter: str) -> list[nn.Parameter]:
+        raise NotImplementedError
+
+    def _is_plain(self, adapter: str) -> bool:
+        """Whether nothing happens to the adapter's update between A, B and the gate: no dropout, no hooks."""
         raise NotImplementedError
 
     def _update(self, adapter: str, x: Tensor, *args: Any, frozen: bool = False, **kwargs: Any) -> Tensor:
@@ -208,13 +221,39 @@ class FoldingLayer(nn.Module):
             result = result + self._update(adapter, x, *args, frozen=True, **kwargs)
         return result.to(dtype)
 
+    def _learning_forward(self, x: Tensor, adapters: list[str]) -> Tensor | None:
+        """With W + dW and gradients for the adapters, where a faster algorithm makes that pay; otherwise None."""
+        host, weight = self.host, self.host.weight
+        if torch.compiler.is_compiling() or threading.get_ident() not in self._learning or not torch.is_grad_enabled():
+            return None
+        learnt = [p for adapter in adapters for p in self._parameters_of(adapter) if p.requires_grad]
+        if (
+            not (self.fast_inside_folded and learnt and can_run(x, weight))
+            or getattr(host, "padding_mode", "") != "zeros"
+            or any(p is not None and p.requires_grad for p in (weight, host.bias))
+            or any(p.dtype != weight.dtype for p in learnt)
+            or self._host_is_hooked()
+            or not all(self.is_mergeable(adapter) and self._is_plain(adapter) for adapter in adapters)
+        ):
+            return None
+        _, fold = self._folded_weight(adapters)
+        algorithm = fold.algorithm(host) if fold is not None else None
+        if algorithm is None:
+            return None
+        update = partial(self._updates, adapters)
+        return run_learning(algorithm, host, x, host.bias, update, learnt)
+
+    def _updates(self, adapters: list[str], x: Tensor) -> Tensor:
+        return sum((self._update(adapter, x) for adapter in adapters[1:]), start=self._update(adapters[0], x))
+
     def _folded_weight(self, adapters: list[str]) -> tuple[Tensor, Fold | None]:
         """W + dW, and what keeps it, if anything does."""
         weight = self.host.weight.detach()
         compiling = torch.compiler.is_compiling() or torch.jit.is_tracing()
         if not adapters:
             return weight, None
-        if compiling or not (self._folding or weight.device.type == "cpu"):
+        promised = bool(self._folding or self._learning)
+        if compiling or not (promised or weight.device.type == "cpu"):
             return self._fold(weight, adapters), None
         scales = [self.scaling[adapter] for adapter in adapters]
         # prepare_model_for_compiled_hotswap makes tensors of scales.
@@ -223,12 +262,12 @@ class FoldingLayer(nn.Module):
         sources += [p for adapter in adapters for p in self._parameters_of(adapter)]
         fold = self._folds.get(key)
         # `folded` promises that nothing writes to `.data` while it lasts.
-        if fold is None or not fold.is_of(sources, look_at_values=not self._folding):
+        if fold is None or not fold.is_of(sources, look_at_values=not promised):
             # A fold made under inference_mode has to serve a later forward that records gradients, too.
             with torch.inference_mode(False):
                 fold = Fold(self._fold(weight, adapters), sources)
             # Another dict rather than a change of this one: other threads may be reading it.
-            self._folds = {**self._folds, key: fold} if self._folding else {key: fold}
+            self._folds = {**self._folds, key: fold} if promised else {key: fold}
         return fold.weight, fold
 
     def _fold(self, weight: Tensor, adapters: list[str]) -> Tensor:
@@ -249,7 +288,7 @@ class FoldingLayer(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what was kept when the layer is copied or pickled."""
-        return {**self.__dict__, "_folds": {}, "_folding": ()}
+        return {**self.__dict__, "_folds": {}, "_folding": (), "_learning": ()}
 
 
 def frozen(module: nn.Module) -> Any:
