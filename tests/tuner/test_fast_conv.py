@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from loraguard import GatedLoraConfig
 from loraguard.tuner import fast_conv, folded
-from loraguard.tuner.fast_conv import Rows, algorithm_for, can_run, run
+from loraguard.tuner.fast_conv import Rows, algorithm_for, can_run, run, run_learning
 from loraguard.tuner.folding import FoldingLayer
 from loraguard.tuner.winograd import Winograd
 
@@ -163,9 +163,13 @@ class Wide(nn.Module):
         return self.main(images)
 
 
+def config(**settings: Any) -> GatedLoraConfig:
+    return GatedLoraConfig(r=2, init_lora_weights="paper", **settings)
+
+
 @pytest.fixture
 def wide() -> PeftModel:
-    return get_peft_model(Wide(), GatedLoraConfig(r=2, init_lora_weights="paper")).double()
+    return get_peft_model(Wide(), config()).double()
 
 
 @pytest.fixture
@@ -197,6 +201,89 @@ def test_folded_with_and_without(wide: PeftModel, calls: list[str], monkeypatch:
         assert len(calls) == 3
     for one, other in zip(fast, own, strict=True):
         assert error(one, other) < 1e-12
+
+
+def gradients(model: PeftModel, images: Tensor) -> list[Tensor]:
+    """The output and the gradients of the images and of all that learns."""
+    images = images.detach().requires_grad_()
+    learnt = [p for p in model.parameters() if p.requires_grad]
+    y = model(images)
+    return [y.detach(), *torch.autograd.grad(y.square().sum(), [images, *learnt])]
+
+
+class TestLearning:
+    """`folded(..., learning=True)`."""
+
+    images = torch.randn(2, 3, 32, 33, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    @pytest.fixture
+    def learns(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        """Names of the algorithms that ran with gradients for adapters."""
+        names: list[str] = []
+
+        def counting(algorithm: Any, *args: Any) -> Tensor:
+            names.append(type(algorithm).__name__)
+            return run_learning(algorithm, *args)
+
+        monkeypatch.setattr("loraguard.tuner.folding.run_learning", counting)
+        return names
+
+    @pytest.mark.parametrize("gate_type", ["scalar", "channel", "none"])
+    def test_gradients_of_adapters(self, gate_type: str, learns: list[str]) -> None:
+        torch.manual_seed(0)
+        wide = get_peft_model(Wide(), config(gate_type=gate_type)).double()
+        wide.add_adapter("two", config(gate_type=gate_type))
+        wide.double().base_model.set_adapter(["default", "two"])
+        own = gradients(wide, self.images)
+        with folded(wide, learning=True):
+            fast = gradients(wide, self.images)
+        assert learns == ["Rows", "Winograd"]
+        for one, other in zip(fast, own, strict=True):
+            assert error(one, other) < 1e-12
+
+    @pytest.mark.parametrize("settings", [{"gate_type": "input"}, {"lora_dropout": 0.5}], ids=str)
+    def test_what_is_no_weight_runs_as_outside(self, settings: dict[str, Any], learns: list[str]) -> None:
+        wide = get_peft_model(Wide(), config(**settings)).double().train()
+        torch.manual_seed(1)
+        own = gradients(wide, self.images)
+        torch.manual_seed(1)
+        with folded(wide, learning=True):
+            same = gradients(wide, self.images)
+        assert not learns
+        assert all(map(torch.equal, same, own))
+
+    def test_hooks_are_called(self, wide: PeftModel, learns: list[str]) -> None:
+        seen = []
+        layer = wide.base_model.model.main[2]
+        layer.lora_A["default"].register_forward_hook(lambda *_: seen.append("A"))
+        wide.base_model.model.main[0].base_layer.register_forward_hook(lambda *_: seen.append("host"))
+        with folded(wide, learning=True):
+            wide(self.images)
+        assert seen == ["host", "A"]
+        assert not learns
+
+    def test_folded_within_shares_weights(self, wide: PeftModel) -> None:
+        layers = [m for m in wide.modules() if isinstance(m, FoldingLayer)]
+        with folded(wide, learning=True):
+            wide(self.images)
+            kept = [next(iter(layer._folds.values())) for layer in layers if layer._folds]
+            with folded(wide):
+                output_and_gradient(wide, self.images)
+            assert {id(fold) for fold in kept} <= {id(f) for layer in layers for f in layer._folds.values()}
+            assert kept
+        assert not any(layer._folds for layer in layers)
+
+    def test_parameters_that_change_before_the_backward_pass(self, wide: PeftModel) -> None:
+        with folded(wide, learning=True):
+            y = wide(self.images)
+        with torch.no_grad():
+            wide.base_model.model.main[2].lora_B["default"].weight.mul_(2)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            y.sum().backward()
+
+    def test_no_layer_adapted(self) -> None:
+        with pytest.raises(ValueError, match="Nothing to fold"), folded(Wide(), learning=True):
+            pass
 
 
 def test_only_inside_folded(wide: PeftModel, calls: list[str]) -> None:
