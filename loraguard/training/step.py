@@ -79,7 +79,6 @@ def patch_step(
     if hasattr(loss, "prepare"):
         target = loss.prepare(target)
 
-    # The adapter is the same until the optimizer's step: weights are folded and prepared once for all passes.
     with folded(model, learning=True):
         with no_sync():
             clean = network(images, **condition)

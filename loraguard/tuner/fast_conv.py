@@ -80,28 +80,33 @@ class Rows:
 
 
 def algorithm_for(host: nn.Module, weight: Tensor) -> Algorithm | None:
-    """What computes `host` with `weight` faster than torch does, with the weights it needs; None where nothing does.
+    """The algorithm of `kind_for` with the weights that it needs, for `host` with another weight."""
+    kind = kind_for(host)
+    return None if kind is None else kind(weight)
+
+
+def kind_for(host: Any) -> type[Winograd] | type[Rows] | None:
+    """What computes a layer faster than torch does; None where nothing does.
 
     That is, among convolutions of stride 1 without dilation and groups, in float32 and float64, on a CPU:
 
     - kernels of 3x3 with at least 128 channels on either side, and
     - kernels of at least 5 rows with at most 8 channels on one side and at least four times as many on the other.
     """
-    if type(host) is not nn.Conv2d or weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.float64):
+    if not isinstance(host, nn.Conv2d) or host.weight.device.type != "cpu":
+        return None
+    if host.weight.dtype not in (torch.float32, torch.float64):
         return None
     if (*host.stride, *host.dilation, host.groups) != (1, 1, 1, 1, 1):
         return None
-    pads_zeros = host.padding_mode == "zeros"
-    if pads_zeros and (
+    if host.padding_mode == "zeros" and (
         isinstance(host.padding, str) or any(p >= k for p, k in zip(host.padding, host.kernel_size, strict=True))
     ):
         return None
-    few, many = sorted(weight.shape[:2])
+    few, many = sorted(host.weight.shape[:2])
     if host.kernel_size == (3, 3) and few >= _MANY:
-        return Winograd(weight)
-    if host.kernel_size[0] >= _TALL and few <= _FEW and many >= 4 * few:
-        return Rows(weight)
-    return None
+        return Winograd
+    return Rows if host.kernel_size[0] >= _TALL and few <= _FEW and many >= 4 * few else None
 
 
 def can_run(x: Tensor, weight: Tensor) -> bool:
@@ -157,7 +162,7 @@ class _Conv(torch.autograd.Function):
 
 
 def run_learning(
-    algorithm: Algorithm,
+    prepare: Callable[[], Algorithm],
     host: Any,
     x: Tensor,
     bias: Tensor | None,
@@ -167,10 +172,11 @@ def run_learning(
     """As `run`, with gradients for adapters that are part of the algorithm's weight.
 
     The output and the input's gradient take one convolution each. The adapters' gradients are those of their low-rank
-    form, which is computed in the backward pass alone, so that nothing but `x` is kept until then.
+    form, which is computed in the backward pass alone. Nothing but `x` is kept until then: to prepare the weights again
+    takes less time than they would take memory.
 
     Args:
-        algorithm: of `algorithm_for`, for W + dW.
+        prepare: makes the algorithm of `algorithm_for` for W + dW; called in both passes.
         host: whose padding it is; it pads with zeros.
         x: (N, in, H, W), as `can_run` wants it.
         bias: (out,), which gets no gradient.
@@ -180,30 +186,28 @@ def run_learning(
     Example:
         >>> host, x = nn.Conv2d(16, 2, 5, padding=2).requires_grad_(False), torch.randn(1, 16, 32, 32)
         >>> gain = torch.ones(1, requires_grad=True)
-        >>> rows = algorithm_for(host, 2 * host.weight)
-        >>> run_learning(rows, host, x, host.bias, lambda x: gain * host(x), [gain]).sum().backward()
+        >>> prepare = lambda: algorithm_for(host, host.weight * gain.detach())
+        >>> run_learning(prepare, host, x, host.bias, lambda x: gain * host(x), [gain]).sum().backward()
         >>> torch.allclose(gain.grad, host(x).sum(), rtol=1e-3)
         True
     """
-    result: Tensor = _LearningConv.apply(x, algorithm, host.padding, update, *parameters)
+    result: Tensor = _LearningConv.apply(x, prepare, host.padding, update, *parameters)
     return result if bias is None else result + bias[:, None, None]
 
 
 class _LearningConv(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, algorithm: Algorithm, padding: Padding, update: Any, *parameters: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, prepare: Any, padding: Padding, update: Any, *parameters: Tensor) -> Tensor:
         # Parameters are saved for autograd to notice when they change before the backward pass.
         ctx.save_for_backward(x, *parameters)
-        ctx.algorithm, ctx.padding, ctx.update = algorithm, padding, update
-        return algorithm.forward(x, padding)
+        ctx.prepare, ctx.padding, ctx.update = prepare, padding, update
+        return prepare().forward(x, padding)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, *parameters = ctx.saved_tensors
-        to_input = ctx.algorithm.adjoint(gradient, ctx.padding) if ctx.needs_input_grad[0] else None
+        to_input = ctx.prepare().adjoint(gradient, ctx.padding) if ctx.needs_input_grad[0] else None
         with torch.enable_grad():
             update = ctx.update(x.detach())
         return to_input, None, None, None, *torch.autograd.grad(update, parameters, gradient)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .fast_conv import Algorithm, algorithm_for, can_run, run, run_learning
+from .fast_conv import Algorithm, algorithm_for, can_run, kind_for, run, run_learning
 
 _LOCK = threading.Lock()  # for entering and leaving `folded` from several threads
 _SMALL = 2**16  # tensors up to this size are compared whole
@@ -32,8 +32,8 @@ def folded(model: nn.Module, *, learning: bool = False) -> Iterator[nn.Module]:
     take 4 times (3x3) or twice (tall kernels) the memory of W; see `FoldingLayer.fast_inside_folded`.
 
     With `learning`, gradients reach A, B and the gate as well. The layers with a faster algorithm then run W + dW and,
-    in the backward pass, compute A*x again for the gradients of their adapters; the others run as outside. A
-    `folded(model)` within shares the prepared weights. Meant for a step of training, which ends before the optimizer's.
+    in the backward pass, compute A*x again for the gradients of their adapters; the others run as outside. Nothing is
+    kept between calls, so that it needs no more memory than outside.
 
     Outside, layers in eval mode do the same on their own where no gradient can be asked of a parameter; see
     `FoldingLayer`.
@@ -76,7 +76,7 @@ def folded(model: nn.Module, *, learning: bool = False) -> Iterator[nn.Module]:
                 threads = getattr(layer, name)
                 at = threads.index(thread)
                 setattr(layer, name, threads[:at] + threads[at + 1 :])
-                if not (layer._folding or layer._learning):
+                if not layer._folding:
                     layer._folds = {}
 
 
@@ -233,15 +233,17 @@ class FoldingLayer(nn.Module):
             or any(p is not None and p.requires_grad for p in (weight, host.bias))
             or any(p.dtype != weight.dtype for p in learnt)
             or self._host_is_hooked()
+            or kind_for(host) is None
             or not all(self.is_mergeable(adapter) and self._is_plain(adapter) for adapter in adapters)
         ):
             return None
-        _, fold = self._folded_weight(adapters)
-        algorithm = fold.algorithm(host) if fold is not None else None
-        if algorithm is None:
-            return None
-        update = partial(self._updates, adapters)
-        return run_learning(algorithm, host, x, host.bias, update, learnt)
+        prepare, update = partial(self._prepare, adapters), partial(self._updates, adapters)
+        return run_learning(prepare, host, x, host.bias, update, learnt)
+
+    def _prepare(self, adapters: list[str]) -> Algorithm:
+        algorithm = algorithm_for(self.host, self._fold(self.host.weight.detach(), adapters))
+        assert algorithm is not None
+        return algorithm
 
     def _updates(self, adapters: list[str], x: Tensor) -> Tensor:
         return sum((self._update(adapter, x) for adapter in adapters[1:]), start=self._update(adapters[0], x))
@@ -252,8 +254,7 @@ class FoldingLayer(nn.Module):
         compiling = torch.compiler.is_compiling() or torch.jit.is_tracing()
         if not adapters:
             return weight, None
-        promised = bool(self._folding or self._learning)
-        if compiling or not (promised or weight.device.type == "cpu"):
+        if compiling or not (self._folding or weight.device.type == "cpu"):
             return self._fold(weight, adapters), None
         scales = [self.scaling[adapter] for adapter in adapters]
         # prepare_model_for_compiled_hotswap makes tensors of scales.
@@ -262,12 +263,12 @@ class FoldingLayer(nn.Module):
         sources += [p for adapter in adapters for p in self._parameters_of(adapter)]
         fold = self._folds.get(key)
         # `folded` promises that nothing writes to `.data` while it lasts.
-        if fold is None or not fold.is_of(sources, look_at_values=not promised):
+        if fold is None or not fold.is_of(sources, look_at_values=not self._folding):
             # A fold made under inference_mode has to serve a later forward that records gradients, too.
             with torch.inference_mode(False):
                 fold = Fold(self._fold(weight, adapters), sources)
             # Another dict rather than a change of this one: other threads may be reading it.
-            self._folds = {**self._folds, key: fold} if promised else {key: fold}
+            self._folds = {**self._folds, key: fold} if self._folding else {key: fold}
         return fold.weight, fold
 
     def _fold(self, weight: Tensor, adapters: list[str]) -> Tensor:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from loraguard import GatedLoraConfig
 from loraguard.tuner import fast_conv, folded
-from loraguard.tuner.fast_conv import Rows, algorithm_for, can_run, run, run_learning
+from loraguard.tuner.fast_conv import Rows, algorithm_for, can_run, kind_for, run, run_learning
 from loraguard.tuner.folding import FoldingLayer
 from loraguard.tuner.winograd import Winograd
 
@@ -124,7 +124,7 @@ def test_output_may_be_written_to_and_is_differentiated_once() -> None:
     ids=str,
 )
 def test_other_layers_are_torchs(host: nn.Module) -> None:
-    assert algorithm_for(host, host.weight) is None  # type: ignore[arg-type]
+    assert kind_for(host) is None
 
 
 def test_other_calls_are_torchs() -> None:
@@ -221,9 +221,9 @@ class TestLearning:
         """Names of the algorithms that ran with gradients for adapters."""
         names: list[str] = []
 
-        def counting(algorithm: Any, *args: Any) -> Tensor:
-            names.append(type(algorithm).__name__)
-            return run_learning(algorithm, *args)
+        def counting(prepare: Any, *args: Any) -> Tensor:
+            names.append(type(prepare()).__name__)
+            return run_learning(prepare, *args)
 
         monkeypatch.setattr("loraguard.tuner.folding.run_learning", counting)
         return names
@@ -262,16 +262,15 @@ class TestLearning:
         assert seen == ["host", "A"]
         assert not learns
 
-    def test_folded_within_shares_weights(self, wide: PeftModel) -> None:
+    def test_nothing_is_kept_and_folded_within_keeps_its_own(self, wide: PeftModel) -> None:
         layers = [m for m in wide.modules() if isinstance(m, FoldingLayer)]
         with folded(wide, learning=True):
-            wide(self.images)
-            kept = [next(iter(layer._folds.values())) for layer in layers if layer._folds]
+            gradients(wide, self.images)
+            assert not any(layer._folds for layer in layers)
             with folded(wide):
                 output_and_gradient(wide, self.images)
-            assert {id(fold) for fold in kept} <= {id(f) for layer in layers for f in layer._folds.values()}
-            assert kept
-        assert not any(layer._folds for layer in layers)
+                assert all(layer._folds for layer in layers)
+            assert not any(layer._folds for layer in layers)
 
     def test_parameters_that_change_before_the_backward_pass(self, wide: PeftModel) -> None:
         with folded(wide, learning=True):
