@@ -81,15 +81,16 @@ def patch_step(
     if hasattr(loss, "prepare"):
         target = loss.prepare(target, keys)
 
-    with no_sync():
-        clean = network(images, **condition)
-        loss_clean = loss(clean, target)
-        backward(loss_clean)
+    with folded(model, learning=True):
+        with no_sync():
+            clean = network(images, **condition)
+            loss_clean = loss(clean, target)
+            backward(loss_clean)
 
-    with folded(model):
-        adversarial = adversary(model, images, condition, clean=clean.detach())
-    del clean
-    with nullcontext() if last else no_sync():
-        loss_adversarial = loss(network(adversarial, **condition), target)
-        backward(loss_adversarial)
+        with folded(model):
+            adversarial = adversary(model, images, condition, clean=clean.detach())
+        del clean
+        with nullcontext() if last else no_sync():
+            loss_adversarial = loss(network(adversarial, **condition), target)
+            backward(loss_adversarial)
     return {"loss_clean": loss_clean.detach(), "loss_adversarial": loss_adversarial.detach()}

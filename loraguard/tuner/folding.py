@@ -4,17 +4,20 @@ import copy
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from .fast_conv import Algorithm, algorithm_for, can_run, kind_for, run, run_learning
 
 _LOCK = threading.Lock()  # for entering and leaving `folded` from several threads
 _SMALL = 2**16  # tensors up to this size are compared whole
 
 
 @contextmanager
-def folded(model: nn.Module) -> Iterator[nn.Module]:
+def folded(model: nn.Module, *, learning: bool = False) -> Iterator[nn.Module]:
     """Run the adapted layers of `model` with W + dW, computed once per layer and set of active adapters.
 
     Meant for inner loops that differentiate by the images (PGD) and for inference: gradients reach the inputs, and
@@ -24,11 +27,20 @@ def folded(model: nn.Module) -> Iterator[nn.Module]:
     not noticed before the context ends. Adapters with an input-dependent gate have no dW: they are run as outside, only
     without gradients to their parameters, and save no time.
 
+    On a CPU, wide 3x3 convolutions and tall kernels to or from images are run by faster algorithms than torch's, which
+    differ from it by rounding. They are differentiated once, not twice, and keep, until the context ends, weights that
+    take 4 times (3x3) or twice (tall kernels) the memory of W; see `FoldingLayer.fast_inside_folded`.
+
+    With `learning`, gradients reach A, B and the gate as well. The layers with a faster algorithm then run W + dW and,
+    in the backward pass, compute A*x again for the gradients of their adapters; the others run as outside. Nothing is
+    kept between calls, so that it needs no more memory than outside.
+
     Outside, layers in eval mode do the same on their own where no gradient can be asked of a parameter; see
     `FoldingLayer`.
 
     Args:
         model: A PEFT model with GATED_LORA adapters, or a module that contains one.
+        learning: Whether adapters learn.
 
     Yields:
         The same model.
@@ -52,16 +64,18 @@ def folded(model: nn.Module) -> Iterator[nn.Module]:
     if not layers:
         raise ValueError(f"Nothing to fold: {type(model).__name__} has no layer adapted by GATED_LORA.")
     thread = threading.get_ident()
+    name = "_learning" if learning else "_folding"
     with _LOCK:
         for layer in layers:
-            layer._folding = (*layer._folding, thread)
+            setattr(layer, name, (*getattr(layer, name), thread))
     try:
         yield model
     finally:
         with _LOCK:
             for layer in layers:
-                at = layer._folding.index(thread)
-                layer._folding = layer._folding[:at] + layer._folding[at + 1 :]
+                threads = getattr(layer, name)
+                at = threads.index(thread)
+                setattr(layer, name, threads[:at] + threads[at + 1 :])
                 if not layer._folding:
                     layer._folds = {}
 
@@ -71,7 +85,15 @@ class Fold:
 
     def __init__(self, weight: Tensor, sources: Sequence[Tensor]) -> None:
         self.weight = weight
+        self._algorithm: tuple[Algorithm | None] | None = None
         self._made_from = [(one, _version(one), _probe(one).clone()) for one in sources]
+
+    def algorithm(self, host: nn.Module) -> Algorithm | None:
+        """What runs the weight faster than torch does, if anything; prepared at the first call."""
+        if self._algorithm is None:
+            with torch.inference_mode(False), torch.no_grad():
+                self._algorithm = (algorithm_for(host, self.weight),)
+        return self._algorithm[0]
 
     def is_of(self, sources: Sequence[Tensor], look_at_values: bool) -> bool:
         """Whether it would come out the same today.
@@ -115,9 +137,12 @@ class FoldingLayer(nn.Module):
     Attributes:
         folds_in_eval_mode: Whether it does so outside `folded`; set it to False, on the class or a layer, to save the
             memory of a second W.
+        fast_inside_folded: Whether convolutions inside `folded` may use the algorithms of `fast_conv`; set it to False,
+            on the class or a layer, to have torch's own.
     """
 
     folds_in_eval_mode = True
+    fast_inside_folded = True
 
     # Defined by the layer.
     host: Any
@@ -127,6 +152,7 @@ class FoldingLayer(nn.Module):
         super().__init__()
         self._folds: dict[tuple, Fold] = {}
         self._folding: tuple[int, ...] = ()  # the threads inside `folded`, once for each context
+        self._learning: tuple[int, ...] = ()  # those inside `folded(..., learning=True)`
 
     def run_host(self, x: Tensor, weight: Tensor, bias: Tensor | None, *args: Any, **kwargs: Any) -> Tensor:
         """The host's forward, with another weight and bias."""
@@ -141,6 +167,10 @@ class FoldingLayer(nn.Module):
         raise NotImplementedError
 
     def _parameters_of(self, adapter: str) -> list[nn.Parameter]:
+        raise NotImplementedError
+
+    def _is_plain(self, adapter: str) -> bool:
+        """Whether nothing happens to the adapter's update between A, B and the gate: no dropout, no hooks."""
         raise NotImplementedError
 
     def _update(self, adapter: str, x: Tensor, *args: Any, frozen: bool = False, **kwargs: Any) -> Tensor:
@@ -177,21 +207,55 @@ class FoldingLayer(nn.Module):
             result, branches = frozen(self.host)(x, *args, **kwargs), adapters
         else:
             bias = None if self.host.bias is None else self.host.bias.detach()
-            weight = self._folded_weight([adapter for adapter in adapters if self.is_mergeable(adapter)])
-            result = self.run_host(x, weight, bias, *args, **kwargs)
+            weight, fold = self._folded_weight([adapter for adapter in adapters if self.is_mergeable(adapter)])
+            # Only `folded` promises calls enough to prepare weights for, and that no weight wants a gradient.
+            fast = fold is not None and self.fast_inside_folded and self._inside_folded() and can_run(x, weight)
+            algorithm = fold.algorithm(self.host) if fold and fast else None
+            if algorithm is None:
+                result = self.run_host(x, weight, bias, *args, **kwargs)
+            else:
+                result = run(algorithm, self.host, x, bias)
             branches = [adapter for adapter in adapters if not self.is_mergeable(adapter)]
         dtype = result.dtype
         for adapter in branches:
             result = result + self._update(adapter, x, *args, frozen=True, **kwargs)
         return result.to(dtype)
 
-    def _folded_weight(self, adapters: list[str]) -> Tensor:
+    def _learning_forward(self, x: Tensor, adapters: list[str]) -> Tensor | None:
+        """With W + dW and gradients for the adapters, where a faster algorithm makes that pay; otherwise None."""
+        host, weight = self.host, self.host.weight
+        if torch.compiler.is_compiling() or threading.get_ident() not in self._learning or not torch.is_grad_enabled():
+            return None
+        learnt = [p for adapter in adapters for p in self._parameters_of(adapter) if p.requires_grad]
+        if (
+            not (self.fast_inside_folded and learnt and can_run(x, weight))
+            or getattr(host, "padding_mode", "") != "zeros"
+            or any(p is not None and p.requires_grad for p in (weight, host.bias))
+            or any(p.dtype != weight.dtype for p in learnt)
+            or self._host_is_hooked()
+            or kind_for(host) is None
+            or not all(self.is_mergeable(adapter) and self._is_plain(adapter) for adapter in adapters)
+        ):
+            return None
+        prepare, update = partial(self._prepare, adapters), partial(self._updates, adapters)
+        return run_learning(prepare, host, x, host.bias, update, learnt)
+
+    def _prepare(self, adapters: list[str]) -> Algorithm:
+        algorithm = algorithm_for(self.host, self._fold(self.host.weight.detach(), adapters))
+        assert algorithm is not None
+        return algorithm
+
+    def _updates(self, adapters: list[str], x: Tensor) -> Tensor:
+        return sum((self._update(adapter, x) for adapter in adapters[1:]), start=self._update(adapters[0], x))
+
+    def _folded_weight(self, adapters: list[str]) -> tuple[Tensor, Fold | None]:
+        """W + dW, and what keeps it, if anything does."""
         weight = self.host.weight.detach()
         compiling = torch.compiler.is_compiling() or torch.jit.is_tracing()
         if not adapters:
-            return weight
+            return weight, None
         if compiling or not (self._folding or weight.device.type == "cpu"):
-            return self._fold(weight, adapters)
+            return self._fold(weight, adapters), None
         scales = [self.scaling[adapter] for adapter in adapters]
         # prepare_model_for_compiled_hotswap makes tensors of scales.
         key = (*adapters, *(None if isinstance(scale, Tensor) else scale for scale in scales))
@@ -205,7 +269,7 @@ class FoldingLayer(nn.Module):
                 fold = Fold(self._fold(weight, adapters), sources)
             # Another dict rather than a change of this one: other threads may be reading it.
             self._folds = {**self._folds, key: fold} if self._folding else {key: fold}
-        return fold.weight
+        return fold.weight, fold
 
     def _fold(self, weight: Tensor, adapters: list[str]) -> Tensor:
         with torch.no_grad():
@@ -225,7 +289,7 @@ class FoldingLayer(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what was kept when the layer is copied or pickled."""
-        return {**self.__dict__, "_folds": {}, "_folding": ()}
+        return {**self.__dict__, "_folds": {}, "_folding": (), "_learning": ()}
 
 
 def frozen(module: nn.Module) -> Any:

@@ -121,6 +121,13 @@ class GatedLoraLayer(FoldingLayer, LoraLayer):
         modules = (*self._factors(adapter), self._gate(adapter))
         return [p for module in modules for p in module._parameters.values() if p is not None]
 
+    def _is_plain(self, adapter: str) -> bool:
+        dropout = self.lora_dropout[adapter]
+        modules = (*self._factors(adapter), self._gate(adapter), dropout)
+        return (isinstance(dropout, nn.Identity) or not dropout.training) and not any(
+            m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks for m in modules
+        )
+
     # Weight space.
 
     def is_mergeable(self, adapter: str) -> bool:
@@ -226,6 +233,10 @@ class GatedLoraLayer(FoldingLayer, LoraLayer):
         adapters = [adapter for adapter in self.active_adapters if adapter in self.lora_A and not self.merged]
         if adapters and (self._inside_folded() or self._may_fold(adapters)):
             return self._folded_forward(x, adapters, *args, **kwargs)
+        if adapters and self._learning and not (args or kwargs):
+            learnt = self._learning_forward(x, adapters)
+            if learnt is not None:
+                return learnt
         base = result = self.base_layer(x, *args, **kwargs)
         for adapter in adapters:
             result = result + self._update(adapter, x, *args, **kwargs)
