@@ -3,7 +3,7 @@
     accelerate launch examples/train_patch.py --generator stargan --checkpoint 200000-G.ckpt --data /data/celeba \
         --train_size 1000 --config examples/configs/paper_standard.yaml --output_dir out
     torchrun --standalone --nproc_per_node 2 examples/train_patch.py --cpu ...     # processes on CPUs
-    accelerate launch --config_file examples/configs/fsdp.yaml examples/train_patch.py ...
+    accelerate launch --config_file examples/configs/multi_gpu.yaml examples/train_patch.py ...
 
 Every field of `PatchTrainingArguments` is a flag of the same name. A YAML file (`--config`) gives any of them; flags go
 before it.

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils.other import load
 from peft import PeftModel, set_peft_model_state_dict
@@ -40,10 +42,8 @@ class Checkpoints:
     ) -> None:
         self.folder, self.accelerator, self.model, self.adapter = folder, accelerator, model, adapter
         self.total_limit = total_limit
-        self.saves_adapter = accelerator.distributed_type not in ("FSDP", "DEEPSPEED")
-        if self.saves_adapter:  # in place of the whole network; a sharded one is for Accelerate to put together
-            accelerator.register_save_state_pre_hook(self._save_adapter)
-            accelerator.register_load_state_pre_hook(self._load_adapter)
+        accelerator.register_save_state_pre_hook(self._save_adapter)  # in place of the whole network
+        accelerator.register_load_state_pre_hook(self._load_adapter)
 
     def all(self) -> list[Path]:
         """Those that are whole, oldest first."""
@@ -82,30 +82,36 @@ class Checkpoints:
             for rest in self.folder.glob(".checkpoint-*.partial"):  # of a run that was killed
                 shutil.rmtree(rest)
         self.accelerator.wait_for_everyone()
-        try:
-            self.accelerator.save_state(str(draft))
-            self.accelerator.wait_for_everyone()
+        failure = _failure(lambda: self.accelerator.save_state(str(draft)))
+        if not self._anywhere(failure) and main:
+            failure = _failure(lambda: self._complete(draft, target, {"step": step, **state}))
+        if self._anywhere(failure):  # all processes leave together
             if main:
-                write_json(draft / STATE, {"step": step, **state})
-                sync(draft)
-        except Exception as error:  # torch, safetensors and Python each have their own for a full disk
-            shutil.rmtree(draft, ignore_errors=True)
+                shutil.rmtree(draft, ignore_errors=True)
             last = next(reversed(self.all()), None)
             raise OSError(
-                f"Checkpoint {target} could not be written: {error}. "
+                f"Checkpoint {target} could not be written: {failure or 'another process failed'}. "
                 + (f"The last good one is {last}." if last else "There is no earlier one.")
-            ) from error
-        if main:
-            if target.exists():  # of an earlier run
-                _discard(target)
-            draft.rename(target)
-            sync(self.folder)
-            if self.total_limit is not None:  # the new one stays, even where an earlier run left higher numbers
-                others = [path for path in self.all() if path != target]
-                for old in others[: max(0, len(others) + 1 - self.total_limit)]:
-                    _discard(old)
-        self.accelerator.wait_for_everyone()
+            ) from failure
         return target
+
+    def _complete(self, draft: Path, target: Path, state: dict[str, Any]) -> None:
+        """Add the state, wait for the disk, and only then give the checkpoint its name."""
+        write_json(draft / STATE, state)
+        sync(draft)
+        if target.exists():  # of an earlier run
+            _discard(target)
+        draft.rename(target)
+        sync(self.folder)
+        if self.total_limit is not None:  # the new one stays, even where an earlier run left higher numbers
+            others = [path for path in self.all() if path != target]
+            for old in others[: max(0, len(others) + 1 - self.total_limit)]:
+                _discard(old)
+
+    def _anywhere(self, failure: Exception | None) -> bool:
+        """Whether any process failed."""
+        flag = torch.tensor(float(failure is not None), device=self.accelerator.device)
+        return bool(cast(torch.Tensor, self.accelerator.reduce(flag, "sum")) > 0)
 
     def load(self, checkpoint: Path) -> dict[str, Any]:
         """Put everything back as it was; gives the state that `save` was given, and `step`.
@@ -139,6 +145,15 @@ class Checkpoints:
         result: Any = set_peft_model_state_dict(self.model, tensors, adapter_name=self.adapter)
         if result.unexpected_keys:
             raise ValueError(f"{folder} has weights that this adapter does not: {result.unexpected_keys[:3]}")
+
+
+def _failure(deed: Callable[[], object]) -> Exception | None:
+    """What an attempt raises; torch, safetensors and Python each have their own error for a full disk."""
+    try:
+        deed()
+    except Exception as error:
+        return error
+    return None
 
 
 def _discard(checkpoint: Path) -> None:

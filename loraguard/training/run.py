@@ -43,6 +43,10 @@ _MATTERS = (
 """Settings that make a resumed run another than the one that was interrupted."""
 
 
+_OVERFLOWS = 25
+"""Lowerings of fp16's scale in a row, each by half, after which nothing is left of it."""
+
+
 class TrainingRun:
     """Where a run is and what it has seen; made by `PatchTrainer.train` for one pass through it."""
 
@@ -51,12 +55,12 @@ class TrainingRun:
         self.args: Any = trainer.args  # whose recipe has filled in what was None
         self.network, self.optimizer, self.scheduler = network, optimizer, scheduler
         self.parameters = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
-        self.step = 0
+        self.step = self.overflows = 0
         self.log: list[dict[str, Any]] = []
         self.gates: dict[str, list[float]] = {name: [] for name in trainer.layers}
         self.validation: list[dict[str, float]] = []
         self.watch = StepWatch(self.args.max_skipped_steps)
-        self.warned = False
+        self.warned = self.stopped = False
         self.checkpoints = Checkpoints(
             trainer.output_dir, self.accelerator, trainer.model, trainer.adapter, self.args.checkpoints_total_limit
         )
@@ -95,6 +99,7 @@ class TrainingRun:
                     )
                     raise SystemExit(1)  # another process got the signal
         self.watch.finish(self.step)
+        self.stopped = interruption.signal is not None
 
     def _train_step(self, batches: Iterator[tuple[list[int], dict[str, Tensor]]]) -> dict[str, Any]:
         args, accelerator, trainer = self.args, self.accelerator, self.trainer
@@ -118,7 +123,17 @@ class TrainingRun:
             warn_of_unreached_layers(trainer.model, trainer.adapter)
         scaled = accelerator.mixed_precision == "fp16"
         overflow = scaled and not math.isfinite(norm) and bool(torch.isfinite(means).all())  # the scaler will skip it
-        if overflow or self.watch.look(self.step, {name: entry[name] for name in losses}, norm, rate):
+        if overflow:
+            self.overflows += 1
+            entry["skipped"] = "the gradients were over the range of fp16; its scale is lowered"
+            if self.overflows >= _OVERFLOWS:
+                raise FloatingPointError(
+                    f"Stopped at step {self.step}: gradients were over the range of fp16 {self.overflows} times in a "
+                    "row, although their scale was lowered each time. Use mixed_precision='bf16' or 'no'."
+                )
+            self.optimizer.step()
+        elif self.watch.look(self.step, {name: entry[name] for name in losses}, norm, rate):
+            self.overflows = 0
             self.optimizer.step()
         else:
             entry["skipped"] = self.watch.skipped[-1]["reason"]

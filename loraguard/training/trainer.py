@@ -114,14 +114,7 @@ class PatchTrainer:
         self.layers = {name: layer for name, layer in adapted.items() if self.adapter in layer.lora_gate}
         self.output_dir = writable_folder(args.output_dir)
         self.tracking = Tracking(args, self.output_dir)
-        self.accelerator = Accelerator(
-            mixed_precision=args.mixed_precision,
-            cpu=args.cpu,
-            log_with=self.tracking.trackers or None,
-            project_dir=self.output_dir,
-            # A step need not reach every layer: HiSD's translators, for one, each serve one kind of edit.
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
-        )
+        self.accelerator = self._accelerator()
         if isinstance(loss, torch.nn.Module):
             loss.to(self.accelerator.device)
         self._check_data(dataset)
@@ -129,6 +122,30 @@ class PatchTrainer:
             self._check_data(validation_dataset)
 
     # Before training.
+
+    def _accelerator(self) -> Accelerator:
+        args = self.args
+        try:
+            accelerator = Accelerator(
+                mixed_precision=args.mixed_precision,
+                cpu=args.cpu,
+                log_with=self.tracking.trackers or None,
+                project_dir=self.output_dir,
+                # A step need not reach every layer: HiSD's translators, for one, each serve one kind of edit.
+                kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+            )
+        except ValueError as error:
+            raise ValueError(
+                f"Accelerate refuses mixed_precision={args.mixed_precision!r}, cpu={args.cpu}: {error} It keeps one "
+                "precision and device for each process; train with another in a new process (or restarted notebook)."
+            ) from error
+        if accelerator.distributed_type in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+            raise ValueError(
+                f"{accelerator.distributed_type.value} is not supported: it shards the network, and a step runs that "
+                "three ways (untouched, folded, learning). What learns is small; use DDP "
+                "(examples/configs/multi_gpu.yaml)."
+            )
+        return accelerator
 
     def _check_data(self, dataset: Dataset[Any]) -> None:
         """Run the untouched generator once, so that what cannot work is said before training starts."""
@@ -256,6 +273,8 @@ class PatchTrainer:
             vars(self.model).pop("forward", None)  # ... and unwrapping leaves a copy of the class's own
             self.model.eval()
         accelerator.wait_for_everyone()
+        if run.stopped:
+            interruption.leave(f"Asked to stop in the last step; the patch in {self.output_dir} is complete.")
         return result
 
     def train_mode(self) -> None:

@@ -116,6 +116,13 @@ def test_signals_save_and_leave(number: signal.Signals, error: type, tmp_path: P
     assert weights(tmp_path / "a") == weights(tmp_path / "whole")
 
 
+def test_a_signal_in_the_last_step_leaves_with_the_patch(tmp_path: Path) -> None:
+    last = arguments(tmp_path, adversary=Once(6, lambda: os.kill(os.getpid(), signal.SIGINT)))
+    with pytest.raises(KeyboardInterrupt, match="is complete"):
+        PatchTrainer(model(), DemoFaces(7, size=16), last).train()
+    assert (tmp_path / "adapter_model.safetensors").is_file()
+
+
 def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
     """A limit on the size of files stands for the disk: the system refuses to write on."""
     code = (
