@@ -12,6 +12,7 @@ before it.
 from __future__ import annotations
 
 import argparse
+import inspect
 import re
 from dataclasses import fields, replace
 from pathlib import Path
@@ -105,7 +106,7 @@ def adversary_of(flags: argparse.Namespace) -> Any:
             "eps": 0.05 if flags.eps is None else flags.eps,
             "steps": 10 if flags.attack_steps is None else flags.attack_steps,
         }
-        known = {field.name for field in fields(DEFENSES[name])}
+        known = inspect.signature(DEFENSES[name]).parameters
         parts.append((DEFENSES[name](**{k: v for k, v in settings.items() if k in known}), float(weight or 1)))
     if len(parts) == 1:
         return parts[0][0]
@@ -122,10 +123,18 @@ def loss_of(flags: argparse.Namespace) -> Any:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Train."""
+    """Train; what cannot be is said in a line."""
     flags = parse(argv)
     if flags.output_dir is None:
         parser().error("--output_dir is needed")
+    try:
+        train(flags)
+    except (OSError, ValueError, TypeError, KeyError, ImportError, FloatingPointError) as error:
+        parser().exit(2, f"Error: {error.args[0] if isinstance(error, KeyError) else error}\n")
+
+
+def train(flags: argparse.Namespace) -> None:
+    """Put generator, data, loss and settings together, and train."""
     given = {
         field.name: value
         for field in fields(PatchTrainingArguments)
@@ -155,7 +164,9 @@ def main(argv: list[str] | None = None) -> None:
     own = {"lora_alpha": flags.lora_alpha, "gate_type": flags.gate_type}
     own["init_lora_weights"] = {None: None, "paper": "paper", "identity": True}[flags.init]
     config = replace(config, **{key: value for key, value in own.items() if value is not None})
-    trainer = PatchTrainer(get_peft_model(generator, config), photos, arguments, loss=loss, validation_dataset=held_out)
+    model = get_peft_model(generator, config)
+    validation = held_out if arguments.validation_steps else None
+    trainer = PatchTrainer(model, photos, arguments, loss=loss, validation_dataset=validation)
     result = trainer.train()
     if trainer.accelerator.is_main_process:
         trained, _ = trainer.model.get_nb_trainable_parameters()

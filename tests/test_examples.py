@@ -106,3 +106,18 @@ def test_a_budget_without_an_adversary_is_not_passed_over(tmp_path: Path, capsys
     (tmp_path / "one.yaml").write_text("adversary: disrupting\neps: 0.1\n")
     flags = script["parse"](["--config", str(tmp_path / "one.yaml")])
     assert script["adversary_of"](flags).eps == 0.1
+
+
+def test_train_patch_without_validation_and_with_a_mistake(tmp_path: Path, capsys) -> None:
+    main = runpy.run_path(str(EXAMPLES / "train_patch.py"))["main"]
+    words = f"--output_dir {tmp_path} --cpu --max_train_steps 1 --train_size 4 --train_batch_size 1 --disable_tqdm"
+    main(words.split())
+    assert (tmp_path / "adapter_model.safetensors").is_file()
+    for mistake, said in (
+        (["--adversary", "disruptin"], "Did you mean 'disrupting'"),
+        (["--generator", "no"], "no 'no'"),
+    ):
+        with pytest.raises(SystemExit) as left:
+            main([*words.split(), *mistake])
+        assert left.value.code == 2
+        assert said in capsys.readouterr().err

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, TypeVar, cast
 
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from huggingface_hub.constants import SAFETENSORS_SINGLE_FILE
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from PIL import Image
 from torch import Tensor, nn
 
@@ -110,6 +110,12 @@ class PublishedGenerator(
                         force_download=force_download, local_files_only=local_files_only, token=token,
                     )
                 )  # fmt: skip
+            except LocalEntryNotFoundError as error:
+                raise FileNotFoundError(
+                    f"{SAFETENSORS_SINGLE_FILE} of {model_id} is neither in the local cache of the Hub nor can it be "
+                    f"fetched now. Fetch it once where there is a connection, or give a folder. The Hub's client says: "
+                    f"{error}"
+                ) from error
             except EntryNotFoundError as error:
                 raise ValueError(
                     f"{model_id} holds no {SAFETENSORS_SINGLE_FILE}; loraguard loads no pickle. Save the generator "

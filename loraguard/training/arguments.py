@@ -90,6 +90,8 @@ class PatchTrainingArguments:
         hub_token: in place of the one that `hf auth login` stored; it is written nowhere.
         disable_tqdm: no progress bar.
 
+    What the recipe fills in counts as given from then on: `dataclasses.replace(arguments, recipe=...)` keeps it.
+
     Raises:
         ValueError: for a value that cannot be.
         TypeError: for a stamp that is none.
@@ -148,6 +150,10 @@ class PatchTrainingArguments:
             value, least = getattr(self, name), "at least 0" if name in _NOT_NEGATIVE else "greater than 0"
             if value is not None and not (value >= 0 if name in _NOT_NEGATIVE else value > 0):
                 raise ValueError(f"{name}={value!r} must be {least}.")
+        for name in ("train_batch_size", "gradient_accumulation_steps", "max_train_steps", "seed"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value >= 2**32):
+                raise ValueError(f"{name}={value!r} must be a whole number below 2**32.")
         choices = {"mixed_precision": ("no", "fp16", "bf16", None), "lr_scheduler": SCHEDULERS}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import HfApi, ModelCard
+from huggingface_hub.errors import LocalEntryNotFoundError
 from peft import PeftModel, get_peft_model
 
 from loraguard import GatedLoraConfig, PatchTrainer, PatchTrainingArguments
@@ -55,3 +56,14 @@ def test_a_generator_from_nowhere_names_no_base(tmp_path: Path) -> None:
     card = ModelCard.load(tmp_path / "README.md")
     assert card.data.base_model is None
     assert model.peft_config["default"].base_model_name_or_path is None
+
+
+def test_a_generator_that_cannot_be_fetched(tmp_path: Path, monkeypatch) -> None:
+    def fetch(repo_id: str, filename: str, **rest: object) -> str:
+        raise LocalEntryNotFoundError("no connection")
+
+    monkeypatch.setattr("loraguard.generators.published.hf_hub_download", fetch)
+    monkeypatch.setattr("huggingface_hub.hub_mixin.hf_hub_download", lambda **rest: str(tmp_path / "config.json"))
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match="me/stargan is neither in the local cache"):
+        StarGAN.from_pretrained("me/stargan")

@@ -273,6 +273,8 @@ def test_validation_needs_images(patched: PeftModel, faces: DemoFaces, tmp_path:
         ({"seed": -1}, "seed=-1 must be at least 0"),
         ({"gradient_accumulation_steps": 0}, "must be greater than 0"),
         ({"edits_per_step": 0}, "must be greater than 0"),
+        ({"train_batch_size": 2.5}, "train_batch_size=2.5 must be a whole number"),
+        ({"seed": 2**33}, "must be a whole number below"),
     ],
 )
 def test_bad_settings(changes: dict, words: str, tmp_path: Path) -> None:
