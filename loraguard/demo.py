@@ -134,6 +134,7 @@ def run_demo(
             model.set_adapter(name)
         arguments = PatchTrainingArguments(
             folder / name,
+            recipe="paper",  # for what is not given here: every edit in each step
             stamp=recipe.stamp,
             adversary=replace(settings.defense, steps=recipe.attack_steps, step_size=settings.defense.eps),
             max_train_steps=recipe.steps,

@@ -23,6 +23,9 @@ PLACES = {
 }  # fmt: skip
 """Where a stamp may stand, as fractions of the free width and height left of it and above it."""
 
+FEWEST_OUTPUTS = 20
+"""That :meth:`StampDetector.calibrate` takes."""
+
 _SUPERSAMPLE = 4
 _SMALLEST_LETTER = 5  # pixels; below this nobody reads it
 
@@ -282,8 +285,8 @@ class StampDetector:
         Raises:
             ValueError: for fewer than 20 outputs, or a stamp so faint that it cannot be told from none at this rate.
         """
-        if len(unstamped) < 20:
-            raise ValueError(f"Calibration needs at least 20 unstamped outputs, got {len(unstamped)}.")
+        if len(unstamped) < FEWEST_OUTPUTS:
+            raise ValueError(f"Calibration needs at least {FEWEST_OUTPUTS} unstamped outputs, got {len(unstamped)}.")
         scores = self.score(unstamped).double()
         normal = scores.mean() + NormalDist().inv_cdf(1 - false_positive_rate) * scores.std()
         bound = float(torch.maximum(scores.quantile(1 - false_positive_rate), normal))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,11 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from .audit import AuditResult, run_audit, write_report
-from .audit.protocol import pick_edits
 from .data import collate, split_photos
 from .defenses import Defense, Disrupting
 from .files import writable_folder
 from .generators import Conditions, conditions_of, labels_of
-from .stamp import StampDetector
+from .stamp import FEWEST_OUTPUTS, StampDetector
 from .training import PatchTrainer, PatchTrainingArguments, TrainingResult, adapter_config
 from .tuner import GatedLoraConfig
 
@@ -118,15 +118,26 @@ def train_patch(
 def _detector(
     model: PeftModel, photos: Dataset[Any], args: PatchTrainingArguments, conditions: Conditions | None, most: int = 200
 ) -> StampDetector | None:
-    """One whose threshold comes from the untouched generator's outputs on photos of the training."""
+    """One whose threshold comes from the untouched generator's outputs on photos of the training.
+
+    None for a patch without a stamp, or where there are too few outputs to say what an unstamped one scores.
+    """
     if args.stamp is None:
         return None
     device = next(model.parameters()).device
-    outputs = []
+    outputs: list[Tensor] = []
     with model.disable_adapter():
-        for index in range(min(most, len(photos))):  # type: ignore[arg-type]
+        for index in range(len(photos)):  # type: ignore[arg-type]
             batch = {key: value.to(device) for key, value in collate([photos[index]]).items()}
-            edits = conditions_of(model, labels_of(batch, conditions), conditions)
-            _, condition = pick_edits(edits, torch.tensor([index * 0.618 % 1]))
-            outputs.append(model(batch["image"], **condition))
+            for edit in conditions_of(model, labels_of(batch, conditions), conditions).values():
+                outputs.append(model(batch["image"], **edit))
+            if len(outputs) >= most:
+                break
+    if len(outputs) < FEWEST_OUTPUTS:
+        warnings.warn(
+            f"The stamp is not looked for: {len(outputs)} outputs are too few to calibrate a detector on, it takes "
+            f"{FEWEST_OUTPUTS}. Train on more photos.",
+            stacklevel=3,
+        )
+        return None
     return StampDetector(args.stamp).calibrate(torch.cat(outputs))

@@ -27,14 +27,15 @@ def paper(kind: str) -> dict[str, Any]:
 
 
 def fast(kind: str) -> dict[str, Any]:
-    """As robust in a fraction of the time (`benchmarks/robustness.py`).
+    """As robust as the paper's in a fraction of the time (`benchmarks/training.py`).
 
-    PGD with two steps as long as the budget, a learning rate ten times as high that falls to zero on a cosine, and
-    clipped gradients.
+    Two edits of each image a step, in one batch; PGD with four steps of half the budget; a learning rate ten times as
+    high that falls to zero on a cosine; clipped gradients.
     """
     return {
-        "adversary": Disrupting(eps=0.05, steps=2, step_size=0.05),
-        "num_train_epochs": 1,
+        "adversary": Disrupting(eps=0.05, steps=4, step_size=0.025),
+        "edits_per_step": 2,
+        "num_train_epochs": 2,
         "learning_rate": 1e-2,
         "lr_scheduler": "cosine",
         "max_grad_norm": 1.0,

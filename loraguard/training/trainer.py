@@ -6,7 +6,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -51,7 +51,7 @@ class TrainingResult:
     output_dir: Path
     log: list[dict[str, Any]]
     gates: dict[str, list[float]]
-    validation: list[dict[str, float]]
+    validation: list[dict[str, float]] = field(default_factory=list)
 
 
 class PatchTrainer:
