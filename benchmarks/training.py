@@ -31,6 +31,7 @@ from loraguard.data import DemoFaces, collate
 from loraguard.defenses import Disrupting
 from loraguard.generators import StarGAN
 from loraguard.training import patch_step
+from loraguard.tuner.folding import FoldingLayer
 
 EPS, STEPS, STEP_SIZE = 0.05, 10, 0.01
 
@@ -56,11 +57,14 @@ START: dict[str, Tensor] = {}
 class Ours:
     """`patch_step`, as the trainer calls it."""
 
-    def __init__(self, model: PeftModel, *, channels_last: bool = False, compiled: bool = False) -> None:
+    def __init__(self, model: PeftModel, *, fast: bool = True, compiled: bool = False) -> None:
         self.model = copy.deepcopy(model).train()
-        self.format = torch.channels_last if channels_last else torch.contiguous_format
+        self.format = torch.channels_last if compiled else torch.contiguous_format
         self.model.to(memory_format=self.format)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        for module in self.model.modules():
+            if isinstance(module, FoldingLayer):
+                module.fast_inside_folded = fast
         if compiled:
             self.model.get_base_model().compile()
 
@@ -79,8 +83,8 @@ class Ours:
 VARIANTS: dict[str, Callable[[PeftModel], Release | Ours]] = {
     "authors' release": Release,
     "loraguard": Ours,
-    "+ channels_last": lambda model: Ours(model, channels_last=True),
-    "+ torch.compile": lambda model: Ours(model, channels_last=True, compiled=True),
+    "loraguard, stock convolutions": lambda model: Ours(model, fast=False),
+    "loraguard, torch.compile": lambda model: Ours(model, compiled=True),
 }
 
 

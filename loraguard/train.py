@@ -129,8 +129,8 @@ def _detector(
     with model.disable_adapter():
         for index in range(len(photos)):  # type: ignore[arg-type]
             batch = {key: value.to(device) for key, value in collate([photos[index]]).items()}
-            for edit in conditions_of(model, labels_of(batch, conditions), conditions).values():
-                outputs.append(model(batch["image"], **edit))
+            edits = conditions_of(model, labels_of(batch, conditions), conditions)
+            outputs += [model(batch["image"], **edit) for edit in edits.values()]
             if len(outputs) >= most:
                 break
     if len(outputs) < FEWEST_OUTPUTS:
