@@ -1,6 +1,6 @@
 """What each part of the method brings, on the embedded default: a table and a plot.
 
-    python benchmarks/ablations.py --output-dir docs      # half an hour; docs/ablations.md and images/ablations.png
+    python benchmarks/ablations.py --output-dir docs      # 25 minutes; docs/ablations.md and images/ablations.png
 
 Every run trains a standard patch for the demo's generator with the fast recipe, cut to a few steps, one thing changed
 at a time, and is attacked by PGD with 20 steps. It goes on where it was interrupted (`ablations.json`).
@@ -33,7 +33,7 @@ from loraguard.generators import DemoEditor
 from loraguard.losses import FeatureEncoder, MMFALoss
 
 EPS = 0.1
-STEPS, BATCH, EDITS, FACES, TEST_FACES = 80, 4, 2, 1000, 50
+STEPS, BATCH, EDITS, FACES, TEST_FACES = 60, 4, 2, 1000, 50
 ATTACK = Disrupting(eps=EPS, steps=20, step_size=EPS / 5)
 SETTINGS: dict[str, Any] = {"r": 8, "lora_alpha": 8, "gate_type": "scalar", "learning_rate": 1e-2}
 GATES = ("scalar", "channel", "input", "input_channel", "none")

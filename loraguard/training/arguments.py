@@ -54,7 +54,7 @@ class PatchTrainingArguments:
         stamp: what the patch stamps on every output: a *defensive* patch. None trains a *standard* one.
         adversary: crafts the perturbed images of each step on the network as it is patched so far; by the recipe. Any
             defense, or a :class:`~loraguard.defenses.Mixture` of several.
-        edits_per_step: how many of a batch's edits, drawn anew for each, are trained on; by the recipe. None in the
+        edits_per_step: how many of a batch's edits, drawn anew each step, are trained on; by the recipe. None in the
             paper's: all of them.
         num_train_epochs: passes through the data; by the recipe.
         max_train_steps: ends earlier, or goes on over as many epochs as it takes; overrides `num_train_epochs`.

@@ -107,7 +107,7 @@ class TrainingRun:
         losses: dict[str, Tensor] = {}
         for part in range(several):
             indices, batch = next(batches)
-            images, condition, edits = trainer.edits(batch)
+            images, condition, edits = trainer.edits(batch, self.step)
             found = patch_step(
                 trainer.model, images, condition, adversary=args.adversary, stamp=args.stamp, loss=trainer.loss,
                 backward=lambda value: accelerator.backward(value / several), network=self.network,
@@ -165,7 +165,7 @@ class TrainingRun:
         trainer, args = self.trainer, self.args
         data = cast(Any, trainer.validation_dataset)
         batch = collate([data[i] for i in range(min(args.num_validation_images, len(data)))])
-        images, condition, edits = trainer.edits(batch, draw=False)
+        images, condition, edits = trainer.edits(batch)
         n = len(batch["image"])
         rows = [(i % len(edits)) * n + i for i in range(n)]  # each image with one of the edits
         images, condition = images[rows], {key: value[rows] for key, value in condition.items()}

@@ -8,6 +8,16 @@ import torch
 from torch.utils.data import Sampler
 
 
+def mixed(seed: int, number: int) -> int:
+    """A seed for each number: torch's Mersenne twister takes 32 bits, within which both have to meet.
+
+    Example:
+        >>> len({mixed(seed, number) for seed in range(30) for number in range(30)})
+        900
+    """
+    return (seed * 0x9E3779B1 + number * 0x85EBCA77) % 2**32
+
+
 class EndlessBatches(Sampler[list[int]]):
     """Shuffled indices without end, batch after batch; each pass through the data is another permutation.
 
@@ -39,9 +49,7 @@ class EndlessBatches(Sampler[list[int]]):
         self.process, self.processes = process, processes
 
     def _permutation(self, epoch: int) -> list[int]:
-        # torch takes the low 32 bits of a seed for the Mersenne twister: seed and epoch have to meet within them.
-        mixed = (self.seed * 0x9E3779B1 + epoch * 0x85EBCA77) % 2**32
-        return torch.randperm(self.length, generator=torch.Generator().manual_seed(mixed)).tolist()
+        return torch.randperm(self.length, generator=torch.Generator().manual_seed(mixed(self.seed, epoch))).tolist()
 
     def __iter__(self) -> Iterator[list[int]]:
         position = (self.start * self.processes + self.process) * self.batch_size

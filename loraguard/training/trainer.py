@@ -31,7 +31,7 @@ from .card import patch_card
 from .checkpoints import save_adapter
 from .interruption import Interruption
 from .run import TrainingRun
-from .sampling import EndlessBatches
+from .sampling import EndlessBatches, mixed
 from .step import Loss, target_of
 from .tracking import Tracking
 
@@ -152,7 +152,7 @@ class PatchTrainer:
         if not len(cast(Any, dataset)):
             raise ValueError(f"The data set is empty: {type(dataset).__name__} has no images.")
         batch = collate([dataset[0]])
-        images, condition, _ = self.edits(batch, draw=False)
+        images, condition, _ = self.edits(batch)
         self.model.to(self.accelerator.device)
         if images.min() >= 0:
             warnings.warn(
@@ -187,14 +187,18 @@ class PatchTrainer:
                 "gives, or recomputes by torch.utils.checkpoint with use_reentrant=True (use False)."
             )
 
-    def edits(self, batch: dict[str, Tensor], draw: bool = True) -> tuple[Tensor, dict[str, Tensor], list[str]]:
-        """Every image with every edit, or with a few that are drawn, on the device; and the edits' names."""
+    def edits(self, batch: dict[str, Tensor], step: int | None = None) -> tuple[Tensor, dict[str, Tensor], list[str]]:
+        """Every image with every edit, on the device, and the edits' names; in a step, with those drawn for it.
+
+        The draw depends on seed and step alone: all processes, and all batches that make a step, have the same edits.
+        """
         batch = {key: value.to(self.accelerator.device, non_blocking=True) for key, value in batch.items()}
         check_images(batch["image"])
         edits = conditions_of(self.model, labels_of(batch, self.conditions), self.conditions)
-        if draw and self.args.edits_per_step is not None:
+        if step is not None and self.args.edits_per_step is not None:
             names = list(edits)
-            drawn = torch.randperm(len(names))[: self.args.edits_per_step].tolist()
+            draws = torch.Generator().manual_seed(mixed(self.args.seed, step))
+            drawn = torch.randperm(len(names), generator=draws)[: self.args.edits_per_step].tolist()
             edits = {names[i]: edits[names[i]] for i in sorted(drawn)}
         return *expand(batch["image"], edits), list(edits)
 

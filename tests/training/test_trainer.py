@@ -429,7 +429,7 @@ def test_targets_features_are_kept_between_epochs(editor: DemoEditor, tmp_path: 
         model = get_peft_model(copy.deepcopy(editor), GatedLoraConfig(r=2))
         network = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten())
         loss = MMFALoss([FeatureEncoder(network, lambda images: images, name="thumbnail")], cache=cache)
-        settings = arguments(tmp_path, max_train_steps=6, train_batch_size=2)
+        settings = arguments(tmp_path, max_train_steps=6, train_batch_size=2, edits_per_step=5)
         PatchTrainer(model, DemoFaces(4, size=16), settings, loss=loss).train()
         weights.append((tmp_path / "adapter_model.safetensors").read_bytes())
     assert weights[0] == weights[1]
