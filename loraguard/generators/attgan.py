@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from .labels import append_labels, check_attributes, check_labels
+from .labels import append_labels, check_attributes, check_labels, switched
 from .preprocessing import check_size, preprocessing
 from .published import PublishedGenerator
 
@@ -158,8 +158,7 @@ class AttGAN(
         labels = check_labels(labels, self.attributes)
         edits = {}
         for i, name in enumerate(self.attributes):
-            edited = labels.clone()
-            edited[:, i] = 1 - labels[:, i]
+            edited = switched(labels, i)
             for other in self._excluded_by(name):
                 edited[:, other] *= labels[:, i]  # which are 1 where the edit switches off
             intensities = (2 * edited - 1) * INTENSITY
@@ -178,8 +177,8 @@ class AttGAN(
     @classmethod
     def settings_from(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
         """`dim`, `layers`, `shortcut_layers`, `inject_layers` and `n_attrs`."""
-        channels = _sizes(state, "enc_layers", 0)
-        inputs = _sizes(state, "dec_layers", 0)
+        channels = _sizes(state, "enc_layers")
+        inputs = _sizes(state, "dec_layers")
         if not channels or len(inputs) != len(channels):
             return {}
         count = inputs[0] - channels[-1]
@@ -202,9 +201,9 @@ def _decoder_inputs(channels: list[int], count: int, shortcuts: int, injections:
     return inputs
 
 
-def _sizes(state: Mapping[str, Tensor], stack: str, axis: int) -> list[int]:
-    """Sizes of the weights of a stack's convolutions, as far as they go."""
+def _sizes(state: Mapping[str, Tensor], stack: str) -> list[int]:
+    """First dimensions of the weights of a stack's convolutions, as far as they go."""
     sizes: list[int] = []
     while (weight := state.get(f"{stack}.{len(sizes)}.layers.0.weight")) is not None and weight.ndim == 4:
-        sizes.append(weight.shape[axis])
+        sizes.append(len(weight))
     return sizes

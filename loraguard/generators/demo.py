@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib.resources import files
 
-import torch
 from PIL import Image
 from safetensors.torch import load
 from torch import Tensor, nn
@@ -13,27 +12,12 @@ from torch import Tensor, nn
 from loraguard.data import default_transform
 from loraguard.data.demo_faces import ATTRIBUTES
 
+from .labels import append_labels, only, switched
 from .published import PublishedGenerator
+from .stargan import star_layers
 
-HAIR_COLOURS = 3
-
-
-class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions with instance norm, beside a skip connection."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.main = nn.Sequential(
-            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
-            instance_norm(channels),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
-            instance_norm(channels),
-        )
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Features (N, C, H, W) to features of the same shape."""
-        return features + self.main(features)
+HAIR_COLOURS = (0, 1, 2)
+"""Their places among the labels."""
 
 
 def instance_norm(channels: int) -> nn.Module:
@@ -67,21 +51,8 @@ class DemoEditor(PublishedGenerator, license="apache-2.0"):
 
     def __init__(self, conv_dim: int = 16, num_blocks: int = 3, num_labels: int = len(ATTRIBUTES)) -> None:
         super().__init__()
-        d = conv_dim
-
-        def stage(convolution: nn.Module, channels: int) -> list[nn.Module]:
-            return [convolution, instance_norm(channels), nn.ReLU(inplace=True)]
-
-        self.main = nn.Sequential(
-            *stage(nn.Conv2d(3 + num_labels, d, 7, padding=3, bias=False), d),
-            *stage(nn.Conv2d(d, 2 * d, 4, stride=2, padding=1, bias=False), 2 * d),
-            *stage(nn.Conv2d(2 * d, 4 * d, 4, stride=2, padding=1, bias=False), 4 * d),
-            *(ResidualBlock(4 * d) for _ in range(num_blocks)),
-            *stage(nn.ConvTranspose2d(4 * d, 2 * d, 4, stride=2, padding=1, bias=False), 2 * d),
-            *stage(nn.ConvTranspose2d(2 * d, d, 4, stride=2, padding=1, bias=False), d),
-            nn.Conv2d(d, 3, 7, padding=3, bias=False),
-            nn.Tanh(),
-        )
+        self.num_labels = num_labels
+        self.main = star_layers(num_labels, conv_dim, num_blocks, instance_norm)
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         """Edit images.
@@ -93,24 +64,24 @@ class DemoEditor(PublishedGenerator, license="apache-2.0"):
         Returns:
             Images of the same shape and range.
         """
-        tiled = labels[:, :, None, None].expand(-1, -1, *images.shape[-2:])
-        return self.main(torch.cat([images, tiled.to(images)], 1))
+        return self.main(append_labels(images, labels, self.num_labels))
 
     @staticmethod
     def conditions(labels: Tensor) -> dict[str, dict[str, Tensor]]:
         """The five single edits of faces with these labels (N, 5): each hair colour, glasses and smile flipped."""
-        colours = {name: {"labels": with_hair(labels, i)} for i, name in enumerate(ATTRIBUTES[:HAIR_COLOURS])}
-        flips = {name: {"labels": flipped(labels, i)} for i, name in enumerate(ATTRIBUTES) if i >= HAIR_COLOURS}
-        return {**colours, **flips}
+        return {
+            name: {"labels": only(labels, i, HAIR_COLOURS) if i in HAIR_COLOURS else switched(labels, i)}
+            for i, name in enumerate(ATTRIBUTES)
+        }
 
     @staticmethod
     def combined_conditions(labels: Tensor) -> dict[str, dict[str, Tensor]]:
         """Seven edits that change two or three things at once; patches are not trained on them."""
-        both = flipped(flipped(labels, 3), 4)
+        both = switched(switched(labels, 3), 4)
         edits = {"Eyeglasses+Smiling": {"labels": both}}
-        for i, name in enumerate(ATTRIBUTES[:HAIR_COLOURS]):
-            edits[f"{name}+Eyeglasses"] = {"labels": with_hair(flipped(labels, 3), i)}
-            edits[f"{name}+Smiling"] = {"labels": with_hair(flipped(labels, 4), i)}
+        for i in HAIR_COLOURS:
+            edits[f"{ATTRIBUTES[i]}+Eyeglasses"] = {"labels": only(switched(labels, 3), i, HAIR_COLOURS)}
+            edits[f"{ATTRIBUTES[i]}+Smiling"] = {"labels": only(switched(labels, 4), i, HAIR_COLOURS)}
         return edits
 
     def transform(self) -> Callable[[Image.Image], Tensor]:
@@ -125,17 +96,3 @@ class DemoEditor(PublishedGenerator, license="apache-2.0"):
             load(files("loraguard.generators").joinpath("demo_weights/model.safetensors").read_bytes())
         )
         return editor.eval()
-
-
-def with_hair(labels: Tensor, colour: int) -> Tensor:
-    """Labels (N, 5) with this hair colour and no other."""
-    hair = torch.zeros_like(labels[:, :HAIR_COLOURS])
-    hair[:, colour] = 1
-    return torch.cat([hair, labels[:, HAIR_COLOURS:]], 1)
-
-
-def flipped(labels: Tensor, attribute: int) -> Tensor:
-    """Labels (N, 5) with one of the attributes switched."""
-    labels = labels.clone()
-    labels[:, attribute] = 1 - labels[:, attribute]
-    return labels

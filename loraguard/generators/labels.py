@@ -54,6 +54,31 @@ def check_labels(labels: Tensor, attributes: Sequence[str]) -> Tensor:
     return labels if labels.is_floating_point() else labels.float()
 
 
+def switched(labels: Tensor, index: int) -> Tensor:
+    """Labels (N, A) in {0, 1} with one of them switched.
+
+    Example:
+        >>> switched(torch.tensor([[1.0, 0.0]]), 1)
+        tensor([[1., 1.]])
+    """
+    labels = labels.clone()
+    labels[:, index] = 1 - labels[:, index]
+    return labels
+
+
+def only(labels: Tensor, index: int, group: Sequence[int]) -> Tensor:
+    """Labels (N, A) in {0, 1} with this one, and no other of its group.
+
+    Example:
+        >>> only(torch.tensor([[1.0, 0.0, 1.0]]), 1, (0, 1))
+        tensor([[0., 1., 1.]])
+    """
+    labels = labels.clone()
+    labels[:, list(group)] = 0
+    labels[:, index] = 1
+    return labels
+
+
 def append_labels(features: Tensor, labels: Tensor, count: int) -> Tensor:
     """Features with every label as one further channel that is the same everywhere.
 

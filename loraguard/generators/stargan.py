@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .labels import append_labels, check_attributes, check_labels
+from .labels import append_labels, check_attributes, check_labels, only, switched
 from .preprocessing import check_size, preprocessing
 from .published import PublishedGenerator
 
@@ -35,21 +35,47 @@ class InstanceNorm(nn.InstanceNorm2d):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions with instance norm, beside a skip connection."""
+    """Two 3x3 convolutions, each with a norm of so many channels, beside a skip connection."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, norm: Callable[[int], nn.Module]) -> None:
         super().__init__()
         self.main = nn.Sequential(
             nn.Conv2d(channels, channels, 3, padding=1, bias=False),
-            InstanceNorm(channels),
+            norm(channels),
             nn.ReLU(inplace=True),
             nn.Conv2d(channels, channels, 3, padding=1, bias=False),
-            InstanceNorm(channels),
+            norm(channels),
         )
 
     def forward(self, features: Tensor) -> Tensor:
         """Features (N, C, H, W) to features of the same shape."""
         return features + self.main(features)
+
+
+def star_layers(num_labels: int, conv_dim: int, num_blocks: int, norm: Callable[[int], nn.Module]) -> nn.Sequential:
+    """StarGAN's layers, from an image with tiled labels (N, 3 + num_labels, H, W) to an image.
+
+    Args:
+        num_labels: channels beside the image's.
+        conv_dim: channels of the first layer; twice and four times as many follow.
+        num_blocks: residual blocks.
+        norm: from a number of channels to the norm after each convolution but the last.
+    """
+    d = conv_dim
+
+    def stage(convolution: nn.Conv2d | nn.ConvTranspose2d) -> list[nn.Module]:
+        return [convolution, norm(convolution.out_channels), nn.ReLU(inplace=True)]
+
+    return nn.Sequential(
+        *stage(nn.Conv2d(3 + num_labels, d, 7, padding=3, bias=False)),
+        *stage(nn.Conv2d(d, 2 * d, 4, stride=2, padding=1, bias=False)),
+        *stage(nn.Conv2d(2 * d, 4 * d, 4, stride=2, padding=1, bias=False)),
+        *(ResidualBlock(4 * d, norm) for _ in range(num_blocks)),
+        *stage(nn.ConvTranspose2d(4 * d, 2 * d, 4, stride=2, padding=1, bias=False)),
+        *stage(nn.ConvTranspose2d(2 * d, d, 4, stride=2, padding=1, bias=False)),
+        nn.Conv2d(d, 3, 7, padding=3, bias=False),
+        nn.Tanh(),
+    )
 
 
 class StarGAN(
@@ -101,21 +127,7 @@ class StarGAN(
         check_size(size, 4)
         self.attributes = check_attributes(attributes, c_dim)
         self.c_dim, self.size = c_dim, size
-        d = conv_dim
-
-        def stage(convolution: nn.Conv2d | nn.ConvTranspose2d) -> list[nn.Module]:
-            return [convolution, InstanceNorm(convolution.out_channels), nn.ReLU(inplace=True)]
-
-        self.main = nn.Sequential(
-            *stage(nn.Conv2d(3 + c_dim, d, 7, padding=3, bias=False)),
-            *stage(nn.Conv2d(d, 2 * d, 4, stride=2, padding=1, bias=False)),
-            *stage(nn.Conv2d(2 * d, 4 * d, 4, stride=2, padding=1, bias=False)),
-            *(ResidualBlock(4 * d) for _ in range(repeat_num)),
-            *stage(nn.ConvTranspose2d(4 * d, 2 * d, 4, stride=2, padding=1, bias=False)),
-            *stage(nn.ConvTranspose2d(2 * d, d, 4, stride=2, padding=1, bias=False)),
-            nn.Conv2d(d, 3, 7, padding=3, bias=False),
-            nn.Tanh(),
-        )
+        self.main = star_layers(c_dim, conv_dim, repeat_num, InstanceNorm)
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         """Edit images.
@@ -139,16 +151,10 @@ class StarGAN(
         """
         labels = check_labels(labels, self.attributes)
         hair = [i for i, name in enumerate(self.attributes) if name in HAIR_COLOURS]
-        edits = {}
-        for i, name in enumerate(self.attributes):
-            edited = labels.clone()
-            if i in hair:
-                edited[:, hair] = 0
-                edited[:, i] = 1
-            else:
-                edited[:, i] = 1 - labels[:, i]
-            edits[name] = {"labels": edited}
-        return edits
+        return {
+            name: {"labels": only(labels, i, hair) if i in hair else switched(labels, i)}
+            for i, name in enumerate(self.attributes)
+        }
 
     def transform(self) -> Callable[[Image.Image], Tensor]:
         """The official preprocessing of aligned CelebA photos: the middle 178 pixels, resized."""
