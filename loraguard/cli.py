@@ -28,6 +28,7 @@ class Kind(str, Enum):
     generators = "generators"
     data = "data"
     defenses = "defenses"
+    channels = "channels"
 
 
 def print_version(wanted: bool) -> None:

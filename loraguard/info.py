@@ -5,19 +5,20 @@ from __future__ import annotations
 import inspect
 import re
 
+from .channels import CHANNELS
 from .data import DATA
 from .defenses import DEFENSES
 from .generators import GENERATORS
 from .registry import Registry
 
-REGISTRIES = {"generators": GENERATORS, "data": DATA, "defenses": DEFENSES}
+REGISTRIES = {"generators": GENERATORS, "data": DATA, "defenses": DEFENSES, "channels": CHANNELS}
 
 
 def info(kind: str) -> list[tuple[str, str, str]]:
     """Every name of a kind, where it comes from, and what it is in a sentence.
 
     Args:
-        kind: "generators", "data" or "defenses".
+        kind: "generators", "data", "defenses" or "channels".
 
     Example:
         >>> [name for name, _, _ in info("generators")]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
+import inspect
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -58,3 +60,34 @@ class Registry(Mapping[str, Any]):
 
     def __contains__(self, name: object) -> bool:
         return name in self.targets
+
+
+def build(registry: Mapping[str, Any], spec: str) -> Any:
+    """What a spec on the command line names, made with its settings: `NAME` or `NAME:VALUE,KEY=VALUE,...`.
+
+    Values are Python literals, or else words; those without a key are taken in order.
+
+    Raises:
+        KeyError: for a name that the registry does not have.
+        ValueError: for settings that it does not take; the message says which it does.
+
+    Example:
+        >>> from loraguard.defenses import DEFENSES
+        >>> build(DEFENSES, "disrupting:0.1,steps=15,method=pgd")
+        Disrupting(eps=0.1, steps=15, step_size=None, method='pgd', restarts=1)
+    """
+    name, _, settings = spec.partition(":")
+    made = registry[name]
+    parts = [part.partition("=") for part in settings.split(",") if part.strip()]
+    try:
+        given = [_literal(key) for key, sign, _ in parts if not sign]
+        return made(*given, **{key.strip(): _literal(value) for key, sign, value in parts if sign})
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{spec!r}: {error} ({name} takes {inspect.signature(made)}.)") from error
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError):
+        return text.strip()

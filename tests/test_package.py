@@ -11,7 +11,8 @@ import loraguard
 
 HOUSE = Path(loraguard.__file__).parent
 FLOORS = [
-    {"tuner", "channels", "files", "metrics", "registry"},
+    {"tuner", "files", "metrics", "registry"},
+    {"channels"},
     {"data", "stamp", "losses"},
     {"generators"},
     {"defenses"},

@@ -2,7 +2,7 @@
 
 from loraguard.registry import Registry
 
-from .base import Defense, sign_ascent
+from .base import Defense, Fittable, sign_ascent
 from .disrupting import Disrupting
 from .mixture import Mixture
 from .noise import RandomNoise
@@ -16,4 +16,4 @@ DEFENSES = Registry(
 )
 """Defenses by the name that the command line takes."""
 
-__all__ = ["DEFENSES", "Defense", "Disrupting", "Mixture", "RandomNoise", "sign_ascent"]
+__all__ = ["DEFENSES", "Defense", "Disrupting", "Fittable", "Mixture", "RandomNoise", "sign_ascent"]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
-from loraguard.generators.base import Condition
+from loraguard.generators.base import Condition, Conditions
 
 Objective = Callable[[Tensor], Tensor]
 """From perturbed images (N, 3, H, W) to how badly the generator fails, summed over the batch: a scalar to maximise."""
@@ -21,7 +22,11 @@ class Defense(Protocol):
     `defense(generator, images, condition)` takes images (N, 3, H, W) in [-1, 1] and returns perturbed ones of the same
     shape and range, no further than `eps` (L-infinity, in the same units) from the originals. Whoever has the clean
     outputs G(x, c) already passes them as `clean` and saves computing them again. Parameters of the generator get no
-    gradients, and its mode (train or eval) stays as it was.
+    gradients, and its mode (train or eval) stays as it was. What it draws comes from torch's global generator.
+
+    A defense is a frozen dataclass of its settings, so that an audit can vary them: `eps`, and `steps` where it is
+    iterative, whose `step_size` then follows from `eps` unless it is given. One whose budget is not L-infinity on
+    images says in a class attribute `budget` what it is.
     """
 
     @property
@@ -33,6 +38,35 @@ class Defense(Protocol):
         self, generator: nn.Module, images: Tensor, condition: Condition, clean: Tensor | None = None
     ) -> Tensor:
         """Perturb images."""
+        ...
+
+
+@runtime_checkable
+class Fittable(Protocol):
+    """A defense that has to see photos, and the generators that it is against, before it can perturb any.
+
+    Called before it is fitted it raises a ValueError that says so.
+    """
+
+    def fit(
+        self,
+        generators: nn.Module | Sequence[nn.Module],
+        photos: Dataset[Any],
+        conditions: Conditions | None = None,
+        *,
+        disable_tqdm: bool = False,
+    ) -> Defense:
+        """The same defense, fitted to one generator or several.
+
+        Args:
+            generators: networks from images to images; the first is the one whose `conditions` apply.
+            photos: items as :class:`~loraguard.PatchTrainer` takes them; not the photos to protect.
+            conditions: from labels to edits, by default each generator's own.
+            disable_tqdm: no progress bar.
+
+        Returns:
+            A new defense; this one stays as it was.
+        """
         ...
 
 

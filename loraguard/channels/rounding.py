@@ -1,19 +1,13 @@
-"""What happens to a photo between its publication and its misuse."""
+"""A photo as it is published: rounded to 8 bits within its budget."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
+from .quantize import Quantize
 
-def quantize(images: Tensor) -> Tensor:
-    """Round images (N, 3, H, W) in [-1, 1] to the 256 levels that a photo's file can hold.
-
-    Example:
-        >>> import torch
-        >>> (quantize(torch.tensor([-1.0, 0.0, 0.003, 1.0])) * 127.5 + 127.5).tolist()
-        [0.0, 128.0, 128.0, 255.0]
-    """
-    return ((images.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
+quantize = Quantize()
+"""To 8 bits, the 256 levels that a photo's file can hold."""
 
 
 def published(perturbed: Tensor, images: Tensor) -> Tensor:
