@@ -11,7 +11,7 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor
 
 from .audit import AuditResult, run_audit, write_report
-from .audit.protocol import pick_edits
+from .audit.photos import pick_edits
 from .data import DemoFaces, collate
 from .defenses import Disrupting
 from .files import writable_folder
@@ -154,11 +154,11 @@ def run_demo(
     audit = run_audit(
         model,
         DemoFaces(settings.test_images, seed=settings.seed, split="test"),
-        defense=settings.defense,
+        defenses=settings.defense,
         patches={name: recipe.stamp for name, recipe in settings.patches.items()},
         conditions=every_edit,
-        detector=detector,
-        seed=settings.seed,
+        detectors={"defensive": detector},
+        seeds=[settings.seed],
         disable_tqdm=disable_tqdm,
     )
     audit.settings["demo"] = asdict(settings)

@@ -12,6 +12,10 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor, nn
+
+from .fingerprint import digest, generator_fingerprint
+
 
 def writable_folder(path: str | Path) -> Path:
     """Make a folder and make sure that files can be written there, before any long work starts.
@@ -78,6 +82,8 @@ def _umask() -> int:
 def describe(thing: Any) -> dict[str, Any]:
     """The class and settings of a dataclass (or the class alone of anything else), as JSON takes them.
 
+    Of tensors and networks among the settings it gives the SHA-256 of their values.
+
     Example:
         >>> from loraguard.defenses import RandomNoise
         >>> describe(RandomNoise(eps=0.1))
@@ -92,6 +98,12 @@ def _plain(value: Any) -> Any:
         return value
     if isinstance(value, (tuple, list)):
         return [_plain(one) for one in value]
+    if isinstance(value, dict):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, Tensor):
+        return {"shape": list(value.shape), "sha256": digest({"": value})}
+    if isinstance(value, nn.Module):
+        return {"class": type(value).__name__, "sha256": generator_fingerprint(value)}
     return describe(value) if is_dataclass(value) else str(value)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,16 +9,15 @@ from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from .audit import AuditResult, run_audit, write_report
-from .data import collate, split_photos
+from .audit import AuditResult, calibrate_detector, run_audit, write_report
+from .data import split_photos
 from .defenses import Defense, Disrupting
 from .files import writable_folder
-from .generators import Conditions, conditions_of, labels_of
-from .stamp import FEWEST_OUTPUTS, StampDetector
+from .generators import Conditions
 from .training import PatchTrainer, PatchTrainingArguments, TrainingResult, adapter_config
 from .tuner import GatedLoraConfig
 
@@ -100,44 +98,16 @@ def train_patch(
 
     say(f"Auditing it on {len(held_out)} photos that it was not trained on")
     eps = args.adversary.eps if args.adversary is not None else 0.05
+    detector = None if args.stamp is None else calibrate_detector(model, photos, args.stamp, conditions)
     audit = run_audit(
         model,
         held_out,
-        defense=defense or Disrupting(eps=eps, steps=50, step_size=eps / 5),
+        defenses=defense or Disrupting(eps=eps, steps=50, step_size=eps / 5),
         patches={args.kind: args.stamp},
         conditions=conditions,
-        detector=_detector(model, photos, args, conditions),
+        detectors={args.kind: detector} if detector else None,
         batch_size=min(25, args.train_batch_size * 4),
-        seed=args.seed,
+        seeds=[args.seed],
         disable_tqdm=args.disable_tqdm,
     )
     return TrainedPatch(model, training, audit, write_report(audit, folder / "audit", training={args.kind: training}))
-
-
-@torch.no_grad()
-def _detector(
-    model: PeftModel, photos: Dataset[Any], args: PatchTrainingArguments, conditions: Conditions | None, most: int = 200
-) -> StampDetector | None:
-    """One whose threshold comes from the untouched generator's outputs on photos of the training.
-
-    None for a patch without a stamp, or where there are too few outputs to say what an unstamped one scores.
-    """
-    if args.stamp is None:
-        return None
-    device = next(model.parameters()).device
-    outputs: list[Tensor] = []
-    with model.disable_adapter():
-        for index in range(len(photos)):  # type: ignore[arg-type]
-            batch = {key: value.to(device) for key, value in collate([photos[index]]).items()}
-            edits = conditions_of(model, labels_of(batch, conditions), conditions)
-            outputs += [model(batch["image"], **edit) for edit in edits.values()]
-            if len(outputs) >= most:
-                break
-    if len(outputs) < FEWEST_OUTPUTS:
-        warnings.warn(
-            f"The stamp is not looked for: {len(outputs)} outputs are too few to calibrate a detector on, it takes "
-            f"{FEWEST_OUTPUTS}. Train on more photos.",
-            stacklevel=3,
-        )
-        return None
-    return StampDetector(args.stamp).calibrate(torch.cat(outputs))

@@ -11,7 +11,8 @@ import loraguard
 
 HOUSE = Path(loraguard.__file__).parent
 FLOORS = [
-    {"tuner", "files", "metrics", "registry"},
+    {"tuner", "fingerprint", "metrics", "registry"},
+    {"files"},
     {"channels"},
     {"data", "stamp", "losses"},
     {"generators"},

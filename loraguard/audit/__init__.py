@@ -1,16 +1,28 @@
 """Honest audits: what a protection is still worth when the adversary adapts."""
 
+from loraguard.fingerprint import fingerprint
 from loraguard.metrics import Estimate, estimate
 
-from .protocol import AuditResult, Situation, fingerprint, run_audit
-from .report import table, verdict, write_report
+from .checks import Check
+from .detection import calibrate_detector
+from .paired import Difference, paired_difference
+from .protocol import run_audit
+from .report import write_report
+from .result import AuditResult
+from .situation import Photo, Situation
+from .words import table, verdict
 
 __all__ = [
     "AuditResult",
+    "Check",
+    "Difference",
     "Estimate",
+    "Photo",
     "Situation",
+    "calibrate_detector",
     "estimate",
     "fingerprint",
+    "paired_difference",
     "run_audit",
     "table",
     "verdict",

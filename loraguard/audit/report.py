@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,106 +15,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from loraguard.files import whole_files, writable_folder, write_json
-from loraguard.metrics import DSR_THRESHOLD, Estimate
 from loraguard.training import TrainingResult
 
-from .protocol import UNTOUCHED, AuditResult, Situation
-
-WORDS = {
-    "clean": "as it is",
-    "noise": "random noise",
-    "no-leak": "defended, no leak",
-    "leak": "defended, leak",
-}
-HELP = {
-    "clean": "The photo as it is.",
-    "noise": "Every value moved by the whole budget, up or down at random: the control.",
-    "no-leak": "The defender attacked the untouched generator and knows of no patch.",
-    "leak": "The defender has the very generator that is used, its patch included, and attacked that.",
-}
-
-
-@dataclass(frozen=True)
-class Column:
-    """One metric of the table: its key, its heading, its unit and what it means in plain words."""
-
-    key: str
-    heading: str
-    help: str
-
-    def text(self, value: Estimate) -> str:
-        """The figure as it stands in the table."""
-        if value.mean is None:
-            return "equal"
-        return self.number(value.mean)
-
-    def interval(self, value: Estimate) -> str:
-        """Its 95% interval, in the same unit."""
-        if value.low is None or value.high is None:
-            return ""
-        return f"{self.number(value.low)} – {self.number(value.high)}"
-
-    def number(self, value: float) -> str:
-        """A value in this metric's unit."""
-        if self.key in ("dsr", "stamp_rate"):
-            return f"{100 * value:.1f}%"
-        return {"mse": "{:.4f}", "psnr": "{:.1f} dB", "ssim": "{:.3f}"}[self.key].format(value)
-
-
-COLUMNS = (
-    Column("dsr", "DSR", "Defense success rate: the share of photos on which the output is spoilt (MSE over "
-           f"{DSR_THRESHOLD}). High is good for whoever relies on the defense."),
-    Column("mse", "MSE", "Mean squared error between the output and what it should have been, values in [-1, 1]."),
-    Column("psnr", "PSNR", "The same distance in decibel; over 30 dB the difference is hard to see."),
-    Column("ssim", "SSIM", "Structural similarity to what the output should have been; 1 is equal."),
-    Column("stamp_rate", "Stamp", "The share of outputs on which the detector finds the visible warning."),
-)  # fmt: skip
-
-
-def table(result: AuditResult) -> tuple[list[str], list[list[str]]]:
-    """Headings and rows of the audit's table as plain text."""
-    columns = _columns(result)
-    rows = []
-    for situation in result.situations:
-        estimates = situation.estimates
-        rows.append([situation.generator, WORDS[situation.perturbation], *(c.text(estimates[c.key]) for c in columns)])
-    return ["generator", "photo", *(column.heading for column in columns)], rows
-
-
-def verdict(result: AuditResult) -> list[str]:
-    """What the audit says, in sentences: one on the defense, one on each patch."""
-
-    def share(situation: Situation, metric: str) -> str:
-        return f"{100 * (situation.estimates[metric].mean or 0.0):.1f}%"
-
-    sentences = [
-        f"On the untouched generator the defense spoils {share(result[UNTOUCHED, 'no-leak'], 'dsr')} of the edits "
-        f"(random noise of the same budget: {share(result[UNTOUCHED, 'noise'], 'dsr')})."
-    ]
-    for patch, stamp in result.settings["patches"].items():
-        clean, no_leak, leak = (result[patch, name] for name in ("clean", "no-leak", "leak"))
-        if stamp is None:
-            value = clean.estimates["psnr"]
-            quality = "are what they were" if value.mean is None else f"keep {value.mean:.1f} dB PSNR to what they were"
-            sentences.append(
-                f"With the patch {patch!r} it spoils {share(no_leak, 'dsr')} when the defender does not know of the "
-                f"patch, and {share(leak, 'dsr')} when the defender attacks the patched generator itself; clean "
-                f"outputs {quality}."
-            )
-        elif "stamp_rate" in clean.values:
-            words = stamp["text"] or "its picture"
-            sentences.append(
-                f"The patch {patch!r} stamps {words!r} on {share(clean, 'stamp_rate')} of clean outputs, "
-                f"{share(no_leak, 'stamp_rate')} of defended ones and {share(leak, 'stamp_rate')} when the defender "
-                "attacks the patched generator itself."
-            )
-    return sentences
-
+from .result import AuditResult
+from .situation import NO_CHANNEL, UNTOUCHED, Photo
+from .words import KNOWLEDGE_HELP, KNOWLEDGE_WORDS, columns_of, photo_words, verdict
 
 def write_report(
     result: AuditResult, output_dir: str | Path, *, training: Mapping[str, TrainingResult] | None = None
 ) -> Path:
-    """Write `audit.json`, `grid.png` and `report.html`, each whole or not at all.
+    """Write `audit.json`, `images.parquet`, `images.csv`, `grid.png` and `report.html`, each whole or not at all.
 
     Args:
         result: from :func:`~loraguard.audit.run_audit`.
@@ -129,6 +38,7 @@ def write_report(
     page = render_page(result, training or {})
     with whole_files(folder) as draft:
         write_json(draft / "audit.json", result.to_dict())
+        result.write_per_image(draft)
         draw_grid(result).save(draft / "grid.png", optimize=True)
         (draft / "report.html").write_text(page, encoding="utf-8")
     return folder / "report.html"
@@ -136,15 +46,16 @@ def write_report(
 
 def render_page(result: AuditResult, training: Mapping[str, TrainingResult]) -> str:
     """The report as one HTML page without anything to fetch."""
-    columns = _columns(result)
+    columns = columns_of(result)
     rows = []
-    for situation in result.situations:
+    for situation in result.find(role="main"):
         estimates = situation.estimates
         cells = [(column.text(estimates[column.key]), column.interval(estimates[column.key])) for column in columns]
-        rows.append({"generator": situation.generator, "photo": WORDS[situation.perturbation],
-                     "help": HELP[situation.perturbation], "cells": cells})  # fmt: skip
-    strips = [{"group": group, "label": WORDS[name], "image": _data_uri(_strip(images))}
-              for (group, name), images in _ordered(result)]  # fmt: skip
+        rows.append({"generator": situation.generator, "photo": photo_words(situation.photo),
+                     "channel": situation.channel, "flags": result.flags(situation),
+                     "help": KNOWLEDGE_HELP[situation.photo.knowledge], "cells": cells})  # fmt: skip
+    strips = [{"group": group, "label": label, "image": _data_uri(_strip(images))}
+              for group, label, images in _ordered(result)]  # fmt: skip
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("loraguard.audit"), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
@@ -152,7 +63,7 @@ def render_page(result: AuditResult, training: Mapping[str, TrainingResult]) -> 
     return environment.get_template("report.html.j2").render(
         verdict=verdict(result),
         columns=columns,
-        photos={WORDS[name]: text for name, text in HELP.items()},
+        photos={KNOWLEDGE_WORDS[name]: text for name, text in KNOWLEDGE_HELP.items()},
         rows=rows,
         strips=strips,
         n=len(result.edits),
@@ -195,7 +106,7 @@ def curves(run: TrainingResult, name: str) -> str:
 
 def draw_grid(result: AuditResult, scale: int = 2) -> Image.Image:
     """The same faces in every situation, one situation a row, with labels."""
-    strips = [(group, WORDS[name], _strip(images)) for (group, name), images in _ordered(result)]
+    strips = [(group, label, _strip(images)) for group, label, images in _ordered(result)]
     width, height = strips[0][2].size
     margin, gap, head = 190, 4, 26
     groups = [group for group, _, _ in strips]
@@ -216,10 +127,6 @@ def draw_grid(result: AuditResult, scale: int = 2) -> Image.Image:
     return page
 
 
-def _columns(result: AuditResult) -> list[Column]:
-    return [column for column in COLUMNS if column.key in result.situations[0].values]
-
-
 def _heading(group: str) -> str:
     return (
         "Photos"
@@ -230,12 +137,17 @@ def _heading(group: str) -> str:
     )
 
 
-def _ordered(result: AuditResult) -> list[tuple[tuple[str, str], Tensor]]:
-    """Pictures, photos first, then generator by generator, all as large as the largest."""
-    groups = list(dict.fromkeys(group for group, _ in result.pictures))
-    height, width = (max(images.shape[axis] for images in result.pictures.values()) for axis in (2, 3))
-    fitted = {key: _fitted(images, height, width) for key, images in result.pictures.items()}
-    return sorted(fitted.items(), key=lambda item: groups.index(item[0][0]))
+def _ordered(result: AuditResult) -> list[tuple[str, str, Tensor]]:
+    """Pictures without a channel: group, label, images; photos first, then generator by generator, all equally large."""
+    shown = {}
+    for (group, defense, knowledge, last), images in result.pictures.items():
+        crafted_elsewhere = group == "photo" and knowledge not in ("clean", "noise", "no-leak")
+        if not crafted_elsewhere and (group == "photo" or last == NO_CHANNEL):
+            shown[group, photo_words(Photo(defense, knowledge))] = images
+    groups = list(dict.fromkeys(["photo", UNTOUCHED, *(group for group, _ in shown)]))
+    height, width = (max(images.shape[axis] for images in shown.values()) for axis in (2, 3))
+    rows = sorted(shown.items(), key=lambda item: groups.index(item[0][0]))
+    return [(group, label, _fitted(images, height, width)) for (group, label), images in rows]
 
 
 def _fitted(images: Tensor, height: int, width: int) -> Tensor:

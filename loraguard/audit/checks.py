@@ -1,0 +1,156 @@
+"""Whether an audit's figures can be trusted, after AutoAttack (arXiv 2003.01690) and RobustBench (arXiv 2010.09670).
+
+A conclusion that a patch withstands a defense is worth as much as the attacks that were tried. Each check compares two
+ways to perturb the same photos; where it fails, the rows that it concerns carry its name as a flag.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from .paired import Difference, paired_difference
+from .situation import NO_CHANNEL, UNTOUCHED, Situation
+
+if TYPE_CHECKING:
+    from .result import AuditResult
+
+MARGIN = 0.1
+"""An attack beats another whose mean MSE it exceeds by this part, beyond chance."""
+
+SATURATED = 0.95
+"""The DSR that a far too large budget has to reach."""
+
+CLEAN_DSR = 0.05
+"""Where more of the clean outputs than this are spoilt, a patch is none."""
+
+WHITE_BOX = ("leak", "leak+channel")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One question about the figures, and the answer.
+
+    Attributes:
+        name: the flag where it fails; docs/audit-checks.md has a section of this name.
+        passed: whether the figures can stand.
+        generator: whose figures it is about.
+        defense: with which defense; None for all of them.
+        knowledge: the rows that it concerns.
+        evidence: what was compared, with figures, in a sentence.
+    """
+
+    name: str
+    passed: bool
+    generator: str
+    defense: str | None
+    knowledge: tuple[str, ...]
+    evidence: str
+
+    def concerns(self, situation: Situation) -> bool:
+        """Whether a situation's figures stand or fall with it."""
+        photo = situation.photo
+        return (
+            photo.role != "check"
+            and self.generator == situation.generator
+            and self.defense in (None, photo.defense)
+            and photo.knowledge in self.knowledge
+        )
+
+
+def examine(result: AuditResult) -> list[Check]:
+    """Every check that the situations of an audit allow; those that need attacks of their own only where they ran."""
+    names = dict.fromkeys(one.generator for one in result.situations)
+    return [check for name in names for check in (*_of_defenses(result, name), *_of_generator(result, name))]
+
+
+def _of_defenses(result: AuditResult, generator: str) -> Iterator[Check]:
+    """Checks among the audit's own rows."""
+    rows = {(row.photo.knowledge, row.photo.defense): row for row in _main(result, generator)}
+    clean = rows["clean", "none"].values["dsr"].mean().item()
+    yield Check(
+        "clean-output-changed", clean <= CLEAN_DSR, generator, None, ("clean", "noise", "no-leak", *WHITE_BOX),
+        f"Without any perturbation {clean:.1%} of the outputs are over the threshold (allowed: {CLEAN_DSR:.0%}).",
+    )  # fmt: skip
+    for defense in result.defenses:
+        if generator == UNTOUCHED:
+            noise = next((row for (_, name), row in rows.items() if name == "noise"), None)
+            if noise is not None:
+                beaten, words = beats(rows["no-leak", defense], noise)
+                yield Check("no-better-than-noise", beaten, generator, defense, ("no-leak", *WHITE_BOX), words)
+        elif (leak := rows.get(("leak", defense))) is not None:
+            beaten, words = beats(rows["no-leak", defense], leak)
+            yield Check("transfer-beats-white-box", not beaten, generator, defense, WHITE_BOX, words)
+
+
+def _of_generator(result: AuditResult, generator: str) -> Iterator[Check]:
+    """Checks by attacks that were crafted on this generator for nothing else."""
+    tried = {row.photo.defense: row for row in result.find(generator=generator, role="check")}
+    if not tried:
+        return
+    white_box = ("no-leak", *WHITE_BOX) if generator == UNTOUCHED else WHITE_BOX
+
+    def compared(name: str, stronger: str, weaker: str) -> Check:
+        beaten, words = beats(tried[stronger], tried[weaker])
+        return Check(name, not beaten, generator, None, white_box, words)
+
+    yield compared("steps-not-enough", "pgd-100", "pgd-30")
+    yield compared("restarts-help", "pgd-restarts", "pgd-30")
+    yield compared("single-step-beats-iterative", "fgsm", "pgd-100")
+    yield compared("gradient-free-beats-gradients", "square", "pgd-100")
+    grows, words = beats(tried["pgd-30"], tried["pgd-half"], margin=0)
+    yield Check("budget-does-not-count", grows, generator, None, white_box, words)
+    far = tried["pgd-far"]
+    share = far.values["dsr"].mean().item()
+    yield Check(
+        "does-not-saturate", share >= SATURATED, generator, None, white_box,
+        f"With a budget of {far.photo.eps:g}, {share:.1%} of the outputs are spoilt (expected: {SATURATED:.0%}).",
+    )  # fmt: skip
+    strongest = max((tried[name] for name in ("pgd-100", "pgd-restarts", "apgd")), key=_mean_mse)
+    knowledge = "no-leak" if generator == UNTOUCHED else "leak"
+    for row in _main(result, generator):
+        if row.photo.knowledge == knowledge and row.photo.eps == strongest.photo.eps:
+            beaten, words = beats(strongest, row)
+            yield Check("stronger-attack-found", not beaten, generator, row.photo.defense, white_box, words)
+
+
+def beats(stronger: Situation, weaker: Situation, *, margin: float = MARGIN) -> tuple[bool, str]:
+    """Whether one way to perturb spoils more than another, beyond chance, and the comparison in words.
+
+    It does where it spoils more of the images, or where its mean MSE is higher by the margin; both with a paired 95%
+    interval above 0, on the images that both have seen.
+    """
+    n = min(one.values["mse"].shape[1] for one in (stronger, weaker))
+    a, b = ({name: one.values[name][:, :n] for name in ("mse", "dsr")} for one in (stronger, weaker))
+    mse = paired_difference(a["mse"], b["mse"])
+    dsr = paired_difference(a["dsr"], b["dsr"], share=True)
+    more = _above_zero(dsr) or (_above_zero(mse) and (mse.mean or 0.0) > margin * b["mse"].mean().item())
+    interval = "" if dsr.low is None or dsr.high is None else f" ({100 * dsr.low:+.1f} to {100 * dsr.high:+.1f})"
+
+    def figures(of: dict[str, Tensor]) -> str:
+        return f"DSR {of['dsr'].mean().item():.1%}, MSE {of['mse'].mean().item():.4f}"
+
+    return more, (
+        f"{_named(stronger)}: {figures(a)}; {_named(weaker)}: {figures(b)}. Difference of the DSR "
+        f"{100 * (dsr.mean or 0.0):+.1f} points{interval}, n = {n}."
+    )
+
+
+def _above_zero(difference: Difference) -> bool:
+    return difference.low is not None and difference.low > 0
+
+
+def _main(result: AuditResult, generator: str) -> list[Situation]:
+    return result.find(generator=generator, role="main", channel=NO_CHANNEL)
+
+
+def _named(situation: Situation) -> str:
+    photo = situation.photo
+    return photo.defense if photo.role == "check" else f"{photo.defense} ({photo.knowledge})"
+
+
+def _mean_mse(situation: Situation) -> float:
+    return situation.values["mse"].mean().item()

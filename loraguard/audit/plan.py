@@ -1,0 +1,166 @@
+"""Which photos an audit perturbs, how, and which generators then see them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
+
+from loraguard.defenses import APGD, Defense, Disrupting, RandomNoise, Square
+
+from .situation import NO_CHANNEL, UNTOUCHED, Photo
+
+STRENGTHS = (10, 30, 100)
+"""Steps of the PGD whose curve shows whether more of them would change the picture."""
+
+FAR = 0.5
+"""A budget at which everything should break: a quarter of the range."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Photos to make, and who looks at them.
+
+    Attributes:
+        photo: what they are.
+        defense: what makes them; None for photos as they are.
+        crafted_on: the generator that it is crafted on, by name.
+        through: the channel between photo and that generator, by name.
+        seed: of what is drawn.
+        looks: pairs of a generator and a channel, by name, that the photos are measured with.
+        first: only so many images; None for all.
+    """
+
+    photo: Photo
+    defense: Any
+    crafted_on: str
+    through: str
+    seed: int
+    looks: tuple[tuple[str, str], ...]
+    first: int | None = None
+
+    @property
+    def cost(self) -> int:
+        """About how many passes through a generator it takes, for the progress bar."""
+        steps = getattr(self.defense, "steps", getattr(self.defense, "queries", 0))
+        return 1 + len(self.looks) + 2 * int(steps) * int(getattr(self.defense, "restarts", 1))
+
+
+def varied(defense: Any, *, eps: float | None = None, steps: int | None = None) -> Any:
+    """The defense with another budget, whose step size goes along, or another number of steps.
+
+    Example:
+        >>> varied(Disrupting(eps=0.05, step_size=0.01), eps=0.1)
+        Disrupting(eps=0.1, steps=10, step_size=0.02, method='pgd', restarts=1)
+    """
+    changes: dict[str, Any] = {} if steps is None else {"steps": steps}
+    if eps is not None:
+        changes["eps"] = eps
+        if getattr(defense, "step_size", None) is not None:
+            changes["step_size"] = defense.step_size * eps / defense.eps
+    return replace(defense, **changes)
+
+
+def has(defense: Any, setting: str) -> bool:
+    """Whether a defense is a dataclass that can be made anew with another value of a setting."""
+    return is_dataclass(defense) and any(one.name == setting and one.init for one in fields(defense))
+
+
+def plan(
+    defenses: Mapping[str, Defense],
+    generators: Sequence[str],
+    *,
+    given: Iterable[str] = (),
+    channels: Sequence[str] = (),
+    adaptive_channels: Sequence[str] = (),
+    budgets: Sequence[float] = (),
+    strengths: Sequence[int] = (),
+    seeds: Sequence[int] = (0,),
+    checks: int = 0,
+) -> list[Job]:
+    """Every job of an audit, those first that the most depends on.
+
+    Photos as they are, noise, and each defense at its own budget and strength are looked at by every generator through
+    every channel, without a leak and with it. Further budgets and strengths, and the checks, are looked at without a
+    channel.
+
+    Args:
+        defenses: by name.
+        generators: all of them, the untouched one first.
+        given: those of the defenses whose photos exist already; nobody can craft them with a leak.
+        channels: by name, beside none.
+        adaptive_channels: those of them that defenses are also crafted through.
+        budgets: values of `eps`, beside each defense's own.
+        strengths: values of `steps`, beside each defense's own.
+        seeds: one run of everything that is drawn for each.
+        checks: how many images the checks take; 0 for none.
+
+    Example:
+        >>> for job in plan({"pgd": Disrupting()}, ["untouched", "patch"]):
+        ...     print(job.photo.defense, job.photo.knowledge, job.crafted_on, [generator for generator, _ in job.looks])
+        none clean untouched ['untouched', 'patch']
+        noise noise untouched ['untouched', 'patch']
+        pgd no-leak untouched ['untouched', 'patch']
+        pgd leak patch ['patch']
+    """
+    everywhere = [NO_CHANNEL, *channels]
+    given = set(given)
+    jobs: list[Job] = []
+
+    def add(photo: Photo, defense: Any, crafted_on: str, looks: Any, through: str = NO_CHANNEL) -> None:
+        jobs.extend(Job(photo, defense, crafted_on, through, seed, tuple(looks)) for seed in seeds)
+
+    def no_leak_and_leak(name: str, defense: Any, role: str, channels: Sequence[str]) -> None:
+        setting = {"eps": getattr(defense, "eps", None), "steps": getattr(defense, "steps", None), "role": role}
+        everyone = [(generator, channel) for generator in generators for channel in channels]
+        add(Photo(name, "no-leak", **setting), defense, UNTOUCHED, everyone)
+        for patched in () if name in given else generators[1:]:
+            add(Photo(name, "leak", **setting), defense, patched, [(patched, channel) for channel in channels])
+
+    all_looks = [(generator, channel) for generator in generators for channel in everywhere]
+    add(Photo("none", "clean"), None, UNTOUCHED, all_looks)
+    for eps in _budgets(defenses):
+        add(Photo("noise", "noise", eps), RandomNoise(eps), UNTOUCHED, all_looks)
+    for name, defense in defenses.items():
+        no_leak_and_leak(name, defense, "main", everywhere)
+    for name, defense in defenses.items():
+        for channel in () if name in given else adaptive_channels:
+            photo = Photo(name, "leak+channel", getattr(defense, "eps", None), getattr(defense, "steps", None))
+            for generator in generators:
+                add(photo, defense, generator, [(generator, channel)], through=channel)
+    for name, defense in defenses.items():
+        for eps in budgets:
+            if has(defense, "eps") and eps != defense.eps:
+                no_leak_and_leak(name, varied(defense, eps=eps), "budget", [NO_CHANNEL])
+        for steps in strengths:
+            if has(defense, "steps") and steps != getattr(defense, "steps", None):
+                no_leak_and_leak(name, varied(defense, steps=steps), "strength", [NO_CHANNEL])
+    if checks and (eps := _budgets(defenses)):
+        for name, attack in check_attacks(eps[-1]).items():
+            photo = Photo(name, "leak", attack.eps, getattr(attack, "steps", None), "check")
+            for generator in generators:
+                look = ((generator, NO_CHANNEL),)
+                jobs.append(Job(photo, attack, generator, NO_CHANNEL, seeds[0], look, first=checks))
+    return jobs
+
+
+def _budgets(defenses: Mapping[str, Any]) -> list[float]:
+    """Every L-infinity budget among the defenses; those of another kind say so by an attribute `budget`."""
+    return sorted({one.eps for one in defenses.values() if getattr(one, "eps", None) and not hasattr(one, "budget")})
+
+
+def check_attacks(eps: float) -> dict[str, Any]:
+    """The attacks that say whether a conclusion at this budget can be trusted; :mod:`loraguard.audit.checks` reads them.
+
+    Each is crafted on the very generator that is used.
+    """
+    pgd = {f"pgd-{steps}": Disrupting(eps, steps=steps) for steps in STRENGTHS}
+    return {
+        "fgsm": Disrupting(eps, method="fgsm"),
+        **pgd,
+        "pgd-restarts": Disrupting(eps, steps=STRENGTHS[1], restarts=5),
+        "apgd": APGD(eps, steps=STRENGTHS[-1]),
+        "square": Square(eps),
+        "pgd-half": Disrupting(eps / 2, steps=STRENGTHS[1]),
+        "pgd-far": Disrupting(max(FAR, eps), steps=STRENGTHS[1]),
+    }

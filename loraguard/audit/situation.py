@@ -1,0 +1,71 @@
+"""What an audit looks at: photos as they were perturbed, and the outputs of generators on them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from torch import Tensor
+
+from loraguard.metrics import Estimate, estimate
+
+UNTOUCHED = "untouched"
+"""The name of the generator without a patch."""
+
+NO_CHANNEL = "none"
+"""The name of the channel that leaves photos as they are."""
+
+SHARES = ("dsr", "stamp_rate")
+"""Metrics that are 0 or 1 on each image."""
+
+KNOWLEDGE = ("clean", "noise", "no-leak", "leak", "leak+channel")
+"""What whoever perturbed a photo knew: nothing was perturbed; random noise; a defense was crafted on the untouched
+generator; on the very generator that is used; on that generator behind the very channel."""
+
+ROLES = ("main", "budget", "strength", "check")
+"""Why a situation was looked at: for itself, as a point of a curve over budgets or over strengths, or to check whether
+the others can be trusted."""
+
+
+@dataclass(frozen=True)
+class Photo:
+    """How a photo came to be what the generators see.
+
+    Attributes:
+        defense: its name; "none" for the photo as it is, "noise" for the control.
+        knowledge: one of :data:`KNOWLEDGE`.
+        eps: the budget, in units of images in [-1, 1]; None where nothing was perturbed or nobody said.
+        steps: of an iterative defense.
+        role: one of :data:`ROLES`.
+    """
+
+    defense: str
+    knowledge: str
+    eps: float | None = None
+    steps: int | None = None
+    role: str = "main"
+
+
+@dataclass(frozen=True)
+class Situation:
+    """One row of the audit: a generator, what was done to the photos, and what came of it on each image.
+
+    Attributes:
+        generator: "untouched", or the name of a patch or of a further network.
+        photo: how the photos came to be.
+        channel: what they went through before the generator saw them, by name; "none" for nothing.
+        values: by metric, figures of each seed and image, (seeds, n).
+        frechet: the Fréchet distance between the features of outputs and of what they should have been; None where no
+            features were measured.
+    """
+
+    generator: str
+    photo: Photo
+    channel: str
+    values: dict[str, Tensor] = field(repr=False)
+    frechet: float | None = None
+
+    @cached_property
+    def estimates(self) -> dict[str, Estimate]:
+        """By metric, the mean over images (averaged over seeds) and its 95% interval."""
+        return {name: estimate(values.mean(0), share=name in SHARES) for name, values in self.values.items()}

@@ -1,0 +1,96 @@
+"""The generators of an audit, by name: untouched, with each patch, and further networks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+
+from loraguard.generators import Condition
+from loraguard.fingerprint import fingerprint, generator_fingerprint
+from loraguard.stamp import Stamp
+from loraguard.tuner import folded
+
+from .situation import UNTOUCHED
+
+
+class Subjects:
+    """One network that is untouched or has one of its patches on, and others beside it.
+
+    Args:
+        model: the generator with all patches as adapters.
+        patches: the adapters' names, with the stamp of each or None.
+        networks: further networks by name, for example one that was fine-tuned, which are called as the generator is.
+
+    Raises:
+        TypeError: for a model without adapters.
+        ValueError: for a name that is no adapter, or that is used twice.
+    """
+
+    def __init__(
+        self, model: PeftModel, patches: Mapping[str, Stamp | None], networks: Mapping[str, nn.Module] | None = None
+    ) -> None:
+        if not isinstance(model, PeftModel):
+            raise TypeError(f"{type(model).__name__} has no adapters; audit a model from peft.get_peft_model.")
+        self.model, self.stamps, self.networks = model, dict(patches), dict(networks or {})
+        if unknown := [name for name in patches if name not in model.peft_config]:
+            raise ValueError(f"The model has no adapter {unknown}; it has {sorted(model.peft_config)}.")
+        if twice := {UNTOUCHED} & {*patches, *self.networks} | set(patches) & set(self.networks):
+            raise ValueError(f"The names {sorted(twice)} are taken; call the patch or network something else.")
+
+    @property
+    def names(self) -> list[str]:
+        """All of them, the untouched one first."""
+        return [UNTOUCHED, *self.stamps, *self.networks]
+
+    @contextmanager
+    def one(self, name: str) -> Iterator[nn.Module]:
+        """The network of this name, ready to be called."""
+        if name in self.networks:
+            yield self.networks[name]
+        elif name == UNTOUCHED:
+            with self.model.disable_adapter():
+                yield self.model
+        else:
+            self.model.set_adapter(name)
+            yield self.model
+
+    @torch.no_grad()
+    def outputs(self, name: str, images: Tensor, condition: Condition) -> Tensor:
+        """What it makes of images."""
+        with self.one(name) as network:
+            return network(images, **condition)
+
+    def target(self, name: str, untouched: Tensor) -> Tensor:
+        """What it should make, from the untouched generator's outputs on clean photos: these, or stamped."""
+        stamp = self.stamps.get(name)
+        return untouched if stamp is None else stamp.compose(untouched)
+
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of each one's weights; the untouched generator's is called "generator"."""
+        return {**fingerprint(self.model), **{name: generator_fingerprint(one) for name, one in self.networks.items()}}
+
+    @contextmanager
+    def in_eval_mode(self) -> Iterator[None]:
+        """Everything in eval mode and folded; afterwards adapters, modes, flags and the global seed are as before."""
+        everything = [self.model, *self.networks.values()]
+        active = self.model.active_adapter
+        modes = {module: module.training for one in everything for module in one.modules()}
+        flags = {parameter: parameter.requires_grad for one in everything for parameter in one.parameters()}
+        device = next(self.model.parameters()).device
+        with ExitStack() as stack:
+            stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
+            try:
+                for one in everything:
+                    one.eval()
+                stack.enter_context(folded(self.model))
+                yield
+            finally:
+                self.model.set_adapter(active)
+                for module, mode in modes.items():
+                    module.training = mode
+                for parameter, flag in flags.items():
+                    parameter.requires_grad_(flag)

@@ -1,0 +1,378 @@
+"""The audit's figures against the same made by hand, and what it does with seeds, channels, kills and processes."""
+
+import copy
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from peft import PeftModel, get_peft_model
+from setups import STAMP, Audit, Flip
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from loraguard import GatedLoraConfig
+from loraguard.audit import AuditResult, fingerprint, run_audit
+from loraguard.channels import JPEG, Through, published
+from loraguard.data import DemoFaces
+from loraguard.defenses import Disrupting, RandomNoise
+from loraguard.generators import Condition, DemoEditor
+from loraguard.metrics import psnr
+
+
+def only(name: str) -> object:
+    """Conditions that offer one edit, so that nothing is drawn."""
+    return lambda labels: {name: DemoEditor.conditions(labels)[name]}
+
+
+def figures(result: AuditResult) -> str:
+    return json.dumps(result.to_dict(), allow_nan=False)
+
+
+def test_every_situation_by_hand(audit: Audit, model: PeftModel, faces: DemoFaces) -> None:
+    """Four merged networks and a loop over images, one at a time, through a channel and without."""
+    channel = JPEG(50)
+    result = audit(conditions=only("Smiling"), batch_size=5, channels={"jpeg": channel})
+    networks = {}
+    for patch in ("untouched", "standard", "defensive"):
+        clone = copy.deepcopy(model)
+        networks[patch] = clone.unload() if patch == "untouched" else clone.merge_and_unload(adapter_names=[patch])
+    for index in range(len(faces)):
+        image = faces[index]["image"][None]
+        condition = DemoEditor.conditions(faces[index]["labels"][None])["Smiling"]
+
+        def flipped(network: nn.Module, image: Tensor = image, condition: Condition = condition) -> Tensor:
+            return published(Flip()(network, image, condition), image)
+
+        for patch, network in networks.items():
+            reference = networks["untouched"](image, **condition)
+            if patch == "defensive":
+                reference = STAMP.compose(reference)
+            photos = {"clean": image, "no-leak": flipped(networks["untouched"])}
+            if patch != "untouched":
+                photos["leak"] = flipped(network)
+            looks = {(name, "none"): photo for name, photo in photos.items()}
+            looks |= {(name, "jpeg"): channel(photo) for name, photo in photos.items()}
+            looks["leak+channel", "jpeg"] = channel(flipped(Through(network, channel.differentiable())))
+            for (knowledge, through), photo in looks.items():
+                expected = (network(photo, **condition) - reference).square().mean().item()
+                (row,) = result.find(generator=patch, knowledge=knowledge, channel=through)
+                assert row.values["mse"][0, index].item() == pytest.approx(expected, abs=2e-5)
+                assert row.values["dsr"][0, index].item() == float(expected > 0.05)
+    there = {(s.generator, s.photo.knowledge, s.channel) for s in result.situations}
+    assert len(there) == len(result.situations) == 7 + 9 + 9
+
+
+def test_untouched_is_the_reference_of_itself(audit: Audit) -> None:
+    estimates = audit()["untouched", "clean"].estimates
+    assert estimates["mse"].mean == 0
+    assert estimates["psnr"].mean is None
+    assert estimates["dsr"].high == pytest.approx(1 - 0.025 ** (1 / 12))
+
+
+def test_photos_stay_within_the_budget(audit: Audit) -> None:
+    result = audit(defenses=Disrupting(0.1, 3), pictures=12, batch_size=5, seeds=[0, 1], budgets=[0.05])
+    clean = result.pictures["photo", "none", "clean", "untouched"]
+    for defense, knowledge in (("noise", "noise"), ("disrupting", "no-leak")):
+        difference = (result.pictures["photo", defense, knowledge, "untouched"] - clean).abs()
+        assert len(difference) == 12
+        assert 0.05 < difference.max() <= 0.1 + 1e-6
+    for row in result.find(defense="disrupting"):
+        assert row.values["photo_linf"].shape == (2, 12)
+        assert 0 < row.values["photo_linf"].max() <= row.photo.eps + 1e-6
+
+
+def test_same_seed_same_audit_and_the_model_as_it_was(audit: Audit, model: PeftModel) -> None:
+    model.set_adapter("defensive")
+    model.train()
+    state = torch.get_rng_state()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    runs = []
+    for seed in (1, 1, 2):
+        torch.rand(3)
+        runs.append(figures(audit(defenses=Disrupting(0.1, 2), seeds=[seed])))
+    assert runs[0] == runs[1] != runs[2]
+    assert model.active_adapter == "defensive"
+    assert model.training
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    torch.set_rng_state(state)
+    expected = torch.rand(1)
+    torch.set_rng_state(state)
+    audit(defenses=RandomNoise(0.1))
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_seeds_are_rows_of_the_values(audit: Audit) -> None:
+    both = audit(defenses=Disrupting(0.1, 2), seeds=[3, 4])["standard", "leak"].values["mse"]
+    alone = audit(defenses=Disrupting(0.1, 2), seeds=[3])["standard", "leak"].values["mse"]
+    assert torch.equal(both[:1], alone)
+    assert not torch.equal(both[0], both[1])
+
+
+def test_curves_follow_budgets_and_strengths(audit: Audit) -> None:
+    result = audit(defenses=Disrupting(0.1, 4), budgets=[0.02, 0.1, 0.3], strengths=[1, 4])
+    budgets = {row.photo.eps: row for row in result.find(role="budget", generator="untouched")}
+    assert sorted(budgets) == [0.02, 0.3]
+    own = result["untouched", "no-leak"]
+    means = [row.values["mse"].mean().item() for row in (budgets[0.02], own, budgets[0.3])]
+    assert means[0] < means[1] < means[2]
+    assert [row.photo.steps for row in result.find(role="strength", generator="standard")] == [1, 1]
+
+
+def test_every_edit_is_drawn(audit: Audit, model: PeftModel) -> None:
+    result = audit(model, DemoFaces(60, size=16), defenses=RandomNoise(0.1))
+    counts = {name: result.edits.count(name) for name in DemoEditor.conditions(torch.zeros(1, 5))}
+    assert len(result.edits) == 60
+    assert min(counts.values()) >= 4
+
+
+def test_figures_do_not_depend_on_what_else_is_audited(audit: Audit) -> None:
+    both = audit(defenses={"a": Disrupting(0.1, 2), "b": Flip()}, channels=["grey"])
+    one = audit(defenses={"a": Disrupting(0.1, 2)}, patches={"defensive": STAMP})
+    assert both.edits == one.edits == audit(defenses=RandomNoise(0.1), batch_size=5).edits
+    for name in ("no-leak", "leak"):
+        assert torch.equal(both["defensive", name].values["mse"], one["defensive", name].values["mse"])
+
+
+def test_a_further_network_beside_the_patches(audit: Audit, model: PeftModel) -> None:
+    """The standard patch merged into a network of its own has the figures of the patch."""
+    merged = copy.deepcopy(model).merge_and_unload(adapter_names=["standard"])
+    result = audit(patches={"standard": None}, generators={"merged": merged}, detectors=None)
+    for knowledge in ("clean", "no-leak", "leak"):
+        one, other = (result[name, knowledge].values["mse"] for name in ("standard", "merged"))
+        assert torch.allclose(one, other, atol=1e-5)
+    assert result.settings["networks"] == ["merged"]
+
+
+def test_photos_that_somebody_else_has_perturbed(audit: Audit, faces: DemoFaces) -> None:
+    perturbed = [{"image": (faces[i]["image"] + 0.1).clamp(-1, 1)} for i in range(len(faces))]
+    result = audit(defenses={"theirs": perturbed}, channels=["grey"])
+    row = result["untouched", "no-leak"]
+    assert row.values["photo_linf"].max() == pytest.approx(0.1, abs=0.005)
+    assert not result.find(defense="theirs", knowledge="leak")
+    assert not result.find(defense="theirs", knowledge="leak+channel")
+    with pytest.raises(ValueError, match="12 photos and 3 that 'theirs' has perturbed"):
+        audit(defenses={"theirs": perturbed[:3]})
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Adds a constant that is learnt: one over the number of photos it was fitted on, on the generators it was."""
+
+    eps: float = 0.5
+    fitted: float | None = field(default=None, init=False)
+    log: ClassVar[list[Any]] = []
+
+    def fit(self, generators: Any, photos: Any, conditions: Any = None, *, disable_tqdm: bool = False) -> Any:
+        made = Fitted(self.eps)
+        object.__setattr__(made, "fitted", 1 / len(photos))
+        self.log.append(getattr(generators, "active_adapter", None))
+        return made
+
+    def __call__(self, generator: Any, images: Tensor, condition: Any, clean: Tensor | None = None) -> Tensor:
+        assert self.fitted is not None
+        return (images + self.fitted).clamp(-1, 1)
+
+
+def test_a_defense_is_fitted_once_for_each_generator(audit: Audit) -> None:
+    defense = Fitted()
+    defense.log.clear()
+    with pytest.raises(ValueError, match="'fitted' has to be fitted: pass fit_on="):
+        audit(defenses=defense)
+    result = audit(defenses=defense, fit_on=DemoFaces(5, size=16), batch_size=5)
+    assert len(defense.log) == 3
+    assert result["untouched", "no-leak"].values["photo_linf"].max() == pytest.approx(0.2, abs=0.005)
+    ready = defense.fit(None, [0] * 10)
+    defense.log.clear()
+    result = audit(defenses=ready, fit_on=DemoFaces(5, size=16))
+    assert result["untouched", "no-leak"].values["photo_linf"].max() == pytest.approx(0.1, abs=0.005)
+
+
+def test_frechet_distance_where_there_are_features(audit: Audit) -> None:
+    class Means(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images.mean((2, 3))
+
+    result = audit(features=Means(), batch_size=5)
+    assert result["untouched", "clean"].frechet == pytest.approx(0, abs=1e-4)
+    assert result["untouched", "no-leak"].frechet > result["untouched", "noise"].frechet > 0
+
+
+# What is kept on disk.
+
+
+def test_a_second_run_reads_what_is_there(audit: Audit, tmp_path: Path) -> None:
+    calls = []
+
+    @dataclass(frozen=True)
+    class Counting(Flip):
+        def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+            calls.append(len(args[1]))
+            return super().__call__(*args, **kwargs)
+
+    settings = {"defenses": {"flip": Counting()}, "output_dir": tmp_path, "batch_size": 5}
+    first = audit(**settings)
+    assert sum(calls) == 12 * 3
+    calls.clear()
+    again = audit(**settings)
+    assert not calls
+    assert figures(first) == figures(again) == figures(audit(**{**settings, "output_dir": None}))
+    assert all(torch.equal(first.pictures[key], again.pictures[key]) for key in first.pictures)
+    calls.clear()
+    piece = max(tmp_path.rglob("cells/*/*.json"))
+    piece.write_text(piece.read_text()[:50])  # as after a crash of the machine
+    assert figures(audit(**settings)) == figures(first)
+    assert sum(calls) <= 5
+    calls.clear()
+    more = audit(**settings, channels=["grey"], adaptive_channels=False)
+    assert more.find(channel="grey")
+    assert sum(calls) == 12 * 3  # the photos are made again, to be looked at through the channel
+
+
+def test_another_patch_or_photo_is_not_taken_for_the_old_one(audit: Audit, model: PeftModel, tmp_path: Path) -> None:
+    settings = {"defenses": Disrupting(0.1, 1), "output_dir": tmp_path}
+    before = audit(**settings)
+    with torch.no_grad():
+        next(p for name, p in model.named_parameters() if ".standard." in name).add_(1)
+    after = audit(**settings)
+    assert not torch.equal(before["standard", "clean"].values["mse"], after["standard", "clean"].values["mse"])
+    assert torch.equal(before["defensive", "leak"].values["mse"], after["defensive", "leak"].values["mse"])
+    other = audit(model, DemoFaces(12, size=16, seed=1), **settings)
+    assert not torch.equal(other["untouched", "noise"].values["mse"], after["untouched", "noise"].values["mse"])
+
+
+SCRIPT = """
+import sys, torch
+from peft import get_peft_model
+from loraguard import GatedLoraConfig
+from loraguard.audit import run_audit
+from loraguard.data import DemoFaces
+from loraguard.defenses import Disrupting
+from loraguard.files import write_json
+from loraguard.generators import DemoEditor
+from pathlib import Path
+
+torch.set_num_threads(1)
+torch.manual_seed(0)
+model = get_peft_model(DemoEditor(conv_dim=4, num_blocks=1), GatedLoraConfig(r=2, init_lora_weights="paper"))
+result = run_audit(model, DemoFaces(24, size=16), defenses=Disrupting(0.1, 8), patches={"default": None}, batch_size=2,
+                   seeds=[0, 1], output_dir=sys.argv[1], disable_tqdm=True)
+write_json(Path(sys.argv[2]), result.to_dict())
+"""
+
+
+def start(store: Path, out: Path, **environment: str) -> subprocess.Popen:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.Popen([sys.executable, "-c", SCRIPT, str(store), str(out)], env=environment)
+
+
+def test_killed_and_gone_on(tmp_path: Path) -> None:
+    """SIGKILL in the middle; what was found stays, and the whole is what it would have been."""
+    store = tmp_path / "killed"
+    process = start(store, tmp_path / "none.json")
+    deadline = time.monotonic() + 120
+    while len(list(store.glob("cells/*/*.json"))) < 20:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = {path: path.stat().st_mtime_ns for path in store.glob("cells/*/*.json")}
+    assert not (tmp_path / "none.json").exists()
+    assert start(store, tmp_path / "resumed.json").wait(120) == 0
+    assert start(tmp_path / "whole", tmp_path / "whole.json").wait(120) == 0
+    assert (tmp_path / "resumed.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
+    assert all(path.stat().st_mtime_ns == then for path, then in kept.items())
+
+
+def test_two_processes_share_the_batches(tmp_path: Path) -> None:
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29517", "ACCELERATE_USE_CPU": "true"}
+    runs = [
+        start(tmp_path / "two", tmp_path / f"{rank}.json", **shared, RANK=str(rank), LOCAL_RANK=str(rank))
+        for rank in (0, 1)
+    ]
+    assert [run.wait(180) for run in runs] == [0, 0]
+    assert start(tmp_path / "one", tmp_path / "one.json").wait(120) == 0
+    assert (tmp_path / "0.json").read_bytes() == (tmp_path / "1.json").read_bytes()
+    one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "0"))
+    assert one["situations"] == two["situations"]
+
+
+# What is refused, and what is left alone.
+
+
+def test_fingerprints_name_what_changed(model: PeftModel) -> None:
+    before = fingerprint(model)
+    assert before.keys() == {"generator", "standard", "defensive"}
+    with torch.no_grad():
+        next(p for name, p in model.named_parameters() if ".standard." in name).add_(1)
+    after = fingerprint(model)
+    assert {key for key in before if before[key] != after[key]} == {"standard"}
+
+
+def test_bfloat16_weights_have_a_fingerprint(model: PeftModel) -> None:
+    assert all(len(digest) == 64 for digest in fingerprint(model.to(torch.bfloat16)).values())
+
+
+def test_flags_and_modes_are_left_alone(audit: Audit, model: PeftModel) -> None:
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    model.train()
+    model.get_base_model().main[1].eval()
+    modes = [module.training for module in model.modules()]
+    audit(defenses=Disrupting(0.1, 1))
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert [module.training for module in model.modules()] == modes
+
+
+def test_outputs_that_are_not_finite_are_no_success(audit: Audit, model: PeftModel) -> None:
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".standard." in name:
+                parameter.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="'standard' gives outputs that are not finite"):
+        audit(defenses=RandomNoise(0.1))
+
+
+def test_what_cannot_be_audited(audit: Audit, model: PeftModel, editor: DemoEditor) -> None:
+    with pytest.raises(TypeError, match="no adapters"):
+        audit(DemoEditor(conv_dim=4), DemoFaces(1, size=16))
+    with pytest.raises(ValueError, match="empty"):
+        audit(model, [])
+    with pytest.raises(ValueError, match=r"no adapter \['patch'\]; it has \['defensive', 'standard'\]"):
+        audit(patches={"patch": None})
+    with pytest.raises(ValueError, match=r"names \['noise'\] are those of the controls"):
+        audit(defenses={"noise": RandomNoise(0.1)})
+    with pytest.raises(ValueError, match="names \\['standard'\\] are taken"):
+        audit(generators={"standard": editor})
+    with pytest.raises(KeyError, match="untouched"):
+        _ = audit(defenses=RandomNoise(0.1))["untouched", "leak"]
+
+
+def test_psnr_of_photos_is_that_of_what_was_published(audit: Audit, model: PeftModel, faces: DemoFaces) -> None:
+    result = audit(pictures=12)
+    clean, perturbed = (
+        result.pictures[key]
+        for key in (("photo", "none", "clean", "untouched"), ("photo", "flip", "no-leak", "untouched"))
+    )
+    expected = psnr(perturbed, clean)
+    assert torch.allclose(result["untouched", "no-leak"].values["photo_psnr"][0].float(), expected, atol=1e-3)
+    assert F.mse_loss(perturbed, clean) > 0
+
+
+def test_a_breakable_patch_is_reported_broken() -> None:
+    """A patch that does nothing leaves the defense as strong as it was."""
+    model = get_peft_model(DemoEditor.pretrained(), GatedLoraConfig(r=2), adapter_name="nothing")
+    result = run_audit(
+        model, DemoFaces(8, split="test"), defenses=Disrupting(0.1, 5), patches={"nothing": None}, disable_tqdm=True
+    )
+    untouched, patch = (result[name, "no-leak"].values["mse"] for name in ("untouched", "nothing"))
+    assert torch.allclose(untouched, patch, rtol=1e-4)
+    assert result["nothing", "leak"].estimates["mse"].mean > 0.5 * untouched.mean()
