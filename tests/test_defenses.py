@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from loraguard.channels import published, quantize
-from loraguard.defenses import Disrupting, RandomNoise
+from loraguard.defenses import APGD, Disrupting, RandomNoise, Square, WorstOf
 from loraguard.generators import DemoEditor
 
 EPS = 0.05
@@ -14,6 +14,9 @@ DEFENSES = {
     "fgsm": Disrupting(EPS, method="fgsm"),
     "ifgsm": Disrupting(EPS, steps=4, method="ifgsm"),
     "pgd": Disrupting(EPS, steps=4),
+    "apgd": APGD(EPS, steps=4),
+    "square": Square(EPS, queries=6),
+    "worst-of": WorstOf((Disrupting(EPS, steps=2), RandomNoise(EPS))),
 }
 
 
@@ -179,7 +182,7 @@ def test_bad_settings(arguments: dict, words: str) -> None:
      (torch.full((1, 3, 8, 8), 255.0), "127.5"), (torch.full((1, 3, 8, 8), float("nan")), "nan"),
      (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), "uint8")],
 )  # fmt: skip
-@pytest.mark.parametrize("name", ["noise", "pgd"])
+@pytest.mark.parametrize("name", ["noise", "pgd", "apgd", "square", "worst-of"])
 def test_bad_images(name: str, images: Tensor, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         DEFENSES[name](nn.Identity(), images, {})

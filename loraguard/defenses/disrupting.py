@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
-import torch
 from torch import Tensor, nn
 
 from loraguard.generators.base import Condition
 
 from .base import check_images, frozen, jitter, sign_ascent
+from .worst import clean_outputs, keep_worst, output_distance
 
 METHODS = ("fgsm", "ifgsm", "pgd")
 
@@ -30,6 +31,7 @@ class Disrupting:
         restarts: attacks from as many starts, of which the worst for the generator is kept, image by image.
 
     Example:
+        >>> import torch
         >>> generator = nn.Conv2d(3, 3, 3, padding=1)
         >>> photos = torch.rand(2, 3, 16, 16) * 2 - 1
         >>> defended = Disrupting(eps=0.05, steps=3)(generator, photos, {})
@@ -59,21 +61,10 @@ class Disrupting:
     ) -> Tensor:
         """Perturbed images (N, 3, H, W) in [-1, 1]; see :class:`~loraguard.defenses.base.Defense`."""
         check_images(images)
-        if clean is None:
-            with torch.no_grad():
-                clean = generator(images, **condition)
-        best, worst = images, torch.full((len(images),), -1.0).to(images)
+        clean = clean_outputs(generator, images, condition, clean)
+        attack = partial(self._attack, generator, images, condition, clean)
         with frozen(generator):
-            for _ in range(self.restarts):
-                perturbed = self._attack(generator, images, condition, clean)
-                if self.restarts == 1:
-                    return perturbed
-                with torch.no_grad():
-                    distance = (generator(perturbed, **condition) - clean).square().flatten(1).mean(1)
-                better = distance > worst
-                best = torch.where(better[:, None, None, None], perturbed, best)
-                worst = torch.where(better, distance, worst)
-        return best
+            return keep_worst([attack] * self.restarts, output_distance(generator, condition, clean), images)
 
     def _attack(self, generator: nn.Module, images: Tensor, condition: Condition, clean: Tensor) -> Tensor:
         single = self.method == "fgsm"
