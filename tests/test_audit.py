@@ -230,6 +230,7 @@ def test_the_json_is_strict_and_holds_every_image(written: tuple[AuditResult, Pa
         "step_size": None,
         "method": "pgd",
         "restarts": 1,
+        "layer": None,
     }
     assert {"torch", "peft", "torchmetrics", "loraguard"} == found["settings"]["versions"].keys()
 
