@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
+import torch
 from torch import Tensor, nn
+
+Call = TypeVar("Call", bound=Callable[..., Tensor])
 
 
 @runtime_checkable
@@ -22,6 +27,28 @@ class Channel(Protocol):
     def differentiable(self) -> Channel:
         """The channel itself where gradients pass through it, and otherwise what stands in for it in an attack."""
         ...
+
+
+def keeps_format(call: Call) -> Call:
+    """For a channel's `__call__`: what goes in and comes out are images (N, 3, H, W) of one dtype, in [-1, 1].
+
+    Half precision is computed in float32, under autocast too: bfloat16 cannot tell a photo's levels apart.
+
+    Raises:
+        ValueError: on a call with anything but floating-point images (N, 3, H, W).
+    """
+
+    @wraps(call)
+    def checked(self: Any, images: Tensor) -> Tensor:
+        if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:] or not images.is_floating_point():
+            raise ValueError(
+                f"Expected floating-point images (N, 3, H, W) in [-1, 1], got {tuple(images.shape)} of {images.dtype}."
+            )
+        wide = images.float() if images.dtype.itemsize < 4 else images
+        with torch.autocast(images.device.type, enabled=False):
+            return call(self, wide).clamp(-1, 1).to(images.dtype)
+
+    return cast(Call, checked)
 
 
 class Through(nn.Module):

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from .base import keeps_format
+
 
 @dataclass(frozen=True)
 class Quantize:
@@ -21,8 +23,9 @@ class Quantize:
 
     Example:
         >>> import torch
-        >>> (Quantize()(torch.tensor([[[[-1.0, 0.0, 0.003, 1.0]]]])) * 127.5 + 127.5).flatten().tolist()
-        [0.0, 128.0, 128.0, 255.0]
+        >>> images = torch.tensor([-1.0, 0.0, 1.0]).reshape(1, 3, 1, 1)
+        >>> (Quantize()(images) * 127.5 + 127.5).flatten().tolist()
+        [0.0, 128.0, 255.0]
     """
 
     bits: int = 8
@@ -32,6 +35,7 @@ class Quantize:
         if not (isinstance(self.bits, int) and 1 <= self.bits <= 16):
             raise ValueError(f"bits={self.bits!r} must be a whole number from 1 to 16.")
 
+    @keeps_format
     def __call__(self, images: Tensor) -> Tensor:
         """Rounded images (N, 3, H, W)."""
         half = (2**self.bits - 1) / 2
