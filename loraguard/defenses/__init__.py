@@ -2,18 +2,42 @@
 
 from loraguard.registry import Registry
 
+from .anti_forgery import AntiForgery
 from .base import Defense, Fittable, sign_ascent
+from .blur_robust import BlurRobust
+from .df_rap import DFRAP
 from .disrupting import Disrupting
+from .leat import LEAT
 from .mixture import Mixture
 from .noise import RandomNoise
+from .transferable import ClassTransferable, edits_of
 
 DEFENSES = Registry(
     "loraguard.defenses",
     {
         "disrupting": "loraguard.defenses.disrupting:Disrupting",
         "noise": "loraguard.defenses.noise:RandomNoise",
+        "class-transferable": "loraguard.defenses.transferable:ClassTransferable",
+        "blur-robust": "loraguard.defenses.blur_robust:BlurRobust",
+        "anti-forgery": "loraguard.defenses.anti_forgery:AntiForgery",
+        "df-rap": "loraguard.defenses.df_rap:DFRAP",
+        "leat": "loraguard.defenses.leat:LEAT",
     },
 )
 """Defenses by the name that the command line takes."""
 
-__all__ = ["DEFENSES", "Defense", "Disrupting", "Fittable", "Mixture", "RandomNoise", "sign_ascent"]
+__all__ = [
+    "DEFENSES",
+    "DFRAP",
+    "LEAT",
+    "AntiForgery",
+    "BlurRobust",
+    "ClassTransferable",
+    "Defense",
+    "Disrupting",
+    "Fittable",
+    "Mixture",
+    "RandomNoise",
+    "edits_of",
+    "sign_ascent",
+]

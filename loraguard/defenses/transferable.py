@@ -28,8 +28,8 @@ class ClassTransferable(Disrupting):
 
     White-box, per image, for a defender who does not know which edit will be asked for: the condition of a call, and
     clean outputs for it, are not looked at. *Iterative* takes each step against another edit, one after another;
-    *joint* takes each against the sum of all edits' distances, at as many times the cost. Each edit has a clean
-    reference of its own, as the aim is that none works; the released code measures all from one output that it is given.
+    *joint* takes each against the sum of all edits' distances, at as many times the cost. Each edit's output
+    is driven away from what it is on the clean photo; the released code measures all from one output that it is given.
 
     Which edits there are follows from labels, and a defense is given none. So they come from :meth:`fit`, or are
     given; each is one row that serves every photo, whoever is on it.
@@ -91,7 +91,12 @@ class ClassTransferable(Disrupting):
 
 
 def edits_of(
-    generator: nn.Module, photos: Dataset[Any], conditions: Conditions | None = None, *, disable_tqdm: bool = False
+    generator: nn.Module,
+    photos: Dataset[Any],
+    conditions: Conditions | None = None,
+    *,
+    most: int = 256,
+    disable_tqdm: bool = False,
 ) -> dict[str, Condition]:
     """The edits that a generator is asked for on photos, by name: of each, the condition that most photos get.
 
@@ -102,6 +107,7 @@ def edits_of(
         generator: its `conditions` make the edits, unless some are given.
         photos: items as :class:`~loraguard.PatchTrainer` takes them.
         conditions: from labels to edits.
+        most: photos to look at, the first ones.
         disable_tqdm: no progress bar.
 
     Returns:
@@ -117,7 +123,7 @@ def edits_of(
         >>> edits["flip"]["labels"]
         tensor([[0.]])
     """
-    n = len(photos)  # type: ignore[arg-type]
+    n = min(most, len(photos))  # type: ignore[arg-type]
     if not n:
         raise ValueError("There are no photos to learn the edits from.")
     counts: dict[str, Counter[bytes]] = {}
