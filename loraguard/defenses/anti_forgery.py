@@ -26,8 +26,10 @@ class AntiForgery:
 
     White-box, per image. Gradient ascent by Adam on the shifts, which are kept within the budget after each step. At no
     shift at all, where the paper starts, the gradient is exactly zero; so shifts start at uniform noise of a hundredth
-    of `eps`. A step is about `step_size` long: the paper's 100 steps of 1e-4 (its other experiments take 500) can use a
-    fifth of its budget of 0.05, and an audit that wants all of it takes more or longer ones.
+    of `eps`. A step is about `step_size` long: the paper's 100 steps of 1e-4 (its other experiments take 500) use about a
+    quarter of its budget of 0.05, and an audit that wants all of it takes more or longer ones.
+
+    The budget is not one on images: a shift of 0.05 can move a channel of a saturated colour by 0.3 and more.
 
     Colours that no screen shows are clipped to the nearest value of each channel, which moves L a little, too. Where
     clipping, or rounding to 8 bits for publication, would leave the budget (it can, in dark colours above all), the
