@@ -74,7 +74,7 @@ def build(registry: Mapping[str, Any], spec: str) -> Any:
     Example:
         >>> from loraguard.defenses import DEFENSES
         >>> build(DEFENSES, "disrupting:0.1,steps=15,method=pgd")
-        Disrupting(eps=0.1, steps=15, step_size=None, method='pgd', restarts=1)
+        Disrupting(eps=0.1, steps=15, step_size=None, method='pgd', restarts=1, layer=None)
     """
     name, _, settings = spec.partition(":")
     made = registry[name]

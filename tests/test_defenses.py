@@ -1,14 +1,31 @@
 """Defenses against closed forms on linear generators, and what every defense promises."""
 
+from dataclasses import fields, replace
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from loraguard.channels import published, quantize
-from loraguard.defenses import APGD, Disrupting, RandomNoise, Square, WorstOf
+from loraguard.defenses import (
+    APGD,
+    DFRAP,
+    LEAT,
+    AntiForgery,
+    BlurRobust,
+    ClassTransferable,
+    Defense,
+    Disrupting,
+    RandomNoise,
+    Square,
+    WorstOf,
+)
+from loraguard.defenses import DEFENSES as REGISTERED
+from loraguard.defenses.anti_forgery import to_lab
 from loraguard.generators import DemoEditor
 
 EPS = 0.05
+EDITS = {f"edit {i}": {"labels": torch.eye(5)[i : i + 1]} for i in range(3)}
 DEFENSES = {
     "noise": RandomNoise(EPS),
     "fgsm": Disrupting(EPS, method="fgsm"),
@@ -17,7 +34,23 @@ DEFENSES = {
     "apgd": APGD(EPS, steps=4),
     "square": Square(EPS, queries=6),
     "worst-of": WorstOf((Disrupting(EPS, steps=2), RandomNoise(EPS))),
+    "inner layer": Disrupting(EPS, steps=4, layer="main.5"),
+    "iterative": ClassTransferable(EPS, steps=4, edits=EDITS),
+    "joint": ClassTransferable(EPS, steps=4, mode="joint", edits=EDITS),
+    "blur-aware": BlurRobust(EPS, steps=4, mode="blur-aware"),
+    "spread-spectrum": BlurRobust(EPS, steps=4),
+    "eot": BlurRobust(EPS, steps=4, mode="eot"),
+    "df-rap": DFRAP(EPS, steps=4),
+    "leat": LEAT(EPS, steps=4),
+    "anti-forgery": AntiForgery(EPS, steps=4, step_size=EPS / 4),
 }
+
+
+def used(defense: Defense, defended: Tensor, photos: Tensor) -> float:
+    """How far defended photos are from the photos, in the unit of the defense's budget."""
+    if isinstance(defense, AntiForgery):
+        return (to_lab(defended) - to_lab(photos))[:, 1:].abs().max().item() - 1e-4  # conversion and back
+    return (defended - photos).abs().max().item()
 
 
 class Scale(nn.Module):
@@ -70,7 +103,7 @@ def test_budget_range_and_shape(name: str, editor: DemoEditor, photos: Tensor, c
     defended = DEFENSES[name](editor, photos, condition)
     assert defended.shape == photos.shape
     assert not defended.requires_grad
-    assert (defended - photos).abs().max() <= EPS + 1e-6
+    assert used(DEFENSES[name], defended, photos) <= EPS + 1e-6
     assert defended.abs().max() <= 1
     assert (defended != photos).any()
 
@@ -83,7 +116,7 @@ def test_published_photos_are_8_bit_and_within_the_budget(
     shown = published(DEFENSES[name](editor, photos, condition), photos)
     levels = (shown + 1) * 127.5
     assert torch.allclose(levels, levels.round(), atol=1e-3)
-    assert (shown - photos).abs().max() <= EPS
+    assert used(DEFENSES[name], shown, photos) <= EPS + 1e-6
     assert shown.abs().max() <= 1
 
 
@@ -122,12 +155,51 @@ def test_same_seed_same_perturbation(
     assert not torch.equal(runs[0], runs[2])
 
 
-def test_known_clean_outputs_change_nothing(editor: DemoEditor, photos: Tensor, condition: dict[str, Tensor]) -> None:
+@pytest.mark.parametrize("name", DEFENSES)
+def test_known_clean_outputs_change_nothing(
+    name: str, editor: DemoEditor, photos: Tensor, condition: dict[str, Tensor]
+) -> None:
     runs = []
     for clean in (None, editor(photos, **condition).detach()):
         torch.manual_seed(1)
-        runs.append(Disrupting(EPS, steps=3)(editor, photos, condition, clean=clean))
+        runs.append(DEFENSES[name](editor, photos, condition, clean=clean))
     assert torch.equal(*runs)
+
+
+@pytest.mark.parametrize("name", [name for name in DEFENSES if hasattr(DEFENSES[name], "steps")])
+def test_an_audit_can_vary_the_strength(
+    name: str, editor: DemoEditor, photos: Tensor, condition: dict[str, Tensor]
+) -> None:
+    """Steps follow the budget: from one start, twice the budget is twice the way."""
+    ways = []
+    for eps in (EPS, 2 * EPS):
+        torch.manual_seed(1)
+        defense = replace(DEFENSES[name], eps=eps, steps=1, step_size=None)
+        ways.append((defense(editor, 0.5 * photos, condition) - 0.5 * photos).abs().mean())
+    assert ways[1] / ways[0] == pytest.approx(2, rel=0.1)
+
+
+def test_every_registered_defense_keeps_the_convention() -> None:
+    for name in REGISTERED:
+        settings = {field.name: field.default for field in fields(REGISTERED[name])}
+        assert settings["eps"] == EPS
+        assert "steps" not in settings or settings["step_size"] is None
+
+
+@pytest.mark.parametrize("name", [name for name in DEFENSES if getattr(DEFENSES[name], "method", "fgsm") != "fgsm"])
+def test_its_own_objective_grows_with_steps(name: str, photos: Tensor, condition: dict[str, Tensor]) -> None:
+    generator, defense = DemoEditor.pretrained(), DEFENSES[name]
+    terms = defense.terms(generator, photos, condition, None)
+
+    def damage(steps: int) -> float:
+        torch.manual_seed(0)
+        defended = replace(defense, steps=steps)(generator, photos, condition)
+        torch.manual_seed(0)  # for channels that draw
+        with torch.no_grad():
+            return sum(term(defended).sum().item() for term in terms)
+
+    damages = [damage(steps) for steps in (1, 4, 16)]
+    assert damages == sorted(damages)
 
 
 def test_restarts_keep_the_worst_for_each_image(photos: Tensor, condition: dict[str, Tensor]) -> None:
@@ -169,6 +241,7 @@ def test_objective_grows_with_steps_and_beats_noise(photos: Tensor, condition: d
         ({"steps": 0}, "steps=0"),
         ({"step_size": -1}, "step_size=-1"),
         ({"method": "cw"}, "fgsm, ifgsm, pgd"),
+        ({"restarts": 0}, "restarts=0"),
     ],
 )
 def test_bad_settings(arguments: dict, words: str) -> None:
@@ -182,7 +255,7 @@ def test_bad_settings(arguments: dict, words: str) -> None:
      (torch.full((1, 3, 8, 8), 255.0), "127.5"), (torch.full((1, 3, 8, 8), float("nan")), "nan"),
      (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), "uint8")],
 )  # fmt: skip
-@pytest.mark.parametrize("name", ["noise", "pgd", "apgd", "square", "worst-of"])
+@pytest.mark.parametrize("name", ["noise", "pgd", "anti-forgery", "apgd", "square", "worst-of"])
 def test_bad_images(name: str, images: Tensor, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         DEFENSES[name](nn.Identity(), images, {})

@@ -27,8 +27,8 @@ from loraguard.stamp import StampDetector
 class Measures:
     """What is measured on each output.
 
-    Always MSE, DSR, PSNR and SSIM; the MSE under CMUA's mask where outputs are as large as photos; the stamp where there
-    is a detector; LPIPS and features where there are networks for them.
+    Always MSE, DSR, PSNR and SSIM; the MSE under CMUA's mask where outputs are as large as photos; the stamp where
+    there is a detector; LPIPS and features where there are networks for them.
 
     Args:
         detectors: by generator, what looks for its stamp; where a generator has none, the first one is taken.

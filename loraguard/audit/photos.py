@@ -13,8 +13,8 @@ from torch.utils.data import Dataset
 
 from loraguard.data import collate
 from loraguard.defenses.base import check_images
-from loraguard.generators import Condition, Conditions, conditions_of, labels_of
 from loraguard.fingerprint import digest
+from loraguard.generators import Condition, Conditions, conditions_of, labels_of
 
 
 @dataclass(frozen=True)

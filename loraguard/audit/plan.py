@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
-from loraguard.defenses import APGD, Defense, Disrupting, RandomNoise, Square
+from loraguard.defenses import APGD, Disrupting, RandomNoise, Square
 
 from .situation import NO_CHANNEL, UNTOUCHED, Photo
 
@@ -67,7 +67,7 @@ def has(defense: Any, setting: str) -> bool:
 
 
 def plan(
-    defenses: Mapping[str, Defense],
+    defenses: Mapping[str, Any],
     generators: Sequence[str],
     *,
     given: Iterable[str] = (),
@@ -135,8 +135,8 @@ def plan(
         for steps in strengths:
             if has(defense, "steps") and steps != getattr(defense, "steps", None):
                 no_leak_and_leak(name, varied(defense, steps=steps), "strength", [NO_CHANNEL])
-    if checks and (eps := _budgets(defenses)):
-        for name, attack in check_attacks(eps[-1]).items():
+    if checks and (largest := _budgets(defenses)[-1:]):
+        for name, attack in check_attacks(*largest).items():
             photo = Photo(name, "leak", attack.eps, getattr(attack, "steps", None), "check")
             for generator in generators:
                 look = ((generator, NO_CHANNEL),)
@@ -150,9 +150,9 @@ def _budgets(defenses: Mapping[str, Any]) -> list[float]:
 
 
 def check_attacks(eps: float) -> dict[str, Any]:
-    """The attacks that say whether a conclusion at this budget can be trusted; :mod:`loraguard.audit.checks` reads them.
+    """The attacks that say whether a conclusion at this budget can be trusted, each crafted on the generator at hand.
 
-    Each is crafted on the very generator that is used.
+    :mod:`loraguard.audit.checks` reads what they find.
     """
     pgd = {f"pgd-{steps}": Disrupting(eps, steps=steps) for steps in STRENGTHS}
     return {

@@ -71,8 +71,8 @@ def run_audit(
     Args:
         model: the generator with all patches as adapters.
         dataset: images never trained on, as :class:`~loraguard.PatchTrainer` takes them.
-        defenses: by name; or a single one. A data set in place of a defense holds the same photos, perturbed by somebody
-            else, in the same order.
+        defenses: by name; or a single one. A data set in place of a defense holds the same photos, perturbed by
+            somebody else, in the same order.
         patches: the adapters' names, with the stamp of each or None for a standard patch.
         generators: further networks to audit, by name, called as the generator is: one that was fine-tuned, say.
         channels: by name, or specs such as "jpeg:75+resize:0.5", whose names they are.
@@ -84,8 +84,8 @@ def run_audit(
         conditions: from labels to edits, by default the generator's own.
         detectors: by patch, what looks for its stamp in every output; without them no stamp rate is measured.
         lpips: from `LPIPS.load`, to measure LPIPS.
-        features: an encoder, images (N, 3, H, W) to (N, D), to measure the Fréchet distance between the outputs and what
-            they should have been.
+        features: an encoder, images (N, 3, H, W) to (N, D), to measure the Fréchet distance between the outputs and
+            what they should have been.
         checks: on how many images to try stronger and other attacks (see docs/audit-checks.md); 0 for none.
         output_dir: where what is found is kept; in memory only where there is none.
         batch_size: images at a time.
@@ -97,8 +97,8 @@ def run_audit(
 
     Raises:
         TypeError: for a model without adapters.
-        ValueError: for a name in `patches` that is no adapter of the model, images of wrong shape or range, no images, a
-            defense that has to be fitted and no photos for that, an unknown channel.
+        ValueError: for a name in `patches` that is no adapter of the model, images of wrong shape or range, no images,
+            a defense that has to be fitted and no photos for that, an unknown channel.
         FloatingPointError: for outputs that are not finite.
         OSError: if the folder cannot be written to.
 

@@ -21,6 +21,7 @@ from .result import AuditResult
 from .situation import NO_CHANNEL, UNTOUCHED, Photo
 from .words import KNOWLEDGE_HELP, KNOWLEDGE_WORDS, columns_of, photo_words, verdict
 
+
 def write_report(
     result: AuditResult, output_dir: str | Path, *, training: Mapping[str, TrainingResult] | None = None
 ) -> Path:
@@ -138,7 +139,7 @@ def _heading(group: str) -> str:
 
 
 def _ordered(result: AuditResult) -> list[tuple[str, str, Tensor]]:
-    """Pictures without a channel: group, label, images; photos first, then generator by generator, all equally large."""
+    """Pictures without a channel, by group and label: photos first, then each generator's, all equally large."""
     shown = {}
     for (group, defense, knowledge, last), images in result.pictures.items():
         crafted_elsewhere = group == "photo" and knowledge not in ("clean", "noise", "no-leak")

@@ -25,8 +25,8 @@ class AuditResult:
         situations: one for each generator, way to perturb the photos, and channel.
         edits: the edit that was asked for on each image.
         pictures: for the first images, what each situation looked like, (k, 3, H, W) in [-1, 1]: photos under ("photo",
-            defense, knowledge, generator that it was crafted on), outputs, at their own size, under (generator, defense,
-            knowledge, channel).
+            defense, knowledge, generator that it was crafted on), outputs, at their own size, under (generator,
+            defense, knowledge, channel).
         settings: all that the figures depend on.
         checks: whether they can be trusted.
     """

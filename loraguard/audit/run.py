@@ -19,8 +19,8 @@ import loraguard
 from loraguard.channels import Channel, Identity, Through, published, quantize
 from loraguard.defenses import Defense, Fittable
 from loraguard.files import describe
-from loraguard.generators import Conditions
 from loraguard.fingerprint import digest
+from loraguard.generators import Conditions
 from loraguard.metrics import frechet_distance, psnr
 from loraguard.training.sampling import mixed
 
@@ -220,9 +220,7 @@ class Run:
             "batch_size": self.photos.batch_size,
             "data": describe(dataset) | own,
             "data_sha256": data,
-            "budget": "; ".join(
-                f"L-infinity {eps} on [-1, 1], that is {eps * 127.5:.2f}/255" for eps in budgets
-            ),
+            "budget": "; ".join(f"L-infinity {eps} on [-1, 1], that is {eps * 127.5:.2f}/255" for eps in budgets),
             "defenses": {name: _identity(one) for name, one in defenses.items()},
             "fit_on": None if self.fit_on is None else describe(self.fit_on),
             "channels": {name: describe(one) for name, one in self.channels.items() if name != NO_CHANNEL},

@@ -9,8 +9,8 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from loraguard.generators import Condition
 from loraguard.fingerprint import fingerprint, generator_fingerprint
+from loraguard.generators import Condition
 from loraguard.stamp import Stamp
 from loraguard.tuner import folded
 

@@ -59,7 +59,8 @@ COLUMNS = (
            "changes nothing."),
     Column("psnr", "PSNR", "The distance in decibel; over 30 dB the difference is hard to see.", "{:.1f} dB"),
     Column("ssim", "SSIM", "Structural similarity to what the output should have been; 1 is equal.", "{:.3f}"),
-    Column("lpips", "LPIPS", "How different a network trained on people's judgements finds them; 0 is equal.", "{:.3f}"),
+    Column("lpips", "LPIPS", "How different they are to a network trained on people's judgements; 0 is equal.",
+           "{:.3f}"),
     Column("stamp_rate", "Stamp", "The share of outputs on which the detector finds the visible warning.", "{:.1f}%",
            100),
 )  # fmt: skip
@@ -93,7 +94,10 @@ def table(result: AuditResult, role: str = "main") -> tuple[list[str], list[list
 
 def verdict(result: AuditResult) -> list[str]:
     """What the audit says: the whole in one sentence, then one on each generator."""
-    return [headline(result), *(_sentence(result, name) for name in dict.fromkeys(s.generator for s in result.situations))]
+    return [
+        headline(result),
+        *(_sentence(result, name) for name in dict.fromkeys(s.generator for s in result.situations)),
+    ]
 
 
 def headline(result: AuditResult) -> str:
@@ -121,7 +125,9 @@ def headline(result: AuditResult) -> str:
     if lost < 0.1:
         reads = "The protection holds against what was tried"
     else:
-        reads = f"An adversary who adapts undoes {'nearly all' if lost > 0.9 else 'much' if lost > 0.5 else 'some'} of it"
+        reads = (
+            f"An adversary who adapts undoes {'nearly all' if lost > 0.9 else 'much' if lost > 0.5 else 'some'} of it"
+        )
     flagged = _flags(result, name)
     caution = f" Under {_flagged(flagged)}: what defenders could reach may be more." if flagged else ""
     return f"{reads}: {figures}.{caution}"
@@ -141,7 +147,10 @@ def _sentence(result: AuditResult, name: str) -> str:
         if "stamp_rate" not in clean.values:
             return f"The patch {name!r} stamps its outputs; no detector was there to look for that.{caution}"
         found = f"{_mean(clean, 'stamp_rate'):.1%} of clean outputs"
-        for knowledge, whose in (("no-leak", "of defended ones"), ("leak", "when the defender attacks the patch itself")):
+        for knowledge, whose in (
+            ("no-leak", "of defended ones"),
+            ("leak", "when the defender attacks the patch itself"),
+        ):
             if rates := [_mean(row, "stamp_rate") for row in _rows(result, name, knowledge)]:
                 found += f", {'at least ' if len(rates) > 1 else ''}{min(rates):.1%} {whose}"
         return f"The patch {name!r} stamps {(stamp['text'] or 'its picture')!r} on {found}.{caution}"

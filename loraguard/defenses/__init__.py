@@ -2,12 +2,17 @@
 
 from loraguard.registry import Registry
 
+from .anti_forgery import AntiForgery
 from .apgd import APGD
 from .base import Defense, Fittable, sign_ascent
+from .blur_robust import BlurRobust
+from .df_rap import DFRAP
 from .disrupting import Disrupting
+from .leat import LEAT
 from .mixture import Mixture
 from .noise import RandomNoise
 from .square import Square
+from .transferable import ClassTransferable, edits_of
 from .worst import WorstOf
 
 DEFENSES = Registry(
@@ -17,6 +22,11 @@ DEFENSES = Registry(
         "disrupting": "loraguard.defenses.disrupting:Disrupting",
         "noise": "loraguard.defenses.noise:RandomNoise",
         "square": "loraguard.defenses.square:Square",
+        "class-transferable": "loraguard.defenses.transferable:ClassTransferable",
+        "blur-robust": "loraguard.defenses.blur_robust:BlurRobust",
+        "anti-forgery": "loraguard.defenses.anti_forgery:AntiForgery",
+        "df-rap": "loraguard.defenses.df_rap:DFRAP",
+        "leat": "loraguard.defenses.leat:LEAT",
     },
 )
 """Defenses by the name that the command line takes."""
@@ -24,6 +34,11 @@ DEFENSES = Registry(
 __all__ = [
     "APGD",
     "DEFENSES",
+    "DFRAP",
+    "LEAT",
+    "AntiForgery",
+    "BlurRobust",
+    "ClassTransferable",
     "Defense",
     "Disrupting",
     "Fittable",
@@ -31,5 +46,6 @@ __all__ = [
     "RandomNoise",
     "Square",
     "WorstOf",
+    "edits_of",
     "sign_ascent",
 ]

@@ -87,6 +87,14 @@ def check_images(images: Tensor) -> None:
         )
 
 
+def check_settings(eps: float, steps: int, step_size: float | None) -> None:
+    """Refuse a budget, a number of steps or a step size that no iterative defense can have."""
+    if not 0 < eps <= 2:
+        raise ValueError(f"eps={eps!r} must be in (0, 2]: it is a distance between images in [-1, 1].")
+    if steps < 1 or (step_size is not None and step_size <= 0):
+        raise ValueError(f"Expected steps >= 1 and step_size > 0, got steps={steps}, step_size={step_size}.")
+
+
 @contextmanager
 def frozen(generator: nn.Module) -> Iterator[None]:
     """Within the block no parameter of the generator asks for a gradient, so that only images get one."""
@@ -114,7 +122,7 @@ def sign_ascent(
     of the originals and in [-1, 1] (PGD; Madry et al., arXiv 1706.06083).
 
     Args:
-        objective: what to maximise.
+        objective: what to maximise; called once a step, so that it may be another one in each.
         images: originals, (N, 3, H, W) in [-1, 1], the ball's centre.
         start: where to begin, within the ball.
         eps: radius of the ball, in units of the images.

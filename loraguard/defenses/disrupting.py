@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from torch import Tensor, nn
 
 from loraguard.generators.base import Condition
+from loraguard.generators.layers import up_to
 
-from .base import check_images, frozen, jitter, sign_ascent
-from .worst import clean_outputs, keep_worst, output_distance
+from .base import Objective, check_images, check_settings, frozen, jitter, sign_ascent
+from .terms import Term, away_from, in_turn
+from .worst import keep_worst
 
 METHODS = ("fgsm", "ifgsm", "pgd")
 
@@ -23,12 +26,17 @@ class Disrupting:
     from the photo itself; *PGD* starts at a uniform draw from the ball. At the photo itself the objective's gradient is
     exactly zero, so FGSM and I-FGSM begin beside it, by uniform noise of a hundredth of `eps`.
 
+    Defenses that take the same steps along another objective are subclasses: they say what the objective consists of,
+    :meth:`terms`, and how that goes together, :meth:`objective`.
+
     Args:
         eps: the budget, L-infinity, in units of images in [-1, 1] (0.05 is 6.375/255).
         steps: sign steps; 1 for "fgsm" whatever is given.
         step_size: of one step; by default `eps` for "fgsm" and 0.2 * `eps` otherwise, 0.01 at the paper's budget.
         method: "fgsm", "ifgsm" or "pgd".
         restarts: attacks from as many starts, of which the worst for the generator is kept, image by image.
+        layer: an inner layer, by its name in the generator, whose output the distance is taken at; by default the
+            generator's own output.
 
     Example:
         >>> import torch
@@ -44,32 +52,41 @@ class Disrupting:
     step_size: float | None = None
     method: str = "pgd"
     restarts: int = 1
+    layer: str | None = None
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ValueError(f"method={self.method!r} is unknown; choose one of {', '.join(METHODS)}.")
-        if not 0 < self.eps <= 2:
-            raise ValueError(f"eps={self.eps!r} must be in (0, 2]: it is a distance between images in [-1, 1].")
-        if self.steps < 1 or self.restarts < 1 or (self.step_size is not None and self.step_size <= 0):
-            raise ValueError(
-                f"Expected steps >= 1, restarts >= 1 and step_size > 0, got steps={self.steps}, "
-                f"restarts={self.restarts}, step_size={self.step_size}."
-            )
+        check_settings(self.eps, self.steps, self.step_size)
+        if self.restarts < 1:
+            raise ValueError(f"Expected restarts >= 1, got restarts={self.restarts}.")
 
     def __call__(
         self, generator: nn.Module, images: Tensor, condition: Condition, clean: Tensor | None = None
     ) -> Tensor:
         """Perturbed images (N, 3, H, W) in [-1, 1]; see :class:`~loraguard.defenses.base.Defense`."""
         check_images(images)
-        clean = clean_outputs(generator, images, condition, clean)
-        attack = partial(self._attack, generator, images, condition, clean)
         with frozen(generator):
-            return keep_worst([attack] * self.restarts, output_distance(generator, condition, clean), images)
+            terms = self.terms(generator, images, condition, clean)
+            attack = partial(self._attack, terms, images)
+            return keep_worst([attack] * self.restarts, lambda x: sum(term(x) for term in terms), images)
 
-    def _attack(self, generator: nn.Module, images: Tensor, condition: Condition, clean: Tensor) -> Tensor:
+    def terms(self, generator: nn.Module, images: Tensor, condition: Condition, clean: Tensor | None) -> Sequence[Term]:
+        """The distances that are to grow; their sum is also what restarts are compared by."""
+        if self.layer is not None:
+            return [away_from(up_to(generator, self.layer), images, condition)]
+        if clean is not None:
+            return [Term(generator, condition, clean)]
+        return [away_from(generator, images, condition)]
+
+    def objective(self, terms: Sequence[Term]) -> Objective:
+        """What the steps go along, anew for each restart."""
+        return in_turn(terms)
+
+    def _attack(self, terms: Sequence[Term], images: Tensor) -> Tensor:
         single = self.method == "fgsm"
         return sign_ascent(
-            lambda perturbed: (generator(perturbed, **condition) - clean).square().sum(),
+            self.objective(terms),
             images,
             start=jitter(images, self.eps if self.method == "pgd" else 0.01 * self.eps),
             eps=self.eps,

@@ -5,6 +5,7 @@ from .base import Condition, Conditions, conditions_of, expand, labels_of
 from .cyclegan import CycleGAN
 from .demo import DemoEditor
 from .hisd import HiSD
+from .layers import find_layer, up_to
 from .loading import GENERATORS, load_generator
 from .published import PublishedGenerator
 from .stargan import StarGAN
@@ -21,6 +22,8 @@ __all__ = [
     "StarGAN",
     "conditions_of",
     "expand",
+    "find_layer",
     "labels_of",
     "load_generator",
+    "up_to",
 ]

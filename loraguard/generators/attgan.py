@@ -109,6 +109,7 @@ class AttGAN(
         check_size(size, 2**layers)
         self.attributes = check_attributes(attributes, n_attrs)
         self.shortcut_layers, self.inject_layers = shortcut_layers, inject_layers
+        self.latent_layer = f"enc_layers.{layers - 1}"
         self.n_attrs, self.size, self.crop = n_attrs, size, crop
 
         channels = [min(dim * 2**i, MOST_CHANNELS) for i in range(layers)]

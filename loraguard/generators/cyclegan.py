@@ -77,6 +77,7 @@ class CycleGAN(
         torch.Size([1, 3, 16, 16])
     """
 
+    latent_layer = "model.9"  # the last before the residual blocks
     model_tags: ClassVar[list[str]] = [*PublishedGenerator.model_tags, "cyclegan", "pix2pix"]
 
     def __init__(

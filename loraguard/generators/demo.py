@@ -14,7 +14,7 @@ from loraguard.data.demo_faces import ATTRIBUTES
 
 from .labels import append_labels, only, switched
 from .published import PublishedGenerator
-from .stargan import star_layers
+from .stargan import LATENT_LAYER, star_layers
 
 HAIR_COLOURS = (0, 1, 2)
 """Their places among the labels."""
@@ -48,6 +48,7 @@ class DemoEditor(PublishedGenerator, license="apache-2.0"):
     """
 
     attributes = ATTRIBUTES
+    latent_layer = LATENT_LAYER
 
     def __init__(self, conv_dim: int = 16, num_blocks: int = 3, num_labels: int = len(ATTRIBUTES)) -> None:
         super().__init__()

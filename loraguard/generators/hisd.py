@@ -61,6 +61,7 @@ class HiSD(
 
     attributes = ("Bangs", "Eyeglasses", "Black_Hair", "Blond_Hair", "Brown_Hair")
     unseeing = r"(extractors|mappers)\..*"
+    latent_layer = "encoder"
     checkpoint_keys = ("gen_test",)
     model_tags = [*PublishedGenerator.model_tags, "hisd"]  # noqa: RUF012 - ClassVar in the base
 

@@ -35,6 +35,8 @@ class PublishedGenerator(
         checkpoint_keys: keys under which the official code saves this network's state dict.
         unseeing: layers that never see the photo, as a pattern for `GatedLoraConfig(exclude_modules=...)`, or None: a
             patch on them could do nothing about it.
+        latent_layer: the layer whose output is the latent of the photo, the last of the encoder; None where there is no
+            such layer.
         model_tags: added to the cards of patches for this network.
         name_or_path: the repository on the Hub, or the folder, that the network came from or was pushed to; absent for
             a network from nowhere.
@@ -43,6 +45,7 @@ class PublishedGenerator(
     attributes: tuple[str, ...] = ()
     checkpoint_keys: ClassVar[tuple[str, ...]] = ()
     unseeing: ClassVar[str | None] = None
+    latent_layer: str | None = None
     model_tags: ClassVar[list[str]] = ["loraguard", "image-to-image"]
     name_or_path: str
 

@@ -16,6 +16,8 @@ from .published import PublishedGenerator
 
 ATTRIBUTES = ("Black_Hair", "Blond_Hair", "Brown_Hair", "Male", "Young")
 HAIR_COLOURS = ("Black_Hair", "Blond_Hair", "Brown_Hair", "Gray_Hair")
+LATENT_LAYER = "main.8"
+"""The last of :func:`star_layers` before the residual blocks."""
 
 
 class InstanceNorm(nn.InstanceNorm2d):
@@ -112,6 +114,7 @@ class StarGAN(
     """
 
     attributes: tuple[str, ...] = ATTRIBUTES
+    latent_layer = LATENT_LAYER
     model_tags: ClassVar[list[str]] = [*PublishedGenerator.model_tags, "stargan"]
 
     def __init__(

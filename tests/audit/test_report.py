@@ -101,6 +101,7 @@ def test_the_files_are_strict_and_hold_every_image(written: tuple[AuditResult, P
         "step_size": None,
         "method": "pgd",
         "restarts": 1,
+        "layer": None,
     }
     assert {"torch", "peft", "torchmetrics", "accelerate", "loraguard"} == found["settings"]["versions"].keys()
 

@@ -121,6 +121,7 @@ def test_what_is_saved_is_what_was_trained(patched: PeftModel, faces: DemoFaces,
         "step_size": None,
         "method": "pgd",
         "restarts": 1,
+        "layer": None,
     }
     assert [entry["step"] for entry in log["steps"]] == [1, 2, 3]
 
