@@ -11,8 +11,8 @@ import loraguard
 
 HOUSE = Path(loraguard.__file__).parent
 FLOORS = [
-    {"tuner", "files", "metrics", "registry"},
-    {"channels"},
+    {"tuner", "files", "registry", "weights"},
+    {"channels", "metrics"},
     {"data", "stamp", "losses"},
     {"generators"},
     {"defenses"},

@@ -1,10 +1,7 @@
-"""How far outputs are from what they should be, per image, and how sure a mean over images is."""
+"""How far outputs are from what they should be, pixel by pixel: one figure for each image."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import torch
 from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
@@ -16,6 +13,7 @@ def mean_squared_error(outputs: Tensor, reference: Tensor) -> Tensor:
     """MSE of each image, "L2" in this literature: (N, 3, H, W) in [-1, 1] to (N,).
 
     Example:
+        >>> import torch
         >>> mean_squared_error(torch.full((2, 3, 8, 8), 0.5), torch.zeros(2, 3, 8, 8))
         tensor([0.2500, 0.2500])
     """
@@ -28,10 +26,47 @@ def defense_succeeds(outputs: Tensor, reference: Tensor, threshold: float = DSR_
     Its mean over images is the DSR, the defense success rate.
 
     Example:
+        >>> import torch
         >>> defense_succeeds(torch.full((1, 3, 8, 8), 0.5), torch.zeros(1, 3, 8, 8))
         tensor([1.])
     """
     return (mean_squared_error(outputs, reference) > threshold).to(outputs)
+
+
+def masked_squared_error(outputs: Tensor, reference: Tensor, images: Tensor) -> Tensor:
+    """Masked L2 of each image, the squared error where the edit changed the photo (CMUA; arXiv 2105.10872, section 4).
+
+    `sum((D * M)^2) / (3 * sum(M))` with D = outputs - reference and the mask M = 1 at each pixel where the reference
+    differs from the photo by more than 0.5, summed over the channels, and 0 elsewhere. Where the edit changed nothing
+    the mask is empty and the distance 0, so that the defense counts as failing on that image. Own implementation.
+
+    Args:
+        outputs: (N, 3, H, W) in [-1, 1].
+        reference: what they should be, G(x, c), (N, 3, H, W) in [-1, 1].
+        images: the photos x that the reference was made from, (N, 3, H, W) in [-1, 1].
+
+    Returns:
+        (N,), to be compared with :data:`DSR_THRESHOLD` as the plain one is.
+
+    Raises:
+        ValueError: if the three are not of one shape; a generator that resizes has no masked distance.
+
+    Example:
+        >>> import torch
+        >>> photo = torch.zeros(1, 3, 4, 4)
+        >>> reference = photo.clone()
+        >>> reference[..., :2] = 1  # the edit changes the left half
+        >>> masked_squared_error(reference - 0.5, reference, photo)
+        tensor([0.2500])
+    """
+    if not outputs.shape == reference.shape == images.shape:
+        raise ValueError(
+            f"The mask needs photos of the outputs' size, got outputs {tuple(outputs.shape)}, reference "
+            f"{tuple(reference.shape)} and images {tuple(images.shape)}. Resize the photos, or use mean_squared_error."
+        )
+    mask = ((reference - images).abs().sum(1, keepdim=True) > 0.5).to(outputs)
+    squares = ((outputs - reference) * mask).square().sum((1, 2, 3))
+    return squares / (3 * mask.sum((1, 2, 3))).clamp_min(1)
 
 
 def psnr(outputs: Tensor, reference: Tensor) -> Tensor:
@@ -40,6 +75,7 @@ def psnr(outputs: Tensor, reference: Tensor) -> Tensor:
     Infinite where both are equal.
 
     Example:
+        >>> import torch
         >>> psnr(torch.full((1, 3, 8, 8), 0.5), torch.full((1, 3, 8, 8), -0.5))  # half of the range
         tensor([6.0206])
     """
@@ -57,6 +93,7 @@ def ssim(outputs: Tensor, reference: Tensor) -> Tensor:
         ValueError: for images smaller than the window, 11 pixels.
 
     Example:
+        >>> import torch
         >>> ssim(torch.zeros(1, 3, 16, 16), torch.zeros(1, 3, 16, 16))
         tensor([1.])
     """
@@ -70,60 +107,3 @@ def ssim(outputs: Tensor, reference: Tensor) -> Tensor:
 
 def _unit(images: Tensor) -> Tensor:
     return (images.clamp(-1, 1) + 1) / 2
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over images with its 95% interval.
-
-    Attributes:
-        mean: of the images' values; None where none is finite (PSNR of equal images).
-        low: of the interval.
-        high: of the interval.
-        n: how many images.
-        method: how the interval was made, and how many images were left out because their PSNR is infinite.
-    """
-
-    mean: float | None
-    low: float | None
-    high: float | None
-    n: int
-    method: str
-
-
-def estimate(
-    values: Tensor, *, share: bool = False, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
-) -> Estimate:
-    """The mean of per-image values and its percentile-bootstrap interval, images being the unit that is resampled.
-
-    Where a share is 0 or 1 on every image the bootstrap would give an interval of no width; the exact binomial
-    (Clopper-Pearson) interval is given in its place, and named.
-
-    Args:
-        values: (N,), one for each image.
-        share: the values are 0 or 1 and their mean is a share.
-        confidence: of the interval.
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
-
-    Example:
-        >>> estimate(torch.zeros(200), share=True)
-        Estimate(mean=0.0, low=0.0, high=0.0182..., n=200, method='Clopper-Pearson')
-        >>> estimate(torch.arange(100.0)).mean
-        49.5
-    """
-    values = values.detach().double().cpu()
-    finite = values[~torch.isinf(values)]
-    n, equal = len(values), len(values) - len(finite)
-    if n == equal:
-        return Estimate(None, None, None, n, "none: equal images")
-    mean = finite.mean().item()
-    tail = (1 - confidence) / 2
-    if share and mean in (0.0, 1.0):
-        width = 1 - tail ** (1 / n)
-        low, high = (0.0, width) if mean == 0 else (1 - width, 1.0)
-        return Estimate(mean, low, high, n, "Clopper-Pearson")
-    draws = torch.randint(len(finite), (resamples, len(finite)), generator=torch.Generator().manual_seed(seed))
-    low, high = finite[draws].mean(1).quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
-    left_out = f", {equal} equal images left out" if equal else ""
-    return Estimate(mean, low, high, n, f"percentile bootstrap, {resamples} resamples{left_out}")
