@@ -1,12 +1,33 @@
-"""Metrics and intervals against scikit-image and SciPy."""
+"""Metrics and intervals against scikit-image, SciPy, and the packages of LPIPS' and FID's authors."""
 
+import hashlib
+import warnings
+from pathlib import Path
+
+import lpips as published_lpips
 import numpy as np
 import pytest
+import pytorch_fid.inception
+import scipy.linalg
 import scipy.stats
 import skimage.metrics
 import torch
+from safetensors.torch import save_file
+from torch import nn
+from torchvision.models import AlexNet, alexnet, inception_v3
 
-from loraguard.metrics import defense_succeeds, estimate, mean_squared_error, psnr, ssim
+from loraguard.metrics import (
+    LPIPS,
+    Inception,
+    defense_succeeds,
+    estimate,
+    frechet_distance,
+    masked_squared_error,
+    mean_squared_error,
+    psnr,
+    ssim,
+)
+from loraguard.weights import load_published
 
 
 @pytest.fixture
@@ -23,6 +44,34 @@ def test_mse_and_dsr_against_numpy(pair: tuple[torch.Tensor, torch.Tensor]) -> N
     np.testing.assert_allclose(mean_squared_error(outputs, reference).numpy(), expected, rtol=1e-6)
     assert defense_succeeds(outputs, reference).tolist() == (expected > 0.05).astype(float).tolist()
     assert 0 < defense_succeeds(outputs, reference).sum() < 5
+
+
+def test_masked_error_against_a_loop(pair: tuple[torch.Tensor, torch.Tensor]) -> None:
+    outputs, reference = pair
+    photos = reference + torch.tensor([0.0, 0.1, 0.15, 0.25, 0.5]).view(5, 1, 1, 1) * torch.rand(5, 3, 32, 32)
+    expected = []
+    for i in range(5):
+        squares = [
+            ((outputs[i, :, y, x] - reference[i, :, y, x]) ** 2).sum().item() / 3
+            for y in range(32)
+            for x in range(32)
+            if (reference[i, :, y, x] - photos[i, :, y, x]).abs().sum() > 0.5
+        ]
+        expected.append(np.mean(squares) if squares else 0.0)
+    assert masked_squared_error(outputs, reference, photos).tolist() == pytest.approx(expected, rel=1e-5)
+    assert expected[:2] == [0, 0]
+    assert min(expected[3:]) > 0
+
+
+def test_a_mask_that_is_everywhere_is_the_plain_error(pair: tuple[torch.Tensor, torch.Tensor]) -> None:
+    outputs, reference = pair
+    assert torch.allclose(masked_squared_error(outputs, reference, reference + 1), mean_squared_error(*pair))
+
+
+@pytest.mark.parametrize("shape", [(5, 3, 16, 16), (1, 3, 32, 32)])
+def test_a_mask_needs_photos_of_the_outputs_size(pair: tuple[torch.Tensor, torch.Tensor], shape: tuple) -> None:
+    with pytest.raises(ValueError, match=rf"outputs' size.*images \({shape[0]}, 3"):
+        masked_squared_error(*pair, torch.zeros(shape))
 
 
 def test_psnr_and_ssim_against_scikit_image(pair: tuple[torch.Tensor, torch.Tensor]) -> None:
@@ -78,3 +127,130 @@ def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
         interval = estimate((torch.rand(100, generator=stream) < 0.3).float(), share=True, resamples=500, seed=draw)
         hits += interval.low <= 0.3 <= interval.high
     assert 0.90 <= hits / 300 <= 0.98
+
+
+@pytest.fixture(scope="module")
+def backbone() -> AlexNet:
+    with torch.device("meta"):
+        network = alexnet()
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        features = network.features.to_empty(device="cpu")
+        for layer in features:
+            if isinstance(layer, nn.Conv2d):
+                layer.reset_parameters()
+    for name, parameter in network.classifier.named_parameters():  # LPIPS does not use it: one zero in the file
+        network.classifier.get_submodule(name[0]).register_parameter(
+            name[2:], nn.Parameter(torch.zeros(1).expand(parameter.shape))
+        )
+    return network
+
+
+@pytest.mark.parametrize(("number", "size"), [(1, 31), (3, 64), (2, 100)])
+def test_lpips_against_its_authors_package(number: int, size: int, backbone: AlexNet, tmp_path: Path) -> None:
+    torch.save(backbone.state_dict(), tmp_path / "alexnet.pth")
+    outputs, reference = torch.rand(2, number, 3, size, size) * 2 - 1
+    drawn = torch.get_rng_state()
+    mine = LPIPS.load(tmp_path / "alexnet.pth").train()
+    assert torch.equal(torch.get_rng_state(), drawn)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The parameter 'pretrained'|Arguments other than a weight enum")
+        theirs = published_lpips.LPIPS(pnet_rand=True, verbose=False)
+    for part in (theirs.net.get_submodule(f"slice{k}") for k in range(1, 6)):
+        for index, layer in part.named_children():
+            layer.load_state_dict(backbone.features.get_submodule(index).state_dict())
+    distance = mine(outputs, reference)
+    assert distance.shape == (number,)
+    assert distance.min() > 0
+    assert torch.allclose(distance, theirs(outputs, reference).flatten(), rtol=1e-3)
+    assert not any(parameter.requires_grad for parameter in mine.parameters())
+
+
+def test_lpips_refuses_images_that_alexnet_cannot_pool(backbone: AlexNet) -> None:
+    with pytest.raises(ValueError, match=r"31 pixels a side or more, got \(1, 3, 40, 30\)"):
+        LPIPS(backbone)(torch.zeros(1, 3, 40, 30), torch.zeros(1, 3, 40, 30))
+    with pytest.raises(RuntimeError):
+        LPIPS(backbone).network(torch.zeros(1, 3, 40, 30), torch.zeros(1, 3, 40, 30))
+
+
+def test_lpips_weights_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=r"checkpoints/alexnet-owt-7be5be79\.pth .*nothing may be .* path="):
+        LPIPS.load(local_files_only=True)
+    torch.save(nn.Linear(1, 1), tmp_path / "object.pth")
+    with pytest.raises(ValueError, match="no whole state dict of torchvision's AlexNet, or objects beside tensors"):
+        LPIPS.load(tmp_path / "object.pth")
+    (tmp_path / "cut.safetensors").write_bytes(b"12345")
+    with pytest.raises(ValueError, match="no whole state dict of torchvision's AlexNet"):
+        LPIPS.load(tmp_path / "cut.safetensors")
+
+
+def test_weights_are_downloaded_once_and_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a file's URL, as there is no network here."""
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "cache"))
+    published, here = nn.Linear(2, 1), nn.Linear(2, 1)
+    torch.save(published.state_dict(), tmp_path / "layer")
+    digest = hashlib.sha256((tmp_path / "layer").read_bytes()).hexdigest()
+    right, wrong = (tmp_path / f"layer-{prefix}.pth" for prefix in (digest[:8], "00000000"))
+    for url in (right, wrong):
+        url.write_bytes((tmp_path / "layer").read_bytes())
+    file = load_published(here, right.as_uri(), None, name="a layer")
+    assert file == tmp_path / "cache" / "checkpoints" / right.name
+    assert torch.equal(here.weight, published.weight)
+    with pytest.raises(OSError, match=r"cannot be downloaded \(invalid hash value.*pass path="):
+        load_published(here, wrong.as_uri(), None, name="a layer")
+    right.unlink()
+    load_published(here, right.as_uri(), None, name="a layer")
+    save_file({"weight": torch.ones(1, 2), "bias": torch.ones(1)}, tmp_path / "mine.safetensors")
+    load_published(here, right.as_uri(), tmp_path / "mine.safetensors", name="a layer")
+    assert here.bias.item() == 1
+    with pytest.raises(OSError, match=r"gone-12345678\.pth cannot be downloaded .*pass path="):
+        load_published(here, (tmp_path / "gone-12345678.pth").as_uri(), None, name="a layer")
+
+
+def test_frechet_distance_against_the_closed_form() -> None:
+    stream = np.random.default_rng(2)
+    real = stream.normal(size=(3000, 8)) @ stream.normal(size=(8, 8)) + 50
+    fake = stream.normal(size=(2100, 8)) @ stream.normal(size=(8, 8)) + 51
+    (m1, c1), (m2, c2) = ((x.mean(0), np.cov(x, rowvar=False)) for x in (real, fake))
+    expected = np.square(m1 - m2).sum() + np.trace(c1 + c2 - 2 * scipy.linalg.sqrtm(c1 @ c2).real)
+    assert frechet_distance(torch.tensor(real), torch.tensor(fake)) == pytest.approx(expected, rel=1e-9)
+    assert frechet_distance(torch.tensor(real), torch.tensor(real)) == pytest.approx(0, abs=1e-9)
+
+
+def test_frechet_distance_of_fewer_images_than_features() -> None:
+    """The trace of (C1 C2)^(1/2) is then the nuclear norm of the centred features' product."""
+    real, fake = torch.randn(12, 40), torch.randn(9, 40) * 2
+    (m1, a), (m2, b) = ((x.mean(0), (x - x.mean(0)) / (len(x) - 1) ** 0.5) for x in (real.double(), fake.double()))
+    expected = (m1 - m2).square().sum() + a.square().sum() + b.square().sum() - 2 * torch.linalg.svdvals(a @ b.T).sum()
+    assert frechet_distance(real, fake) == pytest.approx(expected.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("real", "fake", "words"),
+    [
+        (torch.zeros(1, 4), torch.zeros(5, 4), "at least 2 images in each set, got 1 and 5"),
+        (torch.zeros(5, 4), torch.zeros(5, 3), r"got \(5, 4\) and \(5, 3\)"),
+        (torch.zeros(5, 4, 2), torch.zeros(5, 4, 2), r"Expected features \(N, D\)"),
+        (torch.zeros(5, 4), torch.full((5, 4), float("nan")), "not finite"),
+    ],
+)
+def test_features_without_a_distance(real: torch.Tensor, fake: torch.Tensor, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        frechet_distance(real, fake)
+
+
+def test_inception_against_pytorch_fid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With made-up weights in torch's cache, where both look."""
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=r"pt_inception-2015-12-05-6726825d\.pth .*nothing may be downloaded"):
+        Inception.load(local_files_only=True)
+    (tmp_path / "checkpoints").mkdir()
+    network = inception_v3(num_classes=1008, aux_logits=False, init_weights=False)
+    torch.save(network.state_dict(), tmp_path / "checkpoints" / "pt_inception-2015-12-05-6726825d.pth")
+    images = torch.rand(2, 3, 64, 48)
+    mine = Inception.load().train()
+    with torch.no_grad():
+        expected = pytorch_fid.inception.InceptionV3().eval()(images)[0].flatten(1)
+        assert torch.allclose(mine(2 * images - 1), expected, atol=1e-5 * expected.abs().max().item())
+    assert not any(parameter.requires_grad for parameter in mine.parameters())

@@ -11,9 +11,9 @@ import loraguard
 
 HOUSE = Path(loraguard.__file__).parent
 FLOORS = [
-    {"tuner", "fingerprint", "metrics", "registry"},
+    {"tuner", "fingerprint", "registry", "weights"},
     {"files"},
-    {"channels"},
+    {"channels", "metrics"},
     {"data", "stamp", "losses"},
     {"generators"},
     {"defenses"},

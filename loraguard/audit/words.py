@@ -94,10 +94,8 @@ def table(result: AuditResult, role: str = "main") -> tuple[list[str], list[list
 
 def verdict(result: AuditResult) -> list[str]:
     """What the audit says: the whole in one sentence, then one on each generator."""
-    return [
-        headline(result),
-        *(_sentence(result, name) for name in dict.fromkeys(s.generator for s in result.situations)),
-    ]
+    names = dict.fromkeys(one.generator for one in result.situations)
+    return [headline(result), *(_sentence(result, name) for name in names)]
 
 
 def headline(result: AuditResult) -> str:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import ResNet50_Weights, resnet50
+
+from loraguard.weights import load_published
 
 from .loading import file_digest
 
@@ -83,24 +83,7 @@ def load_resnet50(
     published = ResNet50_Weights[weights]
     with torch.device("meta"):  # weights are the file's; none are drawn first
         network = ResNetFeatures(base := resnet50(), features)
-    file = (
-        Path(path) if path is not None else Path(torch.hub.get_dir(), "checkpoints", published.url.rpartition("/")[2])
-    )
-    if path is None and not file.is_file() and not local_files_only:
-        try:
-            published.get_state_dict(progress=False, check_hash=True, weights_only=True, map_location="cpu")
-        except OSError as error:
-            raise OSError(
-                f"{published.url} cannot be downloaded ({error}) and is not in torchvision's cache as {file}. Put it "
-                "there, or pass path= a file with these weights."
-            ) from error
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"There is no file {file} with weights of torchvision's ResNet-50"
-            f"{' and nothing may be downloaded' if path is None else ''}. Pass path= a file, or put {published.url} at "
-            f"{Path(torch.hub.get_dir(), 'checkpoints')}."
-        )
-    _load(base, file)
+    file = load_published(base, published.url, path, name="torchvision's ResNet-50", local_files_only=local_files_only)
     source = {
         "model": "torchvision resnet50",
         "weights": published.name,
@@ -108,15 +91,3 @@ def load_resnet50(
         "sha256": file_digest(file),
     }
     return network.float(), WeightsPreprocessing(published), source
-
-
-def _load(network: nn.Module, file: Path) -> None:
-    try:
-        safe = file.suffix == ".safetensors"
-        state = load_file(file) if safe else torch.load(file, map_location="cpu", weights_only=True)
-        network.load_state_dict(state, assign=True)
-    except (RuntimeError, TypeError, KeyError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ValueError(
-            f"{file} holds no whole state dict of torchvision's ResNet-50, or objects beside tensors: {reason}"
-        ) from error

@@ -1,4 +1,4 @@
-"""How far outputs are from what they should be, per image, and how sure a mean over images is."""
+"""How sure a mean over images is."""
 
 from __future__ import annotations
 
@@ -6,70 +6,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
-
-DSR_THRESHOLD = 0.05
-"""A defense succeeds on an image when the MSE between outputs exceeds this (arXiv 2003.01279 and after it)."""
-
-
-def mean_squared_error(outputs: Tensor, reference: Tensor) -> Tensor:
-    """MSE of each image, "L2" in this literature: (N, 3, H, W) in [-1, 1] to (N,).
-
-    Example:
-        >>> mean_squared_error(torch.full((2, 3, 8, 8), 0.5), torch.zeros(2, 3, 8, 8))
-        tensor([0.2500, 0.2500])
-    """
-    return (outputs - reference).square().mean((1, 2, 3))
-
-
-def defense_succeeds(outputs: Tensor, reference: Tensor, threshold: float = DSR_THRESHOLD) -> Tensor:
-    """Whether a defense succeeds on each image, MSE > 0.05: (N, 3, H, W) in [-1, 1] to 0 or 1, (N,).
-
-    Its mean over images is the DSR, the defense success rate.
-
-    Example:
-        >>> defense_succeeds(torch.full((1, 3, 8, 8), 0.5), torch.zeros(1, 3, 8, 8))
-        tensor([1.])
-    """
-    return (mean_squared_error(outputs, reference) > threshold).to(outputs)
-
-
-def psnr(outputs: Tensor, reference: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each image in dB, on [0, 1] with data range 1 (torchmetrics); (N,).
-
-    Infinite where both are equal.
-
-    Example:
-        >>> psnr(torch.full((1, 3, 8, 8), 0.5), torch.full((1, 3, 8, 8), -0.5))  # half of the range
-        tensor([6.0206])
-    """
-    return peak_signal_noise_ratio(_unit(outputs), _unit(reference), data_range=1.0, reduction="none", dim=(1, 2, 3))
-
-
-def ssim(outputs: Tensor, reference: Tensor) -> Tensor:
-    """Structural similarity of each image, on [0, 1] with data range 1, Gaussian 11x11 window of sigma 1.5; (N,).
-
-    Computed by torchmetrics, averaged over the windows that lie wholly inside the image (Wang et al. 2004), which is
-    what scikit-image gives too. (torchmetrics' own mean counts windows that hang over a mirrored border: on one image
-    of 32 pixels 0.893 against 0.925.)
-
-    Raises:
-        ValueError: for images smaller than the window, 11 pixels.
-
-    Example:
-        >>> ssim(torch.zeros(1, 3, 16, 16), torch.zeros(1, 3, 16, 16))
-        tensor([1.])
-    """
-    if min(outputs.shape[-2:]) < 11:
-        raise ValueError(f"SSIM's window is 11x11 pixels, larger than the images: {tuple(outputs.shape)}.")
-    _, values = structural_similarity_index_measure(
-        _unit(outputs), _unit(reference), data_range=1.0, reduction="none", return_full_image=True
-    )
-    return values[..., 5:-5, 5:-5].mean((1, 2, 3))
-
-
-def _unit(images: Tensor) -> Tensor:
-    return (images.clamp(-1, 1) + 1) / 2
 
 
 @dataclass(frozen=True)
