@@ -165,7 +165,7 @@ def _sentence(result: AuditResult, name: str) -> str:
 
 
 def _span(result: AuditResult, generator: str, knowledge: str) -> str:
-    """ "pgd spoils 12.0%", or "the defenses spoil 3.0% (cmua) to 12.0% (pgd)"."""
+    """How much the defense, or the weakest and the best of several, spoils: "pgd spoils 12.0%"."""
     shares = {one.photo.defense: _dsr(one) for one in _rows(result, generator, knowledge)}
     low, high = min(shares, key=lambda name: shares[name]), max(shares, key=lambda name: shares[name])
     if len(shares) == 1:
