@@ -1,8 +1,9 @@
 """Honest audits: what a protection is still worth when the adversary adapts."""
 
+from loraguard.fingerprint import fingerprint
 from loraguard.metrics import Estimate, estimate
 
-from .protocol import AuditResult, Situation, fingerprint, run_audit
+from .protocol import AuditResult, Situation, run_audit
 from .report import table, verdict, write_report
 
 __all__ = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -23,6 +22,7 @@ from loraguard.data import collate
 from loraguard.defenses import Defense, RandomNoise
 from loraguard.defenses.base import check_images
 from loraguard.files import describe
+from loraguard.fingerprint import fingerprint
 from loraguard.generators import Condition, Conditions, conditions_of, labels_of
 from loraguard.metrics import DSR_THRESHOLD, Estimate, defense_succeeds, estimate, mean_squared_error, psnr, ssim
 from loraguard.stamp import Stamp, StampDetector
@@ -276,16 +276,6 @@ def pick_edits(edits: Mapping[str, Condition], draws: Tensor) -> tuple[list[str]
     keys = edits[names[0]].keys()
     condition = {key: torch.stack([edits[names[edit]][key][row] for row, edit in enumerate(picked)]) for key in keys}
     return [names[edit] for edit in picked], condition
-
-
-def fingerprint(model: PeftModel) -> dict[str, str]:
-    """SHA-256 of the generator's own weights and of each patch's, so that a figure says what it is about."""
-    digests: dict[str, Any] = {}
-    for key, value in sorted(model.get_base_model().state_dict().items()):
-        owner = next((name for name in model.peft_config if f".{name}." in f"{key}." and "lora_" in key), "generator")
-        digest = digests.setdefault(owner, hashlib.sha256())
-        digest.update(key.encode() + value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return {name: digest.hexdigest() for name, digest in digests.items()}
 
 
 @contextmanager

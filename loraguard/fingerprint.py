@@ -1,0 +1,66 @@
+"""Hashes of weights: the same for a generator as it is and as PEFT has adapted it, and for a patch and its file."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from torch import Tensor, nn
+
+GENERATOR = "generator"
+_OF_ADAPTER = re.compile(r"(?:^|\.)(?:lora_\w+|modules_to_save)\.(?P<adapter>[^.]+)(?:\.|$)")
+_WRAPPER = re.compile(r"\b(?:base_layer|original_module)\.")  # PEFT's, around a layer
+_COUNTER = "num_batches_tracked"  # no output depends on it, and old checkpoints lack it
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of tensors: names, types, shapes and every bit of the values; neither device nor order count.
+
+    Of a patch, what its file holds.
+
+    Example:
+        >>> from peft import get_peft_model, get_peft_model_state_dict
+        >>> from loraguard import GatedLoraConfig
+        >>> model = get_peft_model(nn.Sequential(nn.Conv2d(3, 3, 1)), GatedLoraConfig(r=2), adapter_name="mine")
+        >>> digest(get_peft_model_state_dict(model, adapter_name="mine")) == fingerprint(model)["mine"]
+        True
+    """
+    sha: Any = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        sha.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        sha.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return str(sha.hexdigest())
+
+
+def generator_fingerprint(generator: nn.Module) -> str:
+    """SHA-256 of a network's weights and buffers, whatever adapters it has on; merged ones count as weights.
+
+    Example:
+        >>> from peft import get_peft_model
+        >>> from loraguard import GatedLoraConfig
+        >>> network = nn.Sequential(nn.Conv2d(3, 3, 1))
+        >>> before = generator_fingerprint(network)
+        >>> generator_fingerprint(get_peft_model(network, GatedLoraConfig(r=2))) == before
+        True
+    """
+    adapters = getattr(generator, "peft_config", {})
+    base = generator.get_base_model() if isinstance(generator, PeftModel) else generator
+    own = {}
+    for key, value in base.state_dict().items():
+        match = _OF_ADAPTER.search(key)
+        if not (match and match["adapter"] in adapters) and not key.endswith(_COUNTER):
+            own[_WRAPPER.sub("", key)] = value
+    return digest(own)
+
+
+def fingerprint(model: PeftModel) -> dict[str, str]:
+    """SHA-256 of the generator's own weights, as "generator", and of each patch's, so that figures say of what they are.
+
+    The generator's is that of :func:`generator_fingerprint`; a patch's, the :func:`digest` of what its file holds.
+    """
+    patches = {name: digest(get_peft_model_state_dict(model, adapter_name=name)) for name in model.peft_config}
+    return {GENERATOR: generator_fingerprint(model), **patches}
