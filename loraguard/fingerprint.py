@@ -58,9 +58,9 @@ def generator_fingerprint(generator: nn.Module) -> str:
 
 
 def fingerprint(model: PeftModel) -> dict[str, str]:
-    """SHA-256 of the generator's own weights, as "generator", and of each patch's, so that figures say of what they are.
+    """SHA-256 of the generator's own weights and of each patch's, so that a figure says what it is about.
 
-    The generator's is that of :func:`generator_fingerprint`; a patch's, the :func:`digest` of what its file holds.
+    That of "generator" is :func:`generator_fingerprint`'s; a patch's is the :func:`digest` of what its file holds.
     """
     patches = {name: digest(get_peft_model_state_dict(model, adapter_name=name)) for name in model.peft_config}
     return {GENERATOR: generator_fingerprint(model), **patches}

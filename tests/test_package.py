@@ -11,13 +11,13 @@ import loraguard
 
 HOUSE = Path(loraguard.__file__).parent
 FLOORS = [
-    {"tuner", "channels", "files", "metrics", "registry"},
+    {"tuner", "channels", "files", "fingerprint", "metrics", "registry"},
     {"data", "stamp", "losses"},
     {"generators"},
-    {"defenses"},
+    {"defenses", "hub"},
     {"training"},
     {"audit"},
-    {"demo", "train", "info"},
+    {"demo", "train", "info", "cli_hub"},
     {"cli"},
 ]
 

@@ -128,7 +128,7 @@ def write_report(
     folder = writable_folder(output_dir)
     page = render_page(result, training or {})
     with whole_files(folder) as draft:
-        write_json(draft / "audit.json", result.to_dict())
+        write_json(draft / "audit.json", {**result.to_dict(), "verdict": verdict(result)})
         draw_grid(result).save(draft / "grid.png", optimize=True)
         (draft / "report.html").write_text(page, encoding="utf-8")
     return folder / "report.html"
