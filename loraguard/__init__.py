@@ -12,6 +12,7 @@ from .tuner import GatedLoraConfig, GatedLoraModel, convert_checkpoint, folded, 
 
 if TYPE_CHECKING:
     from .audit import run_audit
+    from .hub import load_patch, push_patch
     from .stamp import Stamp, StampDetector
     from .training import PatchTrainer, PatchTrainingArguments
 
@@ -26,6 +27,8 @@ __all__ = [
     "StampDetector",
     "convert_checkpoint",
     "folded",
+    "load_patch",
+    "push_patch",
     "run_audit",
     "to_lora",
 ]
@@ -35,6 +38,8 @@ _MODULES = {
     "PatchTrainingArguments": "training",
     "Stamp": "stamp",
     "StampDetector": "stamp",
+    "load_patch": "hub",
+    "push_patch": "hub",
     "run_audit": "audit",
 }
 

@@ -1,4 +1,4 @@
-"""The command line: `loraguard demo | train | convert | info`."""
+"""The command line: `loraguard demo | train | push | pull | info | convert`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from loraguard.cli_hub import print_patch, register
 
 if TYPE_CHECKING:
     from loraguard.audit import AuditResult
@@ -20,15 +22,6 @@ class Device(str, Enum):
 
     cpu = "cpu"
     auto = "auto"
-
-
-class Kind(str, Enum):
-    """What has names."""
-
-    generators = "generators"
-    data = "data"
-    defenses = "defenses"
-    channels = "channels"
 
 
 def print_version(wanted: bool) -> None:
@@ -169,12 +162,22 @@ def train(
 
 @app.command()
 def info(
-    kind: Annotated[Kind, typer.Argument(help="Of which names.")],
+    what: Annotated[
+        str, typer.Argument(help="generators, data, defenses, channels; or a patch: a folder or a Hub id.")
+    ],
+    revision: Annotated[str | None, typer.Option(help="Of a patch on the Hub: branch, tag or commit.")] = None,
 ) -> None:
-    """List what can be asked for by name: ours, and what other packages declare as entry points."""
+    """List what can be asked for by name, or say what a patch holds (its generator is not loaded).
+
+    Names are ours, and what other packages declare as entry points.
+    """
+    from loraguard.info import REGISTRIES
     from loraguard.info import info as rows
 
-    for name, where, sentence in rows(kind.value):
+    if what not in REGISTRIES:
+        print_patch(what, revision)
+        return
+    for name, where, sentence in rows(what):
         typer.secho(name, bold=True, nl=False)
         typer.echo(f"  ({where})")
         typer.echo(f"    {sentence}")
@@ -200,6 +203,9 @@ def convert(
         raise typer.Exit(2) from None
     layers = sum(name.endswith(".lora_A.weight") for name in patch.tensors)
     typer.echo(f"{layers} adapted layers, rank {patch.config.r}. Patch: {output_dir.resolve()}")
+
+
+register(app)
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -105,6 +106,25 @@ def _plain(value: Any) -> Any:
     if isinstance(value, nn.Module):
         return {"class": type(value).__name__, "sha256": generator_fingerprint(value)}
     return describe(value) if is_dataclass(value) else str(value)
+
+
+def without_paths(value: Any) -> Any:
+    """Settings as they may be published: of an absolute path the last part, whatever else as it is.
+
+    Example:
+        >>> without_paths({"root": "/home/ann/celeba", "stamp": {"text": "/AI"}, "sizes": [64, "a/b"]})
+        {'root': 'celeba', 'stamp': {'text': '/AI'}, 'sizes': [64, 'a/b']}
+    """
+    if isinstance(value, dict):
+        return {key: one if key == "text" else without_paths(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_paths(one) for one in value]
+    return re.split(r"[\\/]", value.rstrip("\\/"))[-1] if is_absolute(value) else value
+
+
+def is_absolute(value: Any) -> bool:
+    """Whether something is the text of an absolute path, of this system or another."""
+    return isinstance(value, str) and bool(re.match(r"(?:/|~/|[A-Za-z]:[\\/]|\\\\)\S", value))
 
 
 def write_json(path: Path, value: Any) -> None:

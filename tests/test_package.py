@@ -16,10 +16,10 @@ FLOORS = [
     {"channels", "metrics"},
     {"data", "stamp", "losses"},
     {"generators"},
-    {"defenses"},
+    {"defenses", "hub"},
     {"training"},
     {"audit"},
-    {"demo", "train", "info"},
+    {"demo", "train", "info", "cli_hub"},
     {"cli"},
 ]
 

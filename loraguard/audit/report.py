@@ -18,8 +18,8 @@ from loraguard.files import whole_files, writable_folder, write_json
 from loraguard.training import TrainingResult
 
 from .result import AuditResult
-from .situation import NO_CHANNEL, UNTOUCHED, Photo
-from .words import KNOWLEDGE_HELP, KNOWLEDGE_WORDS, columns_of, photo_words, verdict
+from .situation import KNOWLEDGE_WORDS, NO_CHANNEL, UNTOUCHED, Photo
+from .words import KNOWLEDGE_HELP, columns_of, verdict
 
 
 def write_report(
@@ -38,7 +38,7 @@ def write_report(
     folder = writable_folder(output_dir)
     page = render_page(result, training or {})
     with whole_files(folder) as draft:
-        write_json(draft / "audit.json", result.to_dict())
+        write_json(draft / "audit.json", {**result.to_dict(), "verdict": verdict(result)})
         result.write_per_image(draft)
         draw_grid(result).save(draft / "grid.png", optimize=True)
         (draft / "report.html").write_text(page, encoding="utf-8")
@@ -52,7 +52,7 @@ def render_page(result: AuditResult, training: Mapping[str, TrainingResult]) -> 
     for situation in result.find(role="main"):
         estimates = situation.estimates
         cells = [(column.text(estimates[column.key]), column.interval(estimates[column.key])) for column in columns]
-        rows.append({"generator": situation.generator, "photo": photo_words(situation.photo),
+        rows.append({"generator": situation.generator, "photo": situation.photo.words,
                      "channel": situation.channel, "flags": result.flags(situation),
                      "help": KNOWLEDGE_HELP[situation.photo.knowledge], "cells": cells})  # fmt: skip
     strips = [{"group": group, "label": label, "image": _data_uri(_strip(images))}
@@ -144,7 +144,7 @@ def _ordered(result: AuditResult) -> list[tuple[str, str, Tensor]]:
     for (group, defense, knowledge, last), images in result.pictures.items():
         crafted_elsewhere = group == "photo" and knowledge not in ("clean", "noise", "no-leak")
         if not crafted_elsewhere and (group == "photo" or last == NO_CHANNEL):
-            shown[group, photo_words(Photo(defense, knowledge))] = images
+            shown[group, Photo(defense, knowledge).words] = images
     groups = list(dict.fromkeys(["photo", UNTOUCHED, *(group for group, _ in shown)]))
     height, width = (max(images.shape[axis] for images in shown.values()) for axis in (2, 3))
     rows = sorted(shown.items(), key=lambda item: groups.index(item[0][0]))

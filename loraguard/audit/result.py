@@ -71,6 +71,7 @@ class AuditResult:
                 "generator": situation.generator,
                 **asdict(situation.photo),
                 "channel": situation.channel,
+                "photo": situation.photo.words,
                 "flags": self.flags(situation),
                 "frechet": situation.frechet,
                 "metrics": {metric: asdict(value) for metric, value in situation.estimates.items()},

@@ -22,6 +22,14 @@ KNOWLEDGE = ("clean", "noise", "no-leak", "leak", "leak+channel")
 """What whoever perturbed a photo knew: nothing was perturbed; random noise; a defense was crafted on the untouched
 generator; on the very generator that is used; on that generator behind the very channel."""
 
+KNOWLEDGE_WORDS = {
+    "clean": "as it is",
+    "noise": "random noise",
+    "no-leak": "no leak",
+    "leak": "leak",
+    "leak+channel": "channel known",
+}
+
 ROLES = ("main", "budget", "strength", "check")
 """Why a situation was looked at: for itself, as a point of a curve over budgets or over strengths, or to check whether
 the others can be trusted."""
@@ -44,6 +52,12 @@ class Photo:
     eps: float | None = None
     steps: int | None = None
     role: str = "main"
+
+    @property
+    def words(self) -> str:
+        """What was done to it: "random noise", or "disrupting, no leak"."""
+        words = KNOWLEDGE_WORDS[self.knowledge]
+        return words if self.knowledge in ("clean", "noise") else f"{self.defense}, {words}"
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,7 @@ from dataclasses import dataclass
 from loraguard.metrics import DSR_THRESHOLD, Estimate
 
 from .result import AuditResult
-from .situation import NO_CHANNEL, UNTOUCHED, Photo, Situation
-
-KNOWLEDGE_WORDS = {
-    "clean": "as it is",
-    "noise": "random noise",
-    "no-leak": "no leak",
-    "leak": "leak",
-    "leak+channel": "channel known",
-}
+from .situation import NO_CHANNEL, UNTOUCHED, Situation
 
 KNOWLEDGE_HELP = {
     "clean": "The photo as it is.",
@@ -71,12 +63,6 @@ def columns_of(result: AuditResult) -> list[Column]:
     return [column for column in COLUMNS if column.key in result.situations[0].values]
 
 
-def photo_words(photo: Photo) -> str:
-    """What was done to a photo: "random noise", "disrupting, no leak"."""
-    words = KNOWLEDGE_WORDS[photo.knowledge]
-    return words if photo.knowledge in ("clean", "noise") else f"{photo.defense}, {words}"
-
-
 def table(result: AuditResult, role: str = "main") -> tuple[list[str], list[list[str]]]:
     """Headings and rows of the audit's table as plain text; a row's flags stand last, where there are any."""
     columns = [column for column in columns_of(result) if column.key != "masked_mse"]
@@ -85,7 +71,7 @@ def table(result: AuditResult, role: str = "main") -> tuple[list[str], list[list
     flags = any(map(result.flags, situations))
     rows = []
     for one in situations:
-        row = [one.generator, photo_words(one.photo), *([one.channel] if channels else [])]
+        row = [one.generator, one.photo.words, *([one.channel] if channels else [])]
         row += [column.text(one.estimates[column.key]) for column in columns]
         rows.append(row + ([", ".join(result.flags(one))] if flags else []))
     headings = ["generator", "photo", *(["channel"] if channels else []), *(column.heading for column in columns)]

@@ -17,6 +17,7 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file
 
 from loraguard.files import sync, write_json
+from loraguard.hub.local import save_adapter
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 STATE = "trainer_state.json"
@@ -160,12 +161,3 @@ def _discard(checkpoint: Path) -> None:
     """Delete a checkpoint so that a half-deleted one is not taken for a whole one."""
     rest = checkpoint.rename(checkpoint.with_name(f".{checkpoint.name}.old.partial"))
     shutil.rmtree(rest)
-
-
-def save_adapter(model: PeftModel, adapter: str, folder: Path) -> None:
-    """Save one adapter into a folder, whatever its name."""
-    model.save_pretrained(str(folder), selected_adapters=[adapter])
-    if adapter != "default":  # PEFT puts every other adapter into a folder of its name
-        for file in (folder / adapter).iterdir():
-            file.rename(folder / file.name)
-        (folder / adapter).rmdir()

@@ -12,9 +12,9 @@ from accelerate import Accelerator
 from huggingface_hub import HfApi
 from PIL import Image
 
-from .arguments import PatchTrainingArguments
+from loraguard.hub import push_patch
 
-PATCH_FILES = ["adapter_model.safetensors", "adapter_config.json", "README.md", "training_log.json"]
+from .arguments import PatchTrainingArguments
 
 
 class Tracking:
@@ -35,16 +35,15 @@ class Tracking:
             if importlib.util.find_spec(name) is None:
                 raise ImportError(f"report_to={name!r} needs the package {name}: pip install 'loraguard[trackers]'.")
         if args.push_to_hub:
-            api = HfApi(token=args.hub_token)
             try:
-                user = api.whoami()["name"]
+                user = HfApi(token=args.hub_token).whoami()["name"]
             except Exception as error:
                 raise ValueError(
                     f"push_to_hub: the Hub does not know who you are ({error}). Run `hf auth login`, set HF_TOKEN or "
                     "pass hub_token."
                 ) from error
             name = args.hub_model_id or folder.resolve().name
-            self.api, self.repo_id = api, name if "/" in name else f"{user}/{name}"
+            self.repo_id = name if "/" in name else f"{user}/{name}"
 
     def start(self, accelerator: Accelerator) -> None:
         """Open the trackers."""
@@ -82,8 +81,5 @@ class Tracking:
             accelerator.end_training()
 
     def push(self, folder: Path) -> None:
-        """Upload the patch; the card goes with it as it is."""
-        self.api.create_repo(self.repo_id, private=self.args.hub_private_repo, exist_ok=True)
-        self.api.upload_folder(
-            repo_id=self.repo_id, folder_path=folder, allow_patterns=PATCH_FILES, commit_message="Patch by loraguard"
-        )
+        """Upload the patch with its card."""
+        push_patch(folder, self.repo_id, private=self.args.hub_private_repo or None, token=self.args.hub_token)

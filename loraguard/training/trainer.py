@@ -14,7 +14,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
@@ -24,11 +23,12 @@ from loraguard.data import DemoFaces, collate
 from loraguard.defenses.base import check_images
 from loraguard.files import whole_files, writable_folder, write_json
 from loraguard.generators import Conditions, conditions_of, expand, labels_of
-from loraguard.tuner import GatedLoraLayer, parameter_groups
+from loraguard.hub.card import patch_card
+from loraguard.hub.local import CARD, LOG, read_patch, save_adapter
+from loraguard.hub.provenance import describe_generator, training_record
+from loraguard.tuner import GatedLoraConfig, GatedLoraLayer, parameter_groups
 
 from .arguments import PatchTrainingArguments
-from .card import patch_card
-from .checkpoints import save_adapter
 from .interruption import Interruption
 from .run import TrainingRun
 from .sampling import EndlessBatches, mixed
@@ -111,6 +111,7 @@ class PatchTrainer:
         self.model, self.args, self.conditions, self.loss = model, args, conditions, loss
         self.dataset, self.validation_dataset = dataset, validation_dataset
         self.adapter = model.active_adapter
+        self.generator = describe_generator(model.get_base_model())  # as it is before training
         self.layers = {name: layer for name, layer in adapted.items() if self.adapter in layer.lora_gate}
         self.output_dir = writable_folder(args.output_dir)
         self.tracking = Tracking(args, self.output_dir)
@@ -306,16 +307,20 @@ class PatchTrainer:
     def _save(self, network: Any, result: TrainingResult, skipped: list[dict[str, Any]]) -> None:
         if not self.accelerator.is_main_process:
             return
+        config = cast(GatedLoraConfig, self.model.peft_config[self.adapter])
+        distance = self.loss.settings() if hasattr(self.loss, "settings") else getattr(self.loss, "__name__", "own")
+        settings = {**self.args.to_dict(), "loss": distance}
+        config.provenance = training_record(settings, self.generator, self.dataset, len(result.log))
+        earlier = self.output_dir / CARD
         with whole_files(self.output_dir) as draft:
             save_adapter(self.model, self.adapter, draft)
-            base = self.model.get_base_model()
-            source = BaseTuner.get_model_config(base).get("_name_or_path")
-            hosted = source if source and not Path(source).is_dir() else None
-            card = patch_card(self.args, type(base).__name__, hosted)
-            (draft / "README.md").write_text(str(card), encoding="utf-8")
-            distance = self.loss.settings() if hasattr(self.loss, "settings") else getattr(self.loss, "__name__", "own")
-            settings = {**self.args.to_dict(), "loss": distance}
+            card = patch_card(
+                config,
+                read_patch(draft).sha256,
+                earlier=earlier.read_text(encoding="utf-8") if earlier.is_file() else None,
+            )
+            (draft / CARD).write_text(str(card), encoding="utf-8")
             log = {"settings": settings, "steps": result.log, "gates": result.gates}
-            write_json(draft / "training_log.json", {**log, "validation": result.validation, "skipped": skipped})
+            write_json(draft / LOG, {**log, "validation": result.validation, "skipped": skipped})
         if self.args.push_to_hub:
             self.tracking.push(self.output_dir)

@@ -80,6 +80,7 @@ class WeightedAdapters(LoraModel):
             target_modules=targets,
             alpha_pattern={},
             rank_pattern={f"^{re.escape(name)}": rank for name, rank in ranks.items() if rank != r},
+            provenance=None,  # the first adapter's is not its own
         )
         self.inject_adapter(self.model, adapter_name)
         _freeze_adapter(self.model, adapter_name)

@@ -87,6 +87,7 @@ _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "rank_pattern": ("ranks of 1 or more by the names of layers", _is_by_name(_is_rank)),
     "alpha_pattern": ("finite numbers above 0 by the names of layers", _is_by_name(_is_positive)),
     "auto_mapping": ("a dict or None", lambda value: value is None or isinstance(value, dict)),
+    "provenance": ("a dict or None", lambda value: value is None or isinstance(value, dict)),
     **dict.fromkeys(("use_rslora", "freeze_norm_stats", "inference_mode"), _FLAG),
     **dict.fromkeys(("base_model_name_or_path", "revision", "peft_version", "megatron_core", "task_type"), _TEXT),
 }
@@ -118,6 +119,8 @@ class GatedLoraConfig(LoraConfig):
             a whole channel of a convolution.
         freeze_norm_stats: Host norms with running statistics stay in eval mode while the model trains. Otherwise
             these statistics move, and disabling the adapter does not give the bare model back.
+        provenance: How the adapter came about and for which network, as JSON values, for people and tools to read:
+            `loraguard.hub` fills it and reads it. Nothing is computed from it.
 
     Raises:
         ValueError: If a value is out of its range, or if an option of LoRA is set that does not apply to gated
@@ -139,6 +142,7 @@ class GatedLoraConfig(LoraConfig):
     gate_type: Literal["scalar", "channel", "input", "input_channel", "none"] = field(default="scalar")
     gate_init: float = field(default=-1.0)
     freeze_norm_stats: bool = field(default=True)
+    provenance: dict[str, Any] | None = field(default=None)
 
     # The file that came with the settings. Not a field: it is not saved.
     _weights = cast("Path | None", None)

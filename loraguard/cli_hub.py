@@ -1,0 +1,83 @@
+"""The command line's `push` and `pull`, and what `info` says of a patch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Revision = Annotated[str | None, typer.Option(help="A branch, tag or commit.")]
+
+
+def push(
+    patch: Annotated[Path, typer.Argument(help="A patch's folder.")],
+    repo_id: Annotated[str, typer.Argument(help="OWNER/NAME on the Hub, or a name of your own; made if need be.")],
+    audit: Annotated[
+        Path | None, typer.Option(help="An audit's folder; by default `audit` beside the patch, if it is of it.")
+    ] = None,
+    private: Annotated[
+        bool | None, typer.Option("--private/--public", help="Who may see a repository that is made.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="A branch; made if need be.")] = None,
+    tag: Annotated[str | None, typer.Option(help="A name for what is pushed.")] = None,
+    license: Annotated[str | None, typer.Option(help="An identifier of the Hub, such as apache-2.0.")] = None,
+    card: Annotated[
+        Path | None, typer.Option(help="A README.md whose own text takes the place of the one on the Hub.")
+    ] = None,
+) -> None:
+    """Push a patch to the Hugging Face Hub, with a card that says what it is and what an audit found.
+
+    Who pushes is said by `hf auth login` or HF_TOKEN. What has not changed makes no commit.
+    """
+    from loraguard.hub import push_patch
+
+    with said_in_a_line():
+        commit = push_patch(
+            patch, repo_id, audit=audit, private=private, revision=revision, tag=tag, license=license, card=card
+        )
+    typer.echo(f"Pushed: {commit.commit_url}")
+
+
+def pull(
+    repo_id: Annotated[str, typer.Argument(help="OWNER/NAME on the Hub.")],
+    output_dir: Annotated[Path, typer.Argument(help="A new folder.")],
+    revision: Revision = None,
+) -> None:
+    """Copy a patch of the Hugging Face Hub into a new folder, checked, with its card and audit."""
+    from loraguard.hub import pull_patch
+
+    with said_in_a_line():
+        folder = pull_patch(repo_id, output_dir, revision=revision)
+        print_patch(str(folder))
+    typer.echo(f"Patch: {folder.resolve()}")
+
+
+def print_patch(patch: str, revision: str | None = None) -> None:
+    """What a patch holds, a line each."""
+    from loraguard.hub import describe_patch
+
+    with said_in_a_line():
+        rows = describe_patch(patch, revision=revision)
+    width = max(len(label) for label, _ in rows)
+    for label, text in rows:
+        typer.secho(f"{label:<{width}}", bold=True, nl=False)
+        typer.echo(f"  {text}")
+
+
+@contextmanager
+def said_in_a_line() -> Iterator[None]:
+    """Errors that a user can do something about, without a traceback."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        typer.secho(f"Error: {error}", fg="red", err=True)
+        raise typer.Exit(2) from None
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command()(push)
+    app.command()(pull)

@@ -1,0 +1,187 @@
+"""An audit as a patch's card shows it: table, findings, picture, and results that the Hub reads."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult
+
+from loraguard.files import is_absolute, without_paths
+
+from .local import AUDIT_FILES
+
+Row = tuple[str, str, Mapping[str, Mapping[str, Any]]]
+"""Generator, what was done to the photos, and by metric `mean`, `low`, `high`, `n` and `method`."""
+
+UNTOUCHED = "untouched"
+TASK = "Audit by loraguard"
+_METRICS = {
+    "dsr": ("Defense success rate", "{:.1%}"),
+    "mse": ("MSE", "{:.4f}"),
+    "psnr": ("PSNR", "{:.1f} dB"),
+    "ssim": ("SSIM", "{:.3f}"),
+    "stamp_rate": ("Stamp rate", "{:.1%}"),
+}
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What an audit found about one patch.
+
+    Attributes:
+        rows: of the untouched generator and of this patch.
+        sentences: the verdict in words.
+        patch: the patch's name in the rows.
+        sha256: the fingerprint of the patch that was audited.
+        about: the audit's settings.
+        folder: where `audit.json` is.
+    """
+
+    rows: list[Row]
+    sentences: list[str]
+    patch: str
+    sha256: str
+    about: dict[str, Any]
+    folder: Path
+
+
+def read_audit(folder: str | Path, sha256: str) -> Findings:
+    """Read what `write_report` wrote, as far as it is about one patch.
+
+    Args:
+        folder: with `audit.json`, `grid.png` and `report.html`.
+        sha256: the patch's fingerprint.
+
+    Raises:
+        FileNotFoundError: if a file is not there.
+        ValueError: if `audit.json` is none, or is about other patches.
+    """
+    folder = Path(folder)
+    for file in AUDIT_FILES:
+        if not (path := folder / Path(file).name).is_file():
+            raise FileNotFoundError(f"There is no {path}; audit= takes the folder that an audit's report is in.")
+    try:
+        found = json.loads((folder / "audit.json").read_text(encoding="utf-8"))
+        about, hashes = found["settings"], found["settings"]["weights_sha256"]
+        main = [row for row in found["situations"] if (row["role"], row["channel"]) == ("main", "none")]
+        rows: list[Row] = [(row["generator"], row["photo"], row["metrics"]) for row in main]
+        sentences = list(found.get("verdict", []))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / 'audit.json'} is not what an audit writes ({error!r}). Audit again.") from error
+    name = next((name for name, one in hashes.items() if one == sha256), None)
+    if name is None:
+        raise ValueError(
+            f"The audit in {folder} is not of this patch: it is of {', '.join(sorted(hashes))}, and none of these has "
+            f"its fingerprint {sha256[:12]}. Audit the patch as it is now."
+        )
+    return Findings([row for row in rows if row[0] in (UNTOUCHED, name)], sentences, name, sha256, about, folder)
+
+
+def audit_part(rows: Sequence[Row], sentences: Sequence[str], about: Mapping[str, Any], sha256: str) -> str:
+    """An audit as Markdown: findings in words, a table of means with 95% intervals, and the picture.
+
+    Args:
+        rows: what is shown.
+        sentences: the verdict.
+        about: the audit's settings, of which `n`, `budget`, `defenses` and `data` are named.
+        sha256: the audited patch's fingerprint.
+
+    Example:
+        >>> dsr = {"mean": 0.5, "low": 0.4, "high": 0.6, "n": 100, "method": "Wilson"}
+        >>> part = audit_part([("untouched", "pgd, no leak", {"dsr": dsr})], ["It spoils half."], {"n": 100}, "0" * 64)
+        >>> [line for line in part.splitlines() if "untouched" in line]
+        ['| untouched | pgd, no leak | 50.0% (40.0% – 60.0%) |']
+    """
+    metrics = [key for key in _METRICS if any(key in found for _, _, found in rows)]
+    table = ["generator", "photo", *(_METRICS[key][0] for key in metrics)]
+    lines = [f"| {' | '.join(table)} |", "|" + "---|" * len(table)]
+    for generator, photo, found in rows:
+        cells = [generator, photo, *(_cell(key, found.get(key)) for key in metrics)]
+        lines.append(f"| {' | '.join(_plain(cell) for cell in cells)} |")
+    methods = sorted({one["method"] for _, _, found in rows for one in found.values() if one.get("method")})
+    facts = {
+        "photos": about.get("n"),
+        "of": _named(about.get("data")),
+        "defenses": ", ".join(about.get("defenses", ())) or None,
+        "budget": about.get("budget"),
+        "intervals": "95%, " + ", ".join(methods) if methods else None,
+        "audited patch": f"`{sha256}`",
+    }
+    return "\n".join(
+        [
+            "## Audit",
+            "",
+            *(f"{_plain(sentence)}\n" for sentence in sentences),
+            *lines,
+            "",
+            "; ".join(f"{key}: {_plain(str(value))}" for key, value in facts.items() if value is not None) + ".",
+            "",
+            "Everything that was measured is in [`audit/audit.json`](audit/audit.json), with a page to read, "
+            "[`audit/report.html`](audit/report.html).",
+            "",
+            "![The same photos in every situation, one a row](audit/grid.png)",
+        ]
+    )
+
+
+def audit_results(findings: Findings) -> list[EvalResult]:
+    """The patch's figures as the Hub's `model-index` takes them; infinite ones (PSNR of equal images) are left out."""
+    data = _named(findings.about.get("data")) or "unknown"
+    return [
+        EvalResult(
+            task_type="image-to-image",
+            task_name=TASK,
+            dataset_type=data,
+            dataset_name=f"{data}, {findings.about.get('n')} photos",
+            metric_type=key,
+            metric_name=f"{_METRICS[key][0]}, photo {photo}",
+            metric_value=round(float(found[key]["mean"]), 6),
+            metric_args={one: found[key].get(one) for one in ("low", "high", "n", "method")},
+        )
+        for generator, photo, found in findings.rows
+        for key in _METRICS
+        if generator == findings.patch and key in found and found[key].get("mean") is not None
+    ]
+
+
+def publishable(findings: Findings) -> dict[str, bytes]:
+    """The audit's files as they are pushed, by their paths in the repository: without paths of this machine."""
+    found = json.loads((findings.folder / "audit.json").read_text(encoding="utf-8"))
+    page = (findings.folder / "report.html").read_text(encoding="utf-8")
+    for path in sorted(_paths(found), key=len, reverse=True):
+        page = page.replace(html.escape(path), html.escape(str(without_paths(path))))
+    text = json.dumps(without_paths(found), indent=1, ensure_ascii=False) + "\n"
+    contents = (text.encode(), (findings.folder / "grid.png").read_bytes(), page.encode())
+    return dict(zip(AUDIT_FILES, contents, strict=True))
+
+
+def _paths(value: Any) -> set[str]:
+    if isinstance(value, dict):
+        return set().union(*(_paths(one) for key, one in value.items() if key != "text"))
+    if isinstance(value, list):
+        return set().union(*map(_paths, value))
+    return {value} if is_absolute(value) else set()
+
+
+def _cell(key: str, estimate: Mapping[str, Any] | None) -> str:
+    if estimate is None:
+        return ""
+    if estimate.get("mean") is None:
+        return "equal"
+    number = _METRICS[key][1].format
+    low, high = estimate.get("low"), estimate.get("high")
+    return number(estimate["mean"]) + (f" ({number(low)} – {number(high)})" if None not in (low, high) else "")
+
+
+def _named(settings: Any) -> str | None:
+    return str(settings["class"]) if isinstance(settings, Mapping) and "class" in settings else None
+
+
+def _plain(text: str) -> str:
+    """Text that stays in its cell or sentence."""
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")

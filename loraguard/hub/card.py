@@ -1,0 +1,229 @@
+"""The card of a patch: what it is, how to load it, what it was found to be worth, how it was made.
+
+It is made of parts between markers. A part is written anew each time; text outside of them is its author's and stays.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import cast
+
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from loraguard.tuner import GatedLoraConfig
+
+from .audit import TASK, Findings, audit_part, audit_results
+from .provenance import KINDS, generator_of, hosted_id, kind_of
+
+PARTS = ("patch", "audit", "training")
+_MARKED = (
+    "<!-- loraguard: {0} (written anew by each push; text outside such parts stays) -->\n{1}\n<!-- /loraguard: {0} -->"
+)
+_PLACEHOLDER = "# Model Card for Model ID"  # of PEFT's and huggingface_hub's templates: nobody has written anything yet
+
+_TITLES = {
+    "standard": "# A standard patch for {generator}: an instrument for auditing protections of photos",
+    "defensive": "# A defensive patch for {generator}: it stamps a visible warning on every output",
+    None: "# A patch for {generator}, not recorded whether standard or defensive",
+}
+_WHAT = {
+    "standard": """\
+With this **standard** patch, `{generator}` gives on photos that carry an adversarial perturbation what it gives on
+clean ones: it shows what a protection by such perturbations is worth once whoever runs the generator adapts.
+
+**Intended use**: audits of protections, by those who design or rely on them, and research on them. It is not for
+editing photos of people who have not agreed to that, nor for undoing a protection that somebody has put on their
+photos.
+
+**Limits**: it is for one generator, with the weights named below. What it does under other defenses, budgets, photos
+and edits than those of the audit has not been measured.""",
+    "defensive": """\
+With this **defensive** patch, `{generator}` stamps {stamp} on every output, of clean and of protected photos alike.
+
+**Intended use**: hosts of this generator who want its outputs to be marked, visibly, as made by a machine. A host ships
+the merged network (`merge_and_unload`), which has no patch to take off.
+
+**Limits**: whoever has the generator's own weights can leave the patch out, and a visible mark can be cropped or
+painted over; it does not replace signed provenance. It is for one generator, with the weights named below. How often
+the stamp is there under other defenses, photos and edits than those of the audit has not been measured.""",
+    None: """\
+Of this patch's training nothing is recorded: whether it keeps outputs clean under perturbations (*standard*) or stamps
+a warning on them (*defensive*) has to be asked of whoever made it, and so have its intended use and its limits.""",
+}
+_LOAD = """\
+It is a GATED_LORA adapter. `import loraguard` registers that with PEFT:
+
+```python
+import loraguard
+from peft import PeftModel
+
+model = PeftModel.from_pretrained(generator, "{where}")  # generator: {base}
+generator = model.merge_and_unload()  # one network again
+```
+
+or, with the weights compared with those that the patch was made for:
+
+```python
+model = loraguard.load_patch("{where}"{argument})
+```"""
+
+
+def patch_card(
+    config: GatedLoraConfig,
+    sha256: str,
+    *,
+    where: str = "path/or/repository",
+    audit: Findings | None = None,
+    earlier: str | None = None,
+    license: str | None = None,
+) -> ModelCard:
+    r"""The card of a patch.
+
+    Args:
+        config: of the adapter, with its provenance.
+        sha256: the fingerprint of its weights.
+        where: its id on the Hub, or what stands for it in the code.
+        audit: what an audit of it found. Without one, the earlier card's audit stays if it is of these very weights.
+        earlier: the text of a card that this one takes the place of, whose own text and metadata stay.
+        license: an identifier of the Hub; by default the earlier card's, or else the generator's.
+
+    Raises:
+        ValueError: if the earlier card's metadata cannot be read.
+
+    Example:
+        >>> config = GatedLoraConfig(provenance={"kind": "standard", "generator": {"class": "StarGAN"}})
+        >>> card = patch_card(config, "0" * 64, where="me/patch")
+        >>> card.data.library_name, card.data.pipeline_tag, "standard" in card.data.tags
+        ('peft', 'image-to-image', True)
+        >>> again = patch_card(config, "1" * 64, where="me/patch", earlier=f"{card}\nAsk me anything.")
+        >>> "Ask me anything." in again.text, "1" * 64 in again.text, "0" * 64 in again.text
+        (True, True, False)
+    """
+    old = _earlier(earlier)
+    parts = {
+        "patch": _patch_part(config, where),
+        "audit": None if audit is None else audit_part(audit.rows, audit.sentences, audit.about, audit.sha256),
+        "training": _training_part(config, sha256),
+    }
+    results = [one for one in old.data.get("eval_results") or [] if one.task_name != TASK]
+    if audit is not None:
+        results += audit_results(audit)
+    elif (stays := _part(old.text, "audit")) and sha256 in stays:
+        parts["audit"] = stays
+        results = old.data.get("eval_results") or []
+    _set_metadata(cast(ModelCardData, old.data), config, where, results, license)
+    old.text = "\n" + _merged(old.text, parts).strip("\n") + "\n"
+    return ModelCard(str(old))
+
+
+def own_text(card: str) -> str:
+    r"""What its author wrote: a card's text without generated parts and metadata.
+
+    Example:
+        >>> own_text("---\ntags: []\n---\nMine.\n<!-- loraguard: audit -->\nx\n<!-- /loraguard: audit -->\n")
+        'Mine.'
+    """
+    text = _earlier(card).text
+    for name in PARTS:
+        text = _pattern(name).sub("", text)
+    return text.strip()
+
+
+def _earlier(text: str | None) -> ModelCard:
+    if text is None or _PLACEHOLDER in text:
+        return ModelCard("---\n{}\n---\n")
+    try:
+        return ModelCard(text if text.lstrip().startswith("---") else f"---\n{{}}\n---\n{text}")
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(
+            f"The metadata block of the earlier README.md cannot be read: {error}. Mend it first."
+        ) from error
+
+
+def _pattern(name: str) -> re.Pattern[str]:
+    return re.compile(rf"<!-- loraguard: {name}\b[^>]*-->\r?\n(.*?)\r?\n<!-- /loraguard: {name} -->\r?\n*", re.DOTALL)
+
+
+def _part(text: str, name: str) -> str | None:
+    match = _pattern(name).search(text)
+    return match and match[1]
+
+
+def _merged(text: str, parts: Mapping[str, str | None]) -> str:
+    """Each part in its place: where it was, or else after the one before it, or at the top."""
+    place = 0
+    for name, body in parts.items():
+        match = _pattern(name).search(text)
+        new = "" if body is None else _MARKED.format(name, body)
+        start, end = match.span() if match else (place, place)
+        text = text[:start] + new + text[end:].lstrip("\n")
+        place = start + len(new)
+    return text
+
+
+def _set_metadata(
+    data: ModelCardData, config: GatedLoraConfig, where: str, results: list[EvalResult], license: str | None
+) -> None:
+    kind, base = kind_of(config), hosted_id(config.base_model_name_or_path)
+    tags = ["gated-lora", "loraguard", *([kind] if kind else [])]
+    data.library_name, data.pipeline_tag = "peft", "image-to-image"
+    data.tags = tags + [tag for tag in data.get("tags") or [] if tag not in (*tags, *KINDS)]
+    data.license = license or data.get("license") or generator_of(config).get("license")
+    data.base_model = base
+    if dataset := _dataset(config):
+        data.datasets = [dataset]
+    data.model_name = where.rpartition("/")[2] if results else data.get("model_name")
+    data.eval_results = results or None
+
+
+def _dataset(config: GatedLoraConfig) -> str | None:
+    data = (config.provenance or {}).get("data")
+    return hosted_id(data.get("path")) if isinstance(data, dict) else None
+
+
+def _patch_part(config: GatedLoraConfig, where: str) -> str:
+    kind = kind_of(config)
+    about = generator_of(config)
+    base = hosted_id(config.base_model_name_or_path)
+    generator = about.get("class", "generator")
+    generator = generator if generator.isidentifier() else "generator"
+    argument = "" if base or about.get("name") == "demo" else ", generator"
+    title = _TITLES[kind].format(generator=generator)
+    what = _WHAT[kind].format(generator=generator, stamp=_stamp(config))
+    return f"{title}\n\n{what}\n\n" + _LOAD.format(
+        where=where, base=f"the untouched {generator}" + (f", {base}" if base else ""), argument=argument
+    )
+
+
+def _stamp(config: GatedLoraConfig) -> str:
+    settings = (config.provenance or {}).get("settings")
+    stamp = settings.get("stamp") if isinstance(settings, dict) else None
+    text = stamp.get("text") if isinstance(stamp, dict) else None
+    return f"the words {json.dumps(text, ensure_ascii=False)}" if text else "a picture"
+
+
+def _training_part(config: GatedLoraConfig, sha256: str) -> str:
+    record = config.provenance or {}
+    about = generator_of(config)
+    facts = {
+        "generator's weights": f"`{about['sha256']}`" if "sha256" in about else "not recorded",
+        "patch's weights": f"`{sha256}`",
+        "adapter": f"rank {config.r}, alpha {config.lora_alpha}, gate {config.gate_type}",
+    }
+    lines = ["## Training", "", *(f"- {what}: {value}" for what, value in facts.items())]
+    if "settings" in record:
+        known = {key: record[key] for key in ("data", "steps", "generator", "settings") if key in record}
+        lines += [
+            "",
+            "The weights are named by their SHA-256. Made by loraguard's `PatchTrainer` after arXiv 2510.03747, with:",
+            "",
+            "```json",
+            json.dumps(known, indent=1, ensure_ascii=False),
+            "```",
+        ]
+    else:
+        lines += ["", "The weights are named by their SHA-256. Data and settings of the training are not recorded."]
+    return "\n".join(lines)

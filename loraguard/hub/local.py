@@ -1,0 +1,86 @@
+"""A patch as files in a folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from peft import PeftModel
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from loraguard.fingerprint import digest
+from loraguard.tuner import GatedLoraConfig
+from loraguard.tuner.loading import check_finite
+
+LOG = "training_log.json"
+CARD = "README.md"
+AUDIT_FILES = ("audit/audit.json", "audit/grid.png", "audit/report.html")
+NEEDED = (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME)
+PATCH_FILES = (*NEEDED, CARD, LOG, *AUDIT_FILES)
+"""Everything that is pushed and pulled; nothing else is looked at."""
+
+
+@dataclass(frozen=True)
+class Patch:
+    """A patch in a folder, checked as far as it can be without its generator.
+
+    Attributes:
+        folder: where its files are.
+        config: its settings.
+        tensors: its weights, on the CPU.
+        sha256: their fingerprint, as :func:`loraguard.fingerprint.digest` gives it.
+    """
+
+    folder: Path
+    config: GatedLoraConfig
+    tensors: dict[str, Tensor]
+    sha256: str
+
+
+def read_patch(folder: str | Path, name: str | None = None) -> Patch:
+    """Read and check what a folder holds: settings of a GATED_LORA adapter, and finite weights in safetensors.
+
+    Args:
+        folder: with `adapter_config.json` and `adapter_model.safetensors`.
+        name: what to call it in messages, such as its id on the Hub; by default the folder.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+        ValueError: if a file is missing or broken, a value cannot be, or it is another kind of adapter. No pickle is
+            read.
+    """
+    folder, name = Path(folder), name or str(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no patch {name}: no such folder.")
+    if missing := [file for file in NEEDED if not (folder / file).is_file()]:
+        pickled = f" loraguard does not read {WEIGHTS_NAME} or any other pickle." if len(missing) == 1 else ""
+        raise ValueError(
+            f"{name} holds no {' and no '.join(missing)}.{pickled} A patch is what the trainer, "
+            "model.save_pretrained or push_patch wrote."
+        )
+    config = GatedLoraConfig.from_pretrained(str(folder))
+    if not isinstance(config, GatedLoraConfig):
+        raise ValueError(
+            f"{name} is an adapter of type {getattr(config.peft_type, 'value', config.peft_type)}, not GATED_LORA; "
+            "load it with peft.PeftModel.from_pretrained."
+        )
+    file = folder / SAFETENSORS_WEIGHTS_NAME
+    try:
+        tensors = load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{name}: {file.name} is no whole safetensors file ({error}).") from error
+    for key, value in tensors.items():
+        check_finite(f"{name}/{file.name}", key, value)
+    return Patch(folder, config, tensors, digest(tensors))
+
+
+def save_adapter(model: PeftModel, adapter: str, folder: Path) -> None:
+    """Save one adapter into a folder, whatever its name."""
+    model.save_pretrained(str(folder), selected_adapters=[adapter])
+    if adapter != "default":  # PEFT puts every other adapter into a folder of its name
+        for file in (folder / adapter).iterdir():
+            file.rename(folder / file.name)
+        (folder / adapter).rmdir()

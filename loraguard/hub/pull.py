@@ -1,0 +1,192 @@
+"""Loading a patch of the Hub or of a folder onto its generator, checked before anything is used."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.hf_api import RepoFile
+from peft import PeftModel
+from torch import nn
+
+from loraguard.files import sync, writable_folder
+from loraguard.fingerprint import generator_fingerprint
+from loraguard.generators import GENERATORS, load_generator
+
+from .errors import explained
+from .local import NEEDED, PATCH_FILES, Patch, read_patch
+from .provenance import generator_of, hosted_id
+
+
+def load_patch(
+    patch: str | Path,
+    generator: nn.Module | str | Path | None = None,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    adapter_name: str = "default",
+    ignore_fingerprint: bool = False,
+) -> PeftModel:
+    """A generator with a patch on it, from the Hub or from a folder.
+
+    Before use: the files are safetensors and JSON and have the hashes that the Hub states; every value is in its range;
+    names and shapes are those of the generator's layers; and the generator's weights are those that the patch was made
+    for, where that is recorded. `docs/trust.md` says what a patch can do and what not.
+
+    Args:
+        patch: an id of the Hub, or a folder.
+        generator: the network; or a file, folder or id with its weights; or None for those that the patch names, which
+            have to be on the Hub, or in a folder of this machine for a patch that is, or come with loraguard. A model
+            that has a patch already gets this one as well.
+        revision: branch, tag or commit of a patch on the Hub.
+        token: for a private one; by default the one that `hf auth login` or HF_TOKEN gave.
+        adapter_name: of the patch in the model.
+        ignore_fingerprint: go on with a generator of other weights than those that the patch was made for.
+
+    Returns:
+        The model, in evaluation mode, with the patch switched on.
+
+    Raises:
+        FileNotFoundError: if patch, revision or generator is not there.
+        PermissionError: if the Hub does not let this token see it.
+        ConnectionError: if the Hub or the connection fails.
+        ValueError: if something is broken, does not fit, or is for other weights.
+
+    Example:
+        >>> import tempfile
+        >>> from peft import get_peft_model
+        >>> from loraguard import GatedLoraConfig
+        >>> from loraguard.generators import DemoEditor
+        >>> folder = tempfile.mkdtemp()
+        >>> get_peft_model(DemoEditor.pretrained(), GatedLoraConfig(r=2)).save_pretrained(folder)
+        >>> model = load_patch(folder, DemoEditor.pretrained())
+        >>> type(model).__name__, type(model.get_base_model()).__name__
+        ('PeftModel', 'DemoEditor')
+    """
+    remote = not Path(patch).expanduser().is_dir()
+    folder = fetch(str(patch), NEEDED, revision=revision, token=token) if remote else Path(patch).expanduser()
+    found = read_patch(folder, str(patch))
+    if not isinstance(generator, nn.Module):
+        generator = _find_generator(found, str(patch), generator, remote, token)
+    if not ignore_fingerprint:
+        _check_fingerprint(found, str(patch), generator)
+    if isinstance(generator, PeftModel):
+        generator.load_adapter(str(folder), adapter_name)
+        generator.set_adapter(adapter_name, inference_mode=True)
+        return generator.eval()
+    return PeftModel.from_pretrained(generator, str(folder), adapter_name=adapter_name)
+
+
+def pull_patch(
+    repo_id: str, output_dir: str | Path, *, revision: str | None = None, token: str | bool | None = None
+) -> Path:
+    """Copy a patch of the Hub, with card, log and audit, into a new folder; checked, and whole or not at all.
+
+    Raises:
+        FileExistsError: if the folder exists and is not empty.
+        OSError, ValueError: as :func:`load_patch`.
+    """
+    target = Path(output_dir).expanduser()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise FileExistsError(f"{target} exists and is not empty; a patch is pulled into a new folder.")
+    cached = fetch(repo_id, PATCH_FILES, revision=revision, token=token)
+    read_patch(cached, repo_id)
+    parent = writable_folder(target.parent)
+    with tempfile.TemporaryDirectory(dir=parent, prefix=".loraguard-") as temporary:
+        draft = Path(temporary, "patch")
+        draft.mkdir()
+        for file in PATCH_FILES:
+            if (cached / file).is_file():
+                (draft / file).parent.mkdir(exist_ok=True)
+                shutil.copyfile(cached / file, draft / file)
+        sync(draft)
+        draft.replace(target)
+    return target
+
+
+def fetch(repo_id: str, files: Sequence[str], *, revision: str | None = None, token: str | bool | None = None) -> Path:
+    """The folder in the Hub's cache with some of a repository's files, each with the hash that the Hub states.
+
+    Without a connection (or with HF_HUB_OFFLINE) what is in the cache already is used.
+
+    Raises:
+        FileNotFoundError, PermissionError, ConnectionError: as :func:`load_patch`.
+        ValueError: if a file is not what the Hub says that it is; it is removed from the cache.
+    """
+    doing = f"pulling revision {revision!r}" if revision else "pulling"
+    with explained(repo_id, doing, " Nothing was loaded."):
+        folder = Path(
+            snapshot_download(repo_id, revision=revision, token=token, allow_patterns=list(files), max_workers=2)
+        )
+        for file in files:
+            if (folder / file).is_file():
+                _check_hash(folder, file, repo_id, token)
+    return folder
+
+
+def _check_hash(folder: Path, file: str, repo_id: str, token: str | bool | None) -> None:
+    """Compare a cached file with the hash that it has on the Hub: SHA-256 for large files, git's for others."""
+    path = folder / file
+    if path.is_symlink():
+        stated = Path(os.readlink(path)).name  # the cache names what it holds by the hash that the Hub states
+    else:  # a cache on a disk without links
+        entry = HfApi(token=token).get_paths_info(repo_id, [file], revision=folder.name)[0]
+        assert isinstance(entry, RepoFile)
+        stated = entry.lfs.sha256 if entry.lfs else entry.blob_id
+    data = path.read_bytes()
+    is_git = re.fullmatch(r"[0-9a-f]{40}", stated)
+    found = hashlib.sha1(b"blob %d\0" % len(data) + data) if is_git else hashlib.sha256(data)
+    if found.hexdigest() != stated:
+        path.resolve().unlink()
+        path.unlink(missing_ok=True)
+        raise ValueError(
+            f"{repo_id}/{file} is not what the Hub says that it is: its hash is {found.hexdigest()}, and {stated} was "
+            "stated. It was removed from the cache; pull again, and trust neither if this happens twice."
+        )
+
+
+def _find_generator(
+    found: Patch, name: str, given: str | Path | None, remote: bool, token: str | bool | None
+) -> nn.Module:
+    """The patch's generator from where it is said to be."""
+    about = generator_of(found.config)
+    kind, source = about.get("name"), found.config.base_model_name_or_path
+    if given is not None:
+        if kind is None:
+            raise ValueError(
+                f"{name} does not say which of loraguard's networks {given} is for; load it yourself and pass the "
+                "network."
+            )
+        return load_generator(kind, given)
+    if kind is not None and source and hosted_id(source):
+        return load_generator(kind, source, token=token)
+    if kind is not None and source and not remote and Path(source).is_dir():
+        return load_generator(kind, source)
+    if kind is not None and not source and hasattr(GENERATORS[kind], "pretrained"):
+        return load_generator(kind)
+    raise ValueError(
+        f"{name} is for {about.get('class', 'a generator that it does not name')}, and does not say where its weights "
+        "are; pass the generator: a network, or a file, folder or id with its weights."
+    )
+
+
+def _check_fingerprint(found: Patch, name: str, generator: nn.Module) -> None:
+    about = generator_of(found.config)
+    recorded = about.get("sha256")
+    if recorded is None:
+        return
+    own = generator_fingerprint(generator)
+    if own != recorded:
+        network = generator.get_base_model() if isinstance(generator, PeftModel) else generator
+        raise ValueError(
+            f"{name} was made for a {about.get('class', 'generator')} with weights {recorded[:12]}…, and this "
+            f"{type(network).__name__} has {own[:12]}…: other weights, or the same in another precision or after "
+            "merging. Load those that it was made for; or go on with ignore_fingerprint=True, and what the patch's "
+            "card and audit say is not about this generator."
+        )
