@@ -8,9 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
+from loraguard.channels import parse_channel
 from loraguard.generators import DemoEditor
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -121,3 +124,18 @@ def test_train_patch_without_validation_and_with_a_mistake(tmp_path: Path, capsy
             main([*words.split(), *mistake])
         assert left.value.code == 2
         assert said in capsys.readouterr().err
+
+
+def test_train_denoiser(tmp_path: Path) -> None:
+    """A few steps on photos in a folder; the result is a channel."""
+    (tmp_path / "photos").mkdir()
+    for i, size in enumerate((260, 300, 280, 256)):
+        Image.effect_noise((size, size), 64).convert("RGB").save(tmp_path / "photos" / f"{i}.png")
+    command = [sys.executable, EXAMPLES / "train_denoiser.py", "--output-dir", tmp_path / "out"]
+    small = "--train-size 3 --test-size 1 --steps 4 --log-every 2 --batch-size 2 --width 4 --depth 3".split()
+    subprocess.run([*command, "--data", tmp_path / "photos", *small], check=True, timeout=300)
+    recipe = json.loads((tmp_path / "out" / "recipe.json").read_text())
+    assert [entry["step"] for entry in recipe["log"]] == [2, 4]
+    assert recipe["figures"]["0.1"]["noisy_db"] == pytest.approx(26, abs=0.5)  # 20 log10(2 / 0.1)
+    assert recipe["settings"]["width"] == 4
+    assert parse_channel(f"denoiser:{tmp_path}/out/model.safetensors")(torch.zeros(1, 3, 8, 8)).shape == (1, 3, 8, 8)

@@ -32,7 +32,8 @@ class Channel(Protocol):
 def keeps_format(call: Call) -> Call:
     """For a channel's `__call__`: what goes in and comes out are images (N, 3, H, W) of one dtype, in [-1, 1].
 
-    Half precision is computed in float32, under autocast too: bfloat16 cannot tell a photo's levels apart.
+    The outcome is clipped (:func:`clip`). Half precision is computed in float32, under autocast too: bfloat16 cannot
+    tell a photo's levels apart.
 
     Raises:
         ValueError: on a call with anything but floating-point images (N, 3, H, W).
@@ -44,11 +45,27 @@ def keeps_format(call: Call) -> Call:
             raise ValueError(
                 f"Expected floating-point images (N, 3, H, W) in [-1, 1], got {tuple(images.shape)} of {images.dtype}."
             )
+        if not len(images):
+            return images.clone()
         wide = images.float() if images.dtype.itemsize < 4 else images
         with torch.autocast(images.device.type, enabled=False):
-            return call(self, wide).clamp(-1, 1).to(images.dtype)
+            return clip(call(self, wide)).to(images.dtype)
 
     return cast(Call, checked)
+
+
+def clip(images: Tensor) -> Tensor:
+    """Images clipped to [-1, 1], with gradients as if nothing were clipped.
+
+    Beyond the ends of the range clamp's own gradient is 0, and torch 2.15's is 0 at the ends, too: white and black areas,
+    which a perturbation can change like any others, would be out of an attack's sight.
+
+    Example:
+        >>> values = torch.tensor([-1.0, 0.5, 1.1], requires_grad=True)
+        >>> torch.autograd.grad(clip(values).sum(), values)[0]
+        tensor([1., 1., 1.])
+    """
+    return images.detach().clamp(-1, 1) + (images - images.detach())
 
 
 class Through(nn.Module):

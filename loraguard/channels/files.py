@@ -27,3 +27,9 @@ def through_files(images: Tensor, settings: Sequence[dict[str, Any]]) -> Tensor:
         with Image.open(file) as photo:
             read[i] = np.asarray(photo.convert("RGB"))
     return torch.from_numpy(read).permute(0, 3, 1, 2).to(images) / 127.5 - 1
+
+
+def check_quality(quality: int) -> None:
+    """Refuse anything but a whole number from 1 to 100."""
+    if not (isinstance(quality, int) and 1 <= quality <= 100):
+        raise ValueError(f"quality={quality!r} must be a whole number from 1 to 100.")

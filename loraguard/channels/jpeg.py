@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .base import keeps_format
-from .files import through_files
+from .files import check_quality, through_files
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ class JPEG:
 class DifferentiableJPEG(JPEG):
     """JPEG with smooth rounding, kornia's (Reich et al., arXiv 2309.06978), to send gradients through.
 
-    Rounded values are up to an eighth of a quantisation step off. On drawn faces the outcome is 37 dB or more (PSNR) from
-    the real codec's at qualities from 10 on: 9 dB or more closer to it than the photo is.
+    Rounded values are up to an eighth of a quantisation step off. On drawn faces the outcome is 37 dB or more (PSNR)
+    from the real codec's at qualities from 10 on: 9 dB or more closer to it than the photo is.
     Args and errors are :class:`JPEG`'s.
 
     Example:
@@ -81,9 +81,3 @@ class DifferentiableJPEG(JPEG):
     def differentiable(self) -> DifferentiableJPEG:
         """Itself."""
         return self
-
-
-def check_quality(quality: int, lowest: int = 1) -> None:
-    """Refuse anything but a whole number up to 100."""
-    if not (isinstance(quality, int) and lowest <= quality <= 100):
-        raise ValueError(f"quality={quality!r} must be a whole number from {lowest} to 100.")

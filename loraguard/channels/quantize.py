@@ -40,7 +40,7 @@ class Quantize:
         """Rounded images (N, 3, H, W)."""
         half = (2**self.bits - 1) / 2
         rounded = ((images.detach().clamp(-1, 1) + 1) * half).round() / half - 1
-        return images + (rounded - images).detach() if self.pass_through else rounded
+        return rounded + (images - images.detach()) if self.pass_through else rounded
 
     def differentiable(self) -> Quantize:
         """The same, straight-through."""
