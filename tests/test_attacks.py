@@ -63,9 +63,9 @@ def test_square_comes_near_the_signs_of_a_single_output() -> None:
     images, best = torch.zeros(4, 3, 4, 4), (EPS * w.abs().sum()).square()
     short, long = (
         measure(single_output(w), Square(EPS, queries=queries)(single_output(w), images, {}), images) / best
-        for queries in (20, 1000)
+        for queries in (20, 600)
     )
-    assert (long > 0.9).all()
+    assert (long > 0.95).all()
     assert (long <= 1 + 1e-5).all()
     assert (short < long).all()
 
@@ -82,12 +82,12 @@ def test_distance_is_from_the_outputs_that_are_given(name: str) -> None:
 
 def test_apgd_beats_fixed_steps_on_a_narrow_peak() -> None:
     """The optimum is inside the ball, where steps of 0.2 * eps jump over it for ever: 1 at x = 0.013."""
-    peak = Function(lambda images: torch.exp(-((images - 0.013) / 0.004).square() / 2))
+    peak = Function(lambda images: torch.exp(-((images - 0.013) / 0.008).square() / 2))
     images = torch.zeros(3, 3, 8, 8)
     fixed = measure(peak, Disrupting(EPS, steps=100)(peak, images, {}, clean=images), images)
     found = measure(peak, APGD(EPS, steps=100)(peak, images, {}, clean=images), images)
-    assert (found > 0.95).all()
-    assert (fixed < 0.7).all()
+    assert (found > 0.99).all()
+    assert (fixed < 0.75).all()
 
 
 def test_apgd_beats_fixed_steps_on_an_editor() -> None:

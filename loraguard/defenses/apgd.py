@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from loraguard.generators.base import Condition
 
-from .base import check_images, frozen, jitter
+from .base import check_budget, check_images, frozen, jitter
 from .worst import Distance, clean_outputs, keep_worst, output_distance
 
 CHECKPOINTS = (22, 41, 57, 70, 80, 87, 93, 99)
@@ -50,8 +50,7 @@ class APGD:
     rho: float = 0.75
 
     def __post_init__(self) -> None:
-        if not 0 < self.eps <= 2:
-            raise ValueError(f"eps={self.eps!r} must be in (0, 2]: it is a distance between images in [-1, 1].")
+        check_budget(self.eps)
         if self.steps < 1 or self.restarts < 1 or not 0 <= self.rho <= 1:
             raise ValueError(
                 f"Expected steps >= 1, restarts >= 1 and rho in [0, 1], got steps={self.steps}, "

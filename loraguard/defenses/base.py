@@ -87,10 +87,15 @@ def check_images(images: Tensor) -> None:
         )
 
 
-def check_settings(eps: float, steps: int, step_size: float | None) -> None:
-    """Refuse a budget, a number of steps or a step size that no iterative defense can have."""
+def check_budget(eps: float) -> None:
+    """Refuse a budget that is no distance between two different images."""
     if not 0 < eps <= 2:
         raise ValueError(f"eps={eps!r} must be in (0, 2]: it is a distance between images in [-1, 1].")
+
+
+def check_settings(eps: float, steps: int, step_size: float | None) -> None:
+    """Refuse a budget, a number of steps or a step size that no iterative defense can have."""
+    check_budget(eps)
     if steps < 1 or (step_size is not None and step_size <= 0):
         raise ValueError(f"Expected steps >= 1 and step_size > 0, got steps={steps}, step_size={step_size}.")
 
