@@ -157,7 +157,7 @@ def _merged(text: str, parts: Mapping[str, str | None]) -> str:
     place = 0
     for name, body in parts.items():
         match = _pattern(name).search(text)
-        new = "" if body is None else _MARKED.format(name, body)
+        new = "" if body is None else _MARKED.format(name, body) + "\n\n"
         start, end = match.span() if match else (place, place)
         text = text[:start] + new + text[end:].lstrip("\n")
         place = start + len(new)

@@ -26,7 +26,7 @@ def explained(repo_id: str, doing: str, after: str = "") -> Iterator[None]:
     Args:
         repo_id: on the Hub.
         doing: what is being done, such as "pulling revision 'v1'".
-        after: what is true of repository or folder when it has failed.
+        after: what is true of repository or folder when the Hub has refused.
 
     Raises:
         FileNotFoundError: if there is no such repository or revision, or no connection and nothing in the cache.
@@ -51,15 +51,20 @@ def explained(repo_id: str, doing: str, after: str = "") -> Iterator[None]:
         ) from error
     except HfHubHTTPError as error:
         status = error.response.status_code
-        said = f"The Hub says {status}: {error.server_message or error.response.reason_phrase}."
+        said = f"The Hub says {status}: {error.server_message or error.response.reason_phrase}.{after}"
         if status == 401:
-            raise PermissionError(
-                f"{place}: the token is not valid ({doing}). {said} Give one: {_TOKEN}.{after}"
-            ) from error
+            raise PermissionError(f"{place}: {doing} needs a valid token ({_TOKEN}). {said}") from error
         if status == 403:
-            raise PermissionError(f"{place}: this token does not allow {doing}. {said}{after}") from error
+            raise PermissionError(f"{place}: this token does not allow {doing}. {said}") from error
         if status in (409, 412):
-            raise ConnectionError(f"{place}: somebody else changed it meanwhile ({doing}). {said}{after}") from error
-        raise ConnectionError(f"{place}: {doing} failed. {said}{after}") from error
+            raise ConnectionError(f"{place}: somebody else changed it meanwhile ({doing}). {said}") from error
+        raise ConnectionError(f"{place}: {doing} failed. {said}") from error
     except HTTPError as error:
-        raise ConnectionError(f"The connection to {place} broke while {doing}: {error}.{after}") from error
+        raise ConnectionError(
+            f"The connection to {place} broke while {doing} ({error}). Do the same again: what has arrived is kept."
+        ) from error
+    except RuntimeError as error:  # an upload's, around one of those above
+        if isinstance(error.__cause__, HTTPError):
+            with explained(repo_id, doing, after):
+                raise error.__cause__ from None
+        raise

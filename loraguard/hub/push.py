@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError
 from peft import PeftModel
 
+from loraguard.files import without_paths, write_json
 from loraguard.tuner import GatedLoraConfig
 
 from .audit import Findings, publishable, read_audit
@@ -73,7 +76,7 @@ def push_patch(
             if "/" not in repo_id:
                 repo_id = f"{api.whoami()['name']}/{repo_id}"
             made = _ensure_repository(api, repo_id, private)
-        after = f" Nothing was pushed{', and the new repository is empty' if made else ''}; push again."
+        after = f" Nothing was pushed{', and the new repository is empty' if made else ''}."
         with explained(repo_id, f"pushing to {revision or 'main'}", after):
             if revision is not None:
                 api.create_branch(repo_id, branch=revision, exist_ok=True)
@@ -119,9 +122,11 @@ def _gather(patch: PeftModel | str | Path, folder: Path) -> Patch:
         (folder / CARD).unlink()  # PEFT's
     else:
         source = read_patch(Path(patch).expanduser()).folder
-        for file in (*NEEDED, CARD, LOG):
+        for file in (*NEEDED, CARD):
             if (source / file).is_file():
                 shutil.copyfile(source / file, folder / file)
+        if (source / LOG).is_file():
+            write_json(folder / LOG, without_paths(_read_json(source / LOG)))
     found = read_patch(folder, None if isinstance(patch, PeftModel) else str(patch))
     config = found.config
     base = config.base_model_name_or_path
@@ -133,6 +138,13 @@ def _gather(patch: PeftModel | str | Path, folder: Path) -> Patch:
     config.base_model_name_or_path = hosted_id(base)  # a path of this machine is nobody else's business
     config.save_pretrained(str(folder))
     return found
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON ({error}). Mend or remove it.") from error
 
 
 def _findings(patch: PeftModel | str | Path, audit: str | Path | None, found: Patch) -> Findings | None:
