@@ -189,6 +189,7 @@ def test_every_registered_defense_keeps_the_convention() -> None:
 @pytest.mark.parametrize("name", [name for name in DEFENSES if getattr(DEFENSES[name], "method", "fgsm") != "fgsm"])
 def test_its_own_objective_grows_with_steps(name: str, photos: Tensor, condition: dict[str, Tensor]) -> None:
     generator, defense = DemoEditor.pretrained(), DEFENSES[name]
+    photos, condition = photos[:1], {"labels": condition["labels"][:1]}
     terms = defense.terms(generator, photos, condition, None)
 
     def damage(steps: int) -> float:
@@ -198,7 +199,7 @@ def test_its_own_objective_grows_with_steps(name: str, photos: Tensor, condition
         with torch.no_grad():
             return sum(term(defended).sum().item() for term in terms)
 
-    damages = [damage(steps) for steps in (1, 4, 16)]
+    damages = [damage(steps) for steps in (1, 3, 9)]
     assert damages == sorted(damages)
 
 
