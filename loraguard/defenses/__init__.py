@@ -12,6 +12,10 @@ DEFENSES = Registry(
     {
         "disrupting": "loraguard.defenses.disrupting:Disrupting",
         "noise": "loraguard.defenses.noise:RandomNoise",
+        "cmua": "loraguard.defenses.cmua:CMUA",
+        "tsdf": "loraguard.defenses.tsdf:TSDF",
+        "tafim": "loraguard.defenses.tafim:TAFIM",
+        "id-guard": "loraguard.defenses.idguard:IDGuard",
     },
 )
 """Defenses by the name that the command line takes."""
