@@ -18,15 +18,19 @@ from .worst import WorstOf
 DEFENSES = Registry(
     "loraguard.defenses",
     {
-        "apgd": "loraguard.defenses.apgd:APGD",
         "disrupting": "loraguard.defenses.disrupting:Disrupting",
-        "noise": "loraguard.defenses.noise:RandomNoise",
-        "square": "loraguard.defenses.square:Square",
         "class-transferable": "loraguard.defenses.transferable:ClassTransferable",
         "blur-robust": "loraguard.defenses.blur_robust:BlurRobust",
         "anti-forgery": "loraguard.defenses.anti_forgery:AntiForgery",
         "df-rap": "loraguard.defenses.df_rap:DFRAP",
         "leat": "loraguard.defenses.leat:LEAT",
+        "cmua": "loraguard.defenses.cmua:CMUA",
+        "tsdf": "loraguard.defenses.tsdf:TSDF",
+        "tafim": "loraguard.defenses.tafim:TAFIM",
+        "id-guard": "loraguard.defenses.idguard:IDGuard",
+        "apgd": "loraguard.defenses.apgd:APGD",
+        "square": "loraguard.defenses.square:Square",
+        "noise": "loraguard.defenses.noise:RandomNoise",
     },
 )
 """Defenses by the name that the command line takes."""
