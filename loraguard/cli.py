@@ -1,18 +1,17 @@
-"""The command line: `loraguard demo | train | push | pull | info | convert`."""
+"""The command line: `loraguard demo | train | audit | compare | protect | push | pull | info | convert`."""
 
 from __future__ import annotations
 
 import time
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from loraguard.cli_hub import print_patch, register
-
-if TYPE_CHECKING:
-    from loraguard.audit import AuditResult
+from loraguard import cli_audit, cli_hub
+from loraguard.cli_audit import print_audit
+from loraguard.cli_hub import print_patch
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
@@ -67,21 +66,6 @@ def demo(
     print_audit(result.audit)
     typer.echo(f"{time.monotonic() - started:.0f} s.")
     typer.echo(f"Report: {result.report.resolve()}")
-
-
-def print_audit(audit: AuditResult) -> None:
-    """The audit's table, its findings in words, and the budget."""
-    from loraguard.audit import table, verdict
-
-    headings, rows = table(audit)
-    widths = [max(len(row[i]) for row in [headings, *rows]) for i in range(len(headings))]
-    typer.echo()
-    for row in [headings, *rows]:
-        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    typer.echo()
-    for sentence in verdict(audit):
-        typer.echo(sentence)
-    typer.echo(f"\nBudget: {audit.settings['budget']}.")
 
 
 @app.command()
@@ -205,7 +189,8 @@ def convert(
     typer.echo(f"{layers} adapted layers, rank {patch.config.r}. Patch: {output_dir.resolve()}")
 
 
-register(app)
+cli_audit.register(app)
+cli_hub.register(app)
 
 
 def main() -> None:

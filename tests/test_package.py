@@ -19,7 +19,9 @@ FLOORS = [
     {"defenses", "hub"},
     {"training"},
     {"audit"},
-    {"demo", "train", "info", "cli_hub"},
+    {"demo", "train", "info", "auditing", "cli_hub"},
+    {"protecting"},
+    {"cli_audit"},
     {"cli"},
 ]
 

@@ -4,6 +4,7 @@ from loraguard.fingerprint import fingerprint
 from loraguard.metrics import Estimate, estimate
 
 from .checks import Check
+from .compare import Comparison, compare
 from .detection import calibrate_detector
 from .paired import Difference, paired_difference
 from .protocol import run_audit
@@ -15,11 +16,13 @@ from .words import table, verdict
 __all__ = [
     "AuditResult",
     "Check",
+    "Comparison",
     "Difference",
     "Estimate",
     "Photo",
     "Situation",
     "calibrate_detector",
+    "compare",
     "estimate",
     "fingerprint",
     "paired_difference",

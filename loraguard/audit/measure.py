@@ -81,7 +81,7 @@ class Measures:
             "detectors": {
                 name: {"stamp": describe(one.stamp), **one.settings()} for name, one in self.detectors.items()
             },
-            "lpips": None if self.lpips is None else self.lpips.settings(),
+            "lpips": None if self.lpips is None else generator_fingerprint(self.lpips),
             "features": None
             if self.features is None
             else {"class": type(self.features).__name__, "sha256": generator_fingerprint(self.features)},

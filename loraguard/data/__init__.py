@@ -5,6 +5,7 @@ from .celeba import CelebA
 from .demo_faces import DemoFaces
 from .folder import ImageFolder
 from .hub import HubImages
+from .perturbed import PerturbedPhotos, names_of
 from .photos import PhotoDataset
 from .reading import ImageReadError, read_image
 from .source import DATA, open_data
@@ -19,9 +20,11 @@ __all__ = [
     "ImageFolder",
     "ImageReadError",
     "Part",
+    "PerturbedPhotos",
     "PhotoDataset",
     "collate",
     "default_transform",
+    "names_of",
     "open_data",
     "read_image",
     "split_photos",
