@@ -72,7 +72,7 @@ def said_in_a_line() -> Iterator[None]:
     """Errors that a user can do something about, without a traceback."""
     try:
         yield
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError, FloatingPointError) as error:
         typer.secho(f"Error: {error}", fg="red", err=True)
         raise typer.Exit(2) from None
 

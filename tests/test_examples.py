@@ -132,23 +132,8 @@ def test_train_denoiser(tmp_path: Path) -> None:
     for i, size in enumerate((260, 300, 280, 256)):
         Image.effect_noise((size, size), 64).convert("RGB").save(tmp_path / "photos" / f"{i}.png")
     command = [sys.executable, EXAMPLES / "train_denoiser.py", "--output-dir", tmp_path / "out"]
-    small = [
-        "--train-size",
-        "3",
-        "--test-size",
-        "1",
-        "--steps",
-        "4",
-        "--log-every",
-        "2",
-        "--batch-size",
-        "2",
-        "--width",
-        "4",
-        "--depth",
-        "3",
-    ]
-    subprocess.run([*command, "--data", tmp_path / "photos", *small], check=True, timeout=300)
+    small = "--train-size 3 --test-size 1 --steps 4 --log-every 2 --batch-size 2 --width 4 --depth 3"
+    subprocess.run([*command, "--data", tmp_path / "photos", *small.split()], check=True, timeout=300)
     recipe = json.loads((tmp_path / "out" / "recipe.json").read_text())
     assert [entry["step"] for entry in recipe["log"]] == [2, 4]
     assert recipe["figures"]["0.1"]["noisy_db"] == pytest.approx(26, abs=0.5)  # 20 log10(2 / 0.1)

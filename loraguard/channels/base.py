@@ -57,7 +57,7 @@ def keeps_format(call: Call) -> Call:
 def clip(images: Tensor) -> Tensor:
     """Images clipped to [-1, 1], with gradients as if nothing were clipped.
 
-    Beyond the ends of the range clamp's own gradient is 0, and torch 2.15's is 0 at the ends, too: white and black areas,
+    clamp's own gradient is 0 beyond the ends of the range, and in torch 2.15 at the ends, too: white and black areas,
     which a perturbation can change like any others, would be out of an attack's sight.
 
     Example:
