@@ -166,7 +166,7 @@ def test_known_clean_outputs_change_nothing(
     assert torch.equal(*runs)
 
 
-@pytest.mark.parametrize("name", [name for name in DEFENSES if hasattr(DEFENSES[name], "steps")])
+@pytest.mark.parametrize("name", [name for name in DEFENSES if hasattr(DEFENSES[name], "step_size")])
 def test_an_audit_can_vary_the_strength(
     name: str, editor: DemoEditor, photos: Tensor, condition: dict[str, Tensor]
 ) -> None:
@@ -183,7 +183,7 @@ def test_every_registered_defense_keeps_the_convention() -> None:
     for name in REGISTERED:
         settings = {field.name: field.default for field in fields(REGISTERED[name])}
         assert settings["eps"] == EPS
-        assert "steps" not in settings or settings["step_size"] is None
+        assert settings.get("step_size") is None
 
 
 @pytest.mark.parametrize("name", [name for name in DEFENSES if getattr(DEFENSES[name], "method", "fgsm") != "fgsm"])

@@ -51,7 +51,7 @@ def varied(defense: Any, *, eps: float | None = None, steps: int | None = None) 
 
     Example:
         >>> varied(Disrupting(eps=0.05, step_size=0.01), eps=0.1)
-        Disrupting(eps=0.1, steps=10, step_size=0.02, method='pgd', restarts=1)
+        Disrupting(eps=0.1, steps=10, step_size=0.02, method='pgd', restarts=1, layer=None)
     """
     changes: dict[str, Any] = {} if steps is None else {"steps": steps}
     if eps is not None:

@@ -27,7 +27,7 @@ class AntiForgery:
     White-box, per image. Gradient ascent by Adam on the shifts, which are kept within the budget after each step. At no
     shift at all, where the paper starts, the gradient is exactly zero; so shifts start at uniform noise of a hundredth
     of `eps`. A step is about `step_size` long: the paper's 100 steps of 1e-4 (500 in its other experiments) use about a
-    quarter of its budget of 0.05, and an audit that wants all of it takes more or longer ones.
+    quarter of its budget of 0.05 on drawn faces. An audit that wants all of it takes more or longer ones.
 
     The budget is not one on images: a shift of 0.05 can move a channel of a saturated colour by 0.3 and more.
 

@@ -71,9 +71,19 @@ class ClassTransferable(Disrupting):
         *,
         disable_tqdm: bool = False,
     ) -> ClassTransferable:
-        """The same with the edits that the first generator is asked for on photos; see :func:`edits_of`."""
+        """The same with the edits that the first generator is asked for on photos (:func:`edits_of`).
+
+        Edits that there are already stay, whichever generator it is: they were given, or found before.
+        """
+        if self.edits:
+            return self
         first = generators if isinstance(generators, nn.Module) else generators[0]
         return replace(self, edits=edits_of(first, photos, conditions, disable_tqdm=disable_tqdm))
+
+    @property
+    def fitted(self) -> Mapping[str, Condition] | None:
+        """The edits, once there are any; under the name that an audit asks every fitted defense for."""
+        return self.edits
 
     def terms(self, generator: nn.Module, images: Tensor, condition: Condition, clean: Tensor | None) -> Sequence[Term]:
         """The distance for each edit."""

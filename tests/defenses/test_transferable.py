@@ -88,7 +88,9 @@ def test_fitting(faces: DemoFaces) -> None:
         defense(editor, torch.zeros(1, 3, 16, 16), {"labels": torch.zeros(1, 5)})
     fitted = defense.fit([editor, nn.Identity()], faces, disable_tqdm=True)
     assert (fitted.eps, fitted.steps, fitted.mode) == (0.1, 2, "joint")
-    assert defense.edits is None
+    assert defense.edits is defense.fitted is None
+    assert fitted.fitted is fitted.edits
+    assert fitted.fit(nn.Identity(), [], disable_tqdm=True) is fitted  # edits that are given are kept
     assert sorted(fitted.edits) == sorted(editor.conditions(torch.zeros(1, 5)))
     own = defense.fit(nn.Identity(), faces, lambda labels: {"none": {}}, disable_tqdm=True)
     assert own.edits == {"none": {}}
