@@ -156,14 +156,21 @@ class FittedDefense:
         perturbation = learnt(images.to(learnt.pattern.dtype)).clamp(-self.eps, self.eps)
         return (images + perturbation.to(images)).clamp(-1, 1)
 
-    def save(self, path: str | Path) -> Path:
+    def save(self, path: str | Path, dtype: torch.dtype | None = None) -> Path:
         """Write what was fitted, with the settings, to one safetensors file, whole or not at all.
+
+        Args:
+            path: of the file.
+            dtype: of floating numbers in it, such as `torch.float16` for half the size; as they are by default.
 
         Raises:
             ValueError: if this defense is not fitted.
             OSError: if the file cannot be written.
         """
-        state = {name: value.detach().cpu().contiguous() for name, value in self._learnt().state_dict().items()}
+        state = {
+            name: value.detach().cpu().to(dtype if value.is_floating_point() else None).contiguous()
+            for name, value in self._learnt().state_dict().items()
+        }
         settings = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
         for name in self.unsaved:
             settings[name] = None if settings[name] is None else described(settings[name])

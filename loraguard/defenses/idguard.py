@@ -154,14 +154,18 @@ def least_norm(gradients: Tensor) -> Tensor:
         >>> least_norm(torch.tensor([[1.0, 0.0], [0.0, 2.0]]))
         tensor([0.8000, 0.2000])
     """
+    count = len(gradients)
     gram = (gradients.double() @ gradients.double().T).cpu()
-    best, shortest = torch.zeros(len(gram)).double(), float("inf")
-    for size in range(1, len(gram) + 1):
-        for chosen in map(list, combinations(range(len(gram)), size)):
-            # On the chosen ones the gradient of the squared length is the same: solve gram w = 1, then scale.
-            some = torch.linalg.lstsq(gram[chosen][:, chosen], torch.ones(size, 1).double(), driver="gelsd").solution
-            weights = torch.zeros(len(gram)).double()
-            weights[chosen] = some[:, 0] / some.sum()
+    best, shortest = torch.zeros(count).double(), float("inf")
+    for size in range(1, count + 1):
+        for chosen in map(list, combinations(range(count), size)):
+            # Least length under "together 1": gram w + mu = 0 and sum w = 1.
+            system = torch.ones(size + 1, size + 1).double()
+            system[:size, :size], system[size, size] = gram[chosen][:, chosen], 0
+            right = torch.zeros(size + 1, 1).double()
+            right[size] = 1
+            weights = torch.zeros(count).double()
+            weights[chosen] = torch.linalg.lstsq(system, right, driver="gelsd").solution[:size, 0]
             length = float(weights @ gram @ weights)
             if bool((weights >= 0).all()) and length < shortest:
                 best, shortest = weights, length

@@ -19,6 +19,9 @@ from .fitted import FittedDefense, Perturber, Target, batches
 
 P = TypeVar("P", bound="TrainedDefense")
 
+START = 0.05
+"""How far from 0 patterns start at most."""
+
 
 class UNet(nn.Module):
     """An encoder and a decoder with connections between maps of the same size, as pix2pix has it (arXiv 1611.07004).
@@ -97,29 +100,36 @@ class Protector(Perturber):
     Args:
         network: from (N, 6, H, W) to (N, 3, H, W) in [-1, 1].
         pattern: (3, H, W) to start from.
+        eps: what the network's outputs are multiplied by.
+
+    Attributes:
+        history: the loss at each step of training, averaged over generators; not saved.
     """
 
-    def __init__(self, network: nn.Module, pattern: Tensor) -> None:
+    def __init__(self, network: nn.Module, pattern: Tensor, eps: float) -> None:
         super().__init__()
         for module in network.modules():
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
                 nn.init.normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        self.network = network
+        self.network, self.eps = network, eps
+        self.history: list[float] = []
         self.pattern = nn.Parameter(pattern)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Perturbations for images (N, 3, H, W), not clipped to any budget."""
-        return self.network(torch.cat([images, self.shared(images).expand_as(images)], 1))
+        """Perturbations within +-eps for images (N, 3, H, W)."""
+        return self.eps * self.network(torch.cat([images, self.shared(images).expand_as(images)], 1))
 
 
 @dataclass(frozen=True)
 class TrainedDefense(FittedDefense):
     """A defense whose network is trained: subclasses give the network and what it has to minimise.
 
-    The pattern is a perturbation of its own beside the network's and has the same loss. Both are clipped to +-eps, in
-    training as in use. Adam has the betas 0.5 and 0.999. Each step makes one edit of each generator, in turn.
+    The pattern is a perturbation of its own beside the network's and has the same loss. The network's last layer, a
+    tanh, is scaled to +-eps, and the pattern is put back within +-eps after each step: where values are clipped on the
+    way to the loss, as the official codes do, no gradient ever moves them back. Adam has the betas 0.5 and 0.999. Each
+    step makes one edit of each generator, in turn.
 
     Args:
         eps: the budget, L-infinity, in units of images in [-1, 1].
@@ -151,7 +161,7 @@ class TrainedDefense(FittedDefense):
 
     def blank(self, size: tuple[int, int]) -> Protector:
         """An untrained network."""
-        return Protector(self.network(), torch.zeros(3, *size))
+        return Protector(self.network(), torch.zeros(3, *size), self.eps)
 
     def loss(self, target: Target, images: Tensor, perturbed: Tensor, condition: Condition) -> Tensor:
         """What to minimise for one generator.
@@ -176,14 +186,14 @@ class TrainedDefense(FittedDefense):
         device, title = targets[0].device, None if disable_tqdm else type(self).__name__
         protector = self.blank((height, width)).to(device)
         with torch.no_grad():
-            protector.pattern.uniform_(-self.eps, self.eps)
+            protector.pattern.uniform_(-1, 1).mul_(min(self.eps, START))
         parameters = list(protector.parameters())
         optimizer = torch.optim.Adam(parameters, self.learning_rate, betas=(0.5, 0.999))
         count = self.steps * self.batch_size
         for turn, batch in enumerate(batches(photos, self.batch_size, count=count, device=device, title=title)):
             images = batch["image"]
             moves = torch.cat([protector(images), protector.shared(images).expand_as(images)])
-            perturbed = (torch.cat([images, images]) + moves.clamp(-self.eps, self.eps)).clamp(-1, 1)
+            perturbed = (torch.cat([images, images]) + moves).clamp(-1, 1)
             losses = []
             for target in targets:
                 edits = target.edits(batch)
@@ -192,8 +202,9 @@ class TrainedDefense(FittedDefense):
             optimizer.zero_grad()
             (torch.stack(losses) * weights.to(device)).sum().backward()
             optimizer.step()
-        with torch.no_grad():
-            protector.pattern.clamp_(-self.eps, self.eps)
+            protector.history.append(float(torch.stack(losses).detach().mean()))
+            with torch.no_grad():
+                protector.pattern.clamp_(-self.eps, self.eps)
         return protector
 
     @classmethod
