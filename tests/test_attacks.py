@@ -1,7 +1,6 @@
 """The stronger attacks against closed forms, a transcription of the paper, and networks that beat or blind PGD."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -315,8 +314,9 @@ def test_a_distance_that_is_no_number_is_never_kept() -> None:
 
 
 def test_by_name_on_the_command_line() -> None:
-    assert build(DEFENSES, "apgd:0.1,steps=20,restarts=2") == APGD(0.1, steps=20, restarts=2)
-    assert build(DEFENSES, "square:0.1,queries=50") == replace(Square(0.1), queries=50)
+    made = build(DEFENSES, "apgd:0.1,steps=20,restarts=2")
+    assert repr(made) == repr(APGD(0.1, steps=20, restarts=2))
+    assert repr(build(DEFENSES, "square:0.1,queries=50")) == repr(Square(0.1, queries=50))
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 from loraguard.generators.base import Condition
@@ -39,7 +40,6 @@ class Disrupting:
             generator's own output.
 
     Example:
-        >>> import torch
         >>> generator = nn.Conv2d(3, 3, 3, padding=1)
         >>> photos = torch.rand(2, 3, 16, 16) * 2 - 1
         >>> defended = Disrupting(eps=0.05, steps=3)(generator, photos, {})
@@ -69,7 +69,9 @@ class Disrupting:
         with frozen(generator):
             terms = self.terms(generator, images, condition, clean)
             attack = partial(self._attack, terms, images)
-            return keep_worst([attack] * self.restarts, lambda x: sum(term(x) for term in terms), images)
+            return keep_worst(
+                [attack] * self.restarts, lambda x: torch.stack([term(x) for term in terms]).sum(0), images
+            )
 
     def terms(self, generator: nn.Module, images: Tensor, condition: Condition, clean: Tensor | None) -> Sequence[Term]:
         """The distances that are to grow; their sum is also what restarts are compared by."""
