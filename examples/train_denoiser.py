@@ -4,8 +4,8 @@
     python examples/train_denoiser.py --output-dir out --data /data/photos --steps 50000
 
 takes four minutes on an idle core (30 ms a step). The noise's strength is drawn for each image (blind denoising, Zhang
-et al., arXiv 1608.03981). Writes `model.safetensors`, for `Denoiser(path)` and `denoiser:PATH`, and `recipe.json` (settings, log,
-figures on photos it was not trained on), which ship in `loraguard/channels/denoiser_weights`.
+et al., arXiv 1608.03981). Writes `model.safetensors`, for `Denoiser(path)` and `denoiser:PATH`, and `recipe.json`
+(settings, log, figures on photos it was not trained on), which ship in `loraguard/channels/denoiser_weights`.
 """
 
 from __future__ import annotations
