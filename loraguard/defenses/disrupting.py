@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 from loraguard.generators.base import Condition
@@ -69,7 +70,9 @@ class Disrupting:
         with frozen(generator):
             terms = self.terms(generator, images, condition, clean)
             attack = partial(self._attack, terms, images)
-            return keep_worst([attack] * self.restarts, lambda x: sum(term(x) for term in terms), images)
+            return keep_worst(
+                [attack] * self.restarts, lambda x: torch.stack([term(x) for term in terms]).sum(0), images
+            )
 
     def terms(self, generator: nn.Module, images: Tensor, condition: Condition, clean: Tensor | None) -> Sequence[Term]:
         """The distances that are to grow; their sum is also what restarts are compared by."""
