@@ -183,10 +183,10 @@ def test_objective_grows_with_steps_and_beats_noise(feature_weight: float) -> No
             .item()
         )
 
-    defense = TSDF(0.1, photos=8, layers=("main.9",), feature_weight=feature_weight)
+    defense = TSDF(0.1, photos=8, step_size=0.02, layers=("main.9",), feature_weight=feature_weight)
     torch.manual_seed(0)
     damages = [damage(RandomNoise(0.1))]
-    for steps in (5, 15):
+    for steps in (3, 12):
         torch.manual_seed(0)
         damages.append(damage(replace(defense, steps=steps).fit(generator, faces, disable_tqdm=True)))
     assert damages == sorted(damages)
@@ -480,7 +480,7 @@ def test_success_counts_photos_edits_and_generators() -> None:
     """P = eps everywhere: a factor of 10 moves outputs by 0.5, over the threshold; a factor of 1 does not."""
     learnt = CMUA().blank((8, 8))
     learnt.pattern.fill_(EPS)
-    targets = targets_of([Scale(10, 10, 10), Scale(1, 1, 1)])
+    targets = targets_of([Scale(10.0, 10.0, 10.0), Scale(1.0, 1.0, 1.0)])
     assert success(CMUA(EPS).having(learnt), targets, Tensors()) == 0.5
 
 
@@ -513,8 +513,7 @@ def test_layers_by_name_in_whatever_wrapping(editor: DemoEditor) -> None:
         layer_of(editor, "main.99")
     with pytest.raises(ValueError, match="layers="):
         layer_of(nn.Sequential(nn.ReLU()))
-    editor.latent_layer = "main.6"
-    assert layer_of(editor) is editor.main[6]
+    assert layer_of(editor) is dict(editor.named_modules())[editor.latent_layer]
     with (
         pytest.raises(ValueError, match=r"Linear gives \(2, 4\)"),
         watched(linear := nn.Linear(3, 4)),

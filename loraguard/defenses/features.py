@@ -10,34 +10,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from loraguard.generators.layers import find_layer
+
 from .fitted import Target
 
 
 def layer_of(network: nn.Module, name: str | None = None) -> nn.Module:
-    """A layer by its name; by default the network's own `latent_layer`, a name or a module.
-
-    Names are those of `named_modules`, also where the network is wrapped, by PEFT or in a channel.
+    """A layer by its name; by default the network's own `latent_layer`.
 
     Raises:
         ValueError: if there is no such layer, or none is named at all.
-
-    Example:
-        >>> network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(nn.ReLU(), nn.Conv2d(4, 3, 3)))
-        >>> layer_of(nn.Sequential(network), "1.1")
-        Conv2d(4, 3, kernel_size=(3, 3), stride=(1, 1))
     """
-    wanted = name if name is not None else getattr(network, "latent_layer", None)
-    if isinstance(wanted, nn.Module):
-        return wanted
-    if wanted is None:
+    name = name or getattr(network, "latent_layer", None)
+    if name is None:
         raise ValueError(
             f"{type(network).__name__} does not say which of its layers holds the latent; name one for each generator "
             "in layers=, as in named_modules()."
         )
-    ends = [path for path, _ in network.named_modules() if f".{path}".endswith(f".{wanted}")]
-    if not ends:
-        raise ValueError(f"{type(network).__name__} has no layer {wanted!r}; named_modules() lists those that it has.")
-    return network.get_submodule(min(ends, key=len))
+    return find_layer(network, name)
 
 
 def with_layers(targets: Sequence[Target], names: Sequence[str] | None) -> list[Target]:

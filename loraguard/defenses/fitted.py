@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -22,7 +21,7 @@ from loraguard.data import collate
 from loraguard.files import whole_files, writable_folder
 from loraguard.generators.base import Condition, Conditions, conditions_of, labels_of
 
-from .base import check_images, frozen
+from .base import check_budget, check_images, frozen
 
 D = TypeVar("D", bound="FittedDefense")
 
@@ -40,12 +39,6 @@ class Perturber(nn.Module):
         if images.shape[-2:] == self.pattern.shape[-2:]:
             return self.pattern[None]
         return F.interpolate(self.pattern[None], images.shape[-2:], mode="bilinear", align_corners=False)
-
-    def __repr__(self) -> str:
-        digest = hashlib.sha256()
-        for name, value in sorted(self.state_dict().items()):
-            digest.update(name.encode() + value.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        return f"{type(self).__name__} of sha256 {digest.hexdigest()}"
 
 
 @dataclass(frozen=True)
@@ -92,8 +85,7 @@ class FittedDefense:
     """Settings that matter in fitting alone and of which a file holds only a description."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.eps <= 2:
-            raise ValueError(f"eps={self.eps!r} must be in (0, 2]: it is a distance between images in [-1, 1].")
+        check_budget(self.eps)
 
     def blank(self, size: tuple[int, int]) -> Perturber:
         """What is to be fitted, for photos of this height and width."""

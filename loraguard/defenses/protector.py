@@ -12,15 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
+from loraguard.channels.base import clip
 from loraguard.data import collate
 from loraguard.generators import Condition, CycleGAN
 
 from .fitted import FittedDefense, Perturber, Target, batches
 
 P = TypeVar("P", bound="TrainedDefense")
-
-START = 0.05
-"""How far from 0 patterns start at most."""
 
 
 class UNet(nn.Module):
@@ -186,14 +184,14 @@ class TrainedDefense(FittedDefense):
         device, title = targets[0].device, None if disable_tqdm else type(self).__name__
         protector = self.blank((height, width)).to(device)
         with torch.no_grad():
-            protector.pattern.uniform_(-1, 1).mul_(min(self.eps, START))
+            protector.pattern.uniform_(-self.eps, self.eps)
         parameters = list(protector.parameters())
         optimizer = torch.optim.Adam(parameters, self.learning_rate, betas=(0.5, 0.999))
         count = self.steps * self.batch_size
         for turn, batch in enumerate(batches(photos, self.batch_size, count=count, device=device, title=title)):
             images = batch["image"]
             moves = torch.cat([protector(images), protector.shared(images).expand_as(images)])
-            perturbed = (torch.cat([images, images]) + moves).clamp(-1, 1)
+            perturbed = clip(torch.cat([images, images]) + moves)
             losses = []
             for target in targets:
                 edits = target.edits(batch)

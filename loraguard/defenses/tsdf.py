@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset, Subset
 
+from loraguard.channels.base import clip
+
 from .features import watched, with_layers
 from .fitted import Perturber, Target, batches, outputs_of
 from .universal import Pattern, UniversalDefense
@@ -157,7 +159,7 @@ class Ensemble:
     def pairs(self, batch: dict[str, Tensor], pattern: Tensor) -> list[Pair]:
         """Perturbed and clean for each generator, under one draw of the diverse-input transform."""
         images = batch["image"]
-        perturbed, clean = diverse(torch.cat([images + pattern, images]).clamp(-1, 1)).chunk(2)
+        perturbed, clean = diverse(clip(torch.cat([images + pattern, images]))).chunk(2)
         found = []
         for target in self.targets:
             edits = target.edits(batch)
