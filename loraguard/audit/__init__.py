@@ -4,6 +4,7 @@ from loraguard.fingerprint import fingerprint
 from loraguard.metrics import Estimate, estimate
 
 from .checks import Check
+from .controls import Controls, train_controls
 from .detection import calibrate_detector
 from .paired import Difference, paired_difference
 from .protocol import run_audit
@@ -15,6 +16,7 @@ from .words import table, verdict
 __all__ = [
     "AuditResult",
     "Check",
+    "Controls",
     "Difference",
     "Estimate",
     "Photo",
@@ -25,6 +27,7 @@ __all__ = [
     "paired_difference",
     "run_audit",
     "table",
+    "train_controls",
     "verdict",
     "write_report",
 ]
