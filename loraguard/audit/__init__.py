@@ -5,6 +5,7 @@ from loraguard.metrics import Estimate, estimate
 
 from .checks import Check
 from .compare import Comparison, compare
+from .controls import Controls, train_controls
 from .detection import calibrate_detector
 from .paired import Difference, paired_difference
 from .protocol import run_audit
@@ -17,6 +18,7 @@ __all__ = [
     "AuditResult",
     "Check",
     "Comparison",
+    "Controls",
     "Difference",
     "Estimate",
     "Photo",
@@ -28,6 +30,7 @@ __all__ = [
     "paired_difference",
     "run_audit",
     "table",
+    "train_controls",
     "verdict",
     "write_report",
 ]

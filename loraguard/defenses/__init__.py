@@ -13,6 +13,7 @@ from .mixture import Mixture
 from .noise import RandomNoise
 from .square import Square
 from .transferable import ClassTransferable, edits_of
+from .unperturbed import Unperturbed
 from .worst import WorstOf
 
 DEFENSES = Registry(
@@ -49,6 +50,7 @@ __all__ = [
     "Mixture",
     "RandomNoise",
     "Square",
+    "Unperturbed",
     "WorstOf",
     "edits_of",
     "sign_ascent",

@@ -1,6 +1,7 @@
 """Training of patches, standard and defensive, on Accelerate."""
 
 from .arguments import PatchTrainingArguments
+from .fine_tuning import fine_tune
 from .recipes import RECIPES, adapter_config
 from .step import patch_step, target_of
 from .trainer import PatchTrainer, TrainingResult
@@ -12,6 +13,7 @@ __all__ = [
     "PatchTrainingArguments",
     "TrainingResult",
     "adapter_config",
+    "fine_tune",
     "patch_step",
     "target_of",
     "validate",

@@ -25,7 +25,7 @@ from .watch import StepWatch, stuck_gates
 if TYPE_CHECKING:
     from .trainer import PatchTrainer
 
-_MATTERS = (
+MATTERS = (
     "stamp",
     "adversary",
     "edits_per_step",
@@ -34,6 +34,9 @@ _MATTERS = (
     "learning_rate",
     "gate_learning_rate",
     "lr_scheduler",
+    "lr_warmup_steps",
+    "adam_beta1",
+    "adam_beta2",
     "max_train_steps",
     "num_train_epochs",
     "max_grad_norm",
@@ -208,7 +211,7 @@ class TrainingRun:
         changed = [
             f"{name}: {then!r} then, {now.get(name)!r} now"
             for name, then in state["settings"].items()
-            if name in _MATTERS and then != now.get(name)
+            if name in MATTERS and then != now.get(name)
         ]
         if changed:
             warnings.warn(f"Resuming {checkpoint} with other settings: {'; '.join(changed)}.", stacklevel=2)

@@ -19,6 +19,11 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 """From outputs and targets, both (N, 3, H, W) in [-1, 1], to a scalar."""
 
 
+def settings_of(loss: Loss) -> Any:
+    """What a loss says of itself for a log, or its name."""
+    return loss.settings() if hasattr(loss, "settings") else getattr(loss, "__name__", "own")
+
+
 def target_of(model: PeftModel, images: Tensor, condition: Condition, stamp: Stamp | None) -> Tensor:
     """What the patched network should give: y0 = G0(x, c), with the stamp on it if there is one.
 

@@ -32,7 +32,7 @@ from .arguments import PatchTrainingArguments
 from .interruption import Interruption
 from .run import TrainingRun
 from .sampling import EndlessBatches, mixed
-from .step import Loss, target_of
+from .step import Loss, settings_of, target_of
 from .tracking import Tracking
 
 
@@ -308,8 +308,7 @@ class PatchTrainer:
         if not self.accelerator.is_main_process:
             return
         config = cast(GatedLoraConfig, self.model.peft_config[self.adapter])
-        distance = self.loss.settings() if hasattr(self.loss, "settings") else getattr(self.loss, "__name__", "own")
-        settings = {**self.args.to_dict(), "loss": distance}
+        settings = {**self.args.to_dict(), "loss": settings_of(self.loss)}
         config.provenance = training_record(settings, self.generator, self.dataset, len(result.log))
         earlier = self.output_dir / CARD
         with whole_files(self.output_dir) as draft:
