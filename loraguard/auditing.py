@@ -19,7 +19,7 @@ from .audit.controls import train_controls
 from .data import PerturbedPhotos, open_data, split_photos
 from .defenses import DEFENSES, Disrupting
 from .files import whole_files, writable_folder
-from .generators import load_generator
+from .generators import load_generator, transform_of
 from .hub import load_patch
 from .metrics import LPIPS, Inception
 from .registry import build
@@ -120,7 +120,9 @@ class AuditSettings:
                 raise ValueError(f"{source}: {key} must be a list, got {value!r}.")
             if kinds[key] in (int, bool) and not isinstance(value, kinds[key]):
                 raise ValueError(f"{source}: {key} must be {kinds[key].__name__}, got {value!r}.")
-        made = {key: tuple(value) if isinstance(value, list) else value for key, value in changes.items()}
+        made: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in changes.items()
+        }
         return replace(self, **made)
 
     def write(self, folder: Path) -> None:
@@ -154,7 +156,7 @@ def audit_by_settings(
     torch.manual_seed(settings.seeds[0])
     size = {} if settings.image_size is None else {"size": settings.image_size}
     generator = load_generator(settings.generator, settings.checkpoint, **size)
-    transform = generator.transform() if hasattr(generator, "transform") else None
+    transform = transform_of(generator)
     attributes = getattr(generator, "attributes", ())
     dataset = open_data(settings.data, split=settings.split, attributes=attributes, transform=transform)
     others, photos = split_photos(

@@ -31,6 +31,8 @@ from loraguard.training.step import Loss, settings_of
 from loraguard.tuner import GatedLoraConfig
 
 KINDS = ("ungated", "clean-only", "fine-tune")
+PATCH = "standard"
+"""Beside these, the patch itself, trained as it is."""
 FINISHED = "control.json"
 
 
@@ -91,7 +93,7 @@ def train_controls(
         dataset: what the patch was trained on.
         args: how the patch was trained; trackers, validation and the Hub are left out.
         output_dir: gets the folders.
-        kinds: which of :data:`KINDS`.
+        kinds: which of :data:`KINDS`; and "standard" for the patch itself.
         config: the patch's adapter, by default the one that goes with the recipe. First weights are drawn from
             `args.seed`.
         fine_tune_learning_rate: by default a tenth of the patch's.
@@ -117,8 +119,8 @@ def train_controls(
         >>> {"standard": None} | controls.add_to(model)
         {'standard': None, 'ungated': None, 'clean-only': None}
     """
-    if unknown := sorted(set(kinds) - set(KINDS)):
-        raise ValueError(f"There are no controls {unknown}; choose from {', '.join(KINDS)}.")
+    if unknown := sorted(set(kinds) - {PATCH, *KINDS}):
+        raise ValueError(f"There are no controls {unknown}; choose from {', '.join((PATCH, *KINDS))}.")
     refuse_several_processes("The training of controls")
     folders = {kind: writable_folder(Path(output_dir, kind)) for kind in kinds}
     shared = {

@@ -111,11 +111,11 @@ def plan(
         jobs.extend(Job(photo, defense, crafted_on, through, seed, tuple(looks)) for seed in seeds)
 
     def no_leak_and_leak(name: str, defense: Any, role: str, channels: Sequence[str]) -> None:
-        setting = {"eps": getattr(defense, "eps", None), "steps": getattr(defense, "steps", None), "role": role}
+        eps, steps = (getattr(defense, setting, None) for setting in ("eps", "steps"))
         everyone = [(generator, channel) for generator in generators for channel in channels]
-        add(Photo(name, "no-leak", **setting), defense, UNTOUCHED, everyone)
+        add(Photo(name, "no-leak", eps, steps, role), defense, UNTOUCHED, everyone)
         for patched in () if name in given else generators[1:]:
-            add(Photo(name, "leak", **setting), defense, patched, [(patched, channel) for channel in channels])
+            add(Photo(name, "leak", eps, steps, role), defense, patched, [(patched, channel) for channel in channels])
 
     all_looks = [(generator, channel) for generator in generators for channel in everywhere]
     add(Photo("none", "clean"), None, UNTOUCHED, all_looks)

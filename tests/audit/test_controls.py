@@ -211,7 +211,8 @@ def test_a_finished_control_is_not_trained_again(editor: DemoEditor, faces: Demo
 def test_what_cannot_be_trained_is_said_first(
     editor: DemoEditor, faces: DemoFaces, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ValueError, match=r"no controls \['gateless'\]; choose from ungated, clean-only, fine-tune"):
+    words = r"no controls \['gateless'\]; choose from standard, ungated, clean-only, fine-tune"
+    with pytest.raises(ValueError, match=words):
         train_controls(editor, faces, arguments(), tmp_path, kinds=("ungated", "gateless"))
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="controls runs in one process, and there are 2"):
