@@ -48,6 +48,7 @@ class AuditSettings:
         train_steps: of each of these; by default the fast recipe's epochs.
         defenses: by name, a spec, such as "disrupting:0.05,steps=30"; "NAME@FILE" loads a fitted one, "NAME@pretrained"
             one that ships with the package.
+        no_leak_only: defenses, by name, that are not crafted anew with a leak.
         perturbed: by name, a folder with photos that a defense has perturbed elsewhere.
         channels: specs, such as "jpeg:75+resize:0.5".
         adaptive_channels: defenses are crafted through each channel as well.
@@ -77,6 +78,7 @@ class AuditSettings:
     train: tuple[str, ...] = ()
     train_steps: int | None = None
     defenses: dict[str, str] = field(default_factory=lambda: {"disrupting": "disrupting"})
+    no_leak_only: tuple[str, ...] = ()
     perturbed: dict[str, str] = field(default_factory=dict)
     channels: tuple[str, ...] = ()
     adaptive_channels: bool = True
@@ -189,6 +191,7 @@ def audit_by_settings(
         adaptive_channels=settings.adaptive_channels,
         budgets=settings.budgets,
         strengths=settings.strengths,
+        no_leak_only=settings.no_leak_only,
         seeds=settings.seeds,
         fit_on=others,
         detectors={name: one for name, one in detectors.items() if one is not None},

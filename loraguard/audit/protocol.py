@@ -43,6 +43,7 @@ def run_audit(
     budgets: Sequence[float] = (),
     strengths: Sequence[int] = (),
     seeds: Sequence[int] = (0,),
+    no_leak_only: Sequence[str] = (),
     fit_on: Dataset[Any] | None = None,
     conditions: Conditions | None = None,
     detectors: Mapping[str, StampDetector] | None = None,
@@ -80,6 +81,8 @@ def run_audit(
         budgets: further values of `eps` for defenses that have it, as a curve.
         strengths: further values of `steps` for defenses that have them, as a curve.
         seeds: of the defenses' random starts, of noise and of channels; the first one also draws the edits.
+        no_leak_only: defenses, by name, that are not crafted anew with a leak, because that would take too long (networks
+            that are trained) or nobody would do it.
         fit_on: photos for defenses that have to be fitted; not those of `dataset`.
         conditions: from labels to edits, by default the generator's own.
         detectors: by patch, what looks for its stamp in every output; without them no stamp rate is measured.
@@ -118,6 +121,8 @@ def run_audit(
         defenses = {type(defenses).__name__.lower(): defenses}
     if taken := {"none", "noise"} & set(defenses):
         raise ValueError(f"The names {sorted(taken)} are those of the controls; call the defense something else.")
+    if unknown := sorted(set(no_leak_only) - set(defenses)):
+        raise ValueError(f"no_leak_only names {unknown}; the defenses are {sorted(defenses)}.")
     if not isinstance(channels, Mapping):
         channels = {spec: parse_channel(spec) for spec in channels}
     subjects = Subjects(model, patches, generators)
@@ -128,7 +133,7 @@ def run_audit(
     jobs = plan(
         defenses,
         subjects.names,
-        given=given,
+        no_leak_only=[*given, *no_leak_only],
         channels=list(channels),
         adaptive_channels=list(channels) if adaptive_channels else (),
         budgets=budgets,
