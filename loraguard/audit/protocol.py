@@ -81,8 +81,8 @@ def run_audit(
         budgets: further values of `eps` for defenses that have it, as a curve.
         strengths: further values of `steps` for defenses that have them, as a curve.
         seeds: of the defenses' random starts, of noise and of channels; the first one also draws the edits.
-        no_leak_only: defenses, by name, that are not crafted anew with a leak, because that would take too long (networks
-            that are trained) or nobody would do it.
+        no_leak_only: defenses, by name, that are not crafted anew with a leak: networks whose training would take too
+            long, for example.
         fit_on: photos for defenses that have to be fitted; not those of `dataset`.
         conditions: from labels to edits, by default the generator's own.
         detectors: by patch, what looks for its stamp in every output; without them no stamp rate is measured.
