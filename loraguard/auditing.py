@@ -267,7 +267,8 @@ def train_adversaries(
         disable_tqdm=disable_tqdm,
     )
     controls = train_controls(model, photos, arguments, folder / "trained", kinds=settings.train)
-    return model, controls.add_to(model), controls.generators
+    stamps = controls.add_to(model)
+    return model, stamps | dict.fromkeys(controls.generators, controls.stamp), controls.generators
 
 
 def _weights(source: str) -> Path | None:

@@ -74,7 +74,8 @@ def run_audit(
         dataset: images never trained on, as :class:`~loraguard.PatchTrainer` takes them.
         defenses: by name; or a single one. A data set in place of a defense holds the same photos, perturbed by
             somebody else, in the same order.
-        patches: the adapters' names, with the stamp of each or None for a standard patch.
+        patches: the adapters' names, with the stamp of each or None for a standard patch; a name of `generators` says
+            what that one stamps.
         generators: further networks to audit, by name, called as the generator is: one that was fine-tuned, say.
         channels: by name, or specs such as "jpeg:75+resize:0.5", whose names they are.
         adaptive_channels: defenses are crafted through each channel as well.
