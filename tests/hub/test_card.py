@@ -116,19 +116,33 @@ def test_figures_are_the_audits(trained: Path) -> None:
     audit = read_audit(trained / "patch" / "audit", patch.sha256)
     card = patch_card(patch.config, patch.sha256, where="me/patch", audit=audit)
     found = json.loads((trained / "patch" / "audit" / "audit.json").read_text())
-    rows = {(row["generator"], row["perturbation"]): row["metrics"] for row in found["situations"]}
+    main = [one for one in found["situations"] if one["role"] == "main"]
+    rows = {(one["generator"], one["knowledge"]): one["metrics"] for one in main}
     for (generator, _), metrics in rows.items():
         dsr = metrics["dsr"]
         assert f"{dsr['mean']:.1%} ({dsr['low']:.1%} – {dsr['high']:.1%})" in card.text, generator
     assert card.text.count("| untouched |") == 3
     assert card.text.count("| defensive |") == 4
     assert "![The same photos in every situation, one a row](audit/grid.png)" in card.text
-    leak = next(one for one in card.data.eval_results if one.metric_name == "MSE, photo defended, leak")
+    leak = next(one for one in card.data.eval_results if one.metric_name.startswith("MSE, photo disrupting, leak"))
     assert leak.metric_value == round(rows["defensive", "leak"]["mse"]["mean"], 6)
     assert leak.metric_args["n"] == 4
     assert leak.task_type == "image-to-image"
     assert ModelCard(str(card)).data.model_name == "patch"
     assert all(sentence in card.text.replace("&lt;", "<") for sentence in found["verdict"])
+
+
+def test_channels_and_flags_are_named(patch: Path) -> None:
+    file = patch / "audit" / "audit.json"
+    found = json.loads(file.read_text())
+    situation = next(one for one in found["situations"] if one["knowledge"] == "leak")
+    found["situations"] += [situation | {"channel": "jpeg:75", "flags": ["weak-attack"]}, situation | {"role": "check"}]
+    file.write_text(json.dumps(found))
+    read = read_patch(patch)
+    text = patch_card(read.config, read.sha256, audit=read_audit(patch / "audit", read.sha256)).text
+    assert "| defensive | disrupting, leak, then jpeg:75; flagged: weak-attack |" in text
+    assert text.count("| defensive |") == 5
+    assert "docs/audit-checks.md" in text
 
 
 def test_results_of_others_stay(trained: Path) -> None:
