@@ -37,6 +37,7 @@ def measure(defense: TrainedDefense, n: int) -> dict[str, object]:
     figures: dict[str, object] = {"n": n, "eps": defense.eps, "dsr_threshold": DSR_THRESHOLD}
     with torch.no_grad():
         clean = editor(batch["image"], **condition)
+        torch.manual_seed(0)
         for name, one in (("defense", defense), ("noise", RandomNoise(defense.eps))):
             photos = published(one(editor, batch["image"], condition), batch["image"])
             outputs = editor(photos, **condition)
