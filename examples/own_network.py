@@ -103,7 +103,7 @@ def main() -> None:
         DemoFaces(args.faces, size=args.size, split="test"),
         defenses=Disrupting(args.eps, steps=5),
         patches={"default": stamp},
-        detectors={"default": detector} if detector else None,
+        detectors={"default": detector},
         batch_size=8,
         seeds=[args.seed],
     )

@@ -194,7 +194,7 @@ def audit_by_settings(
         no_leak_only=settings.no_leak_only,
         seeds=settings.seeds,
         fit_on=others,
-        detectors={name: one for name, one in detectors.items() if one is not None},
+        detectors=detectors,
         lpips=lpips,
         features=inception,
         checks=settings.checks,

@@ -46,7 +46,7 @@ def run_audit(
     no_leak_only: Sequence[str] = (),
     fit_on: Dataset[Any] | None = None,
     conditions: Conditions | None = None,
-    detectors: Mapping[str, StampDetector] | None = None,
+    detectors: Mapping[str, StampDetector | None] | None = None,
     lpips: LPIPS | None = None,
     features: nn.Module | None = None,
     checks: int = 0,
@@ -86,7 +86,7 @@ def run_audit(
             long, for example.
         fit_on: photos for defenses that have to be fitted; not those of `dataset`.
         conditions: from labels to edits, by default the generator's own.
-        detectors: by patch, what looks for its stamp in every output; without them no stamp rate is measured.
+        detectors: by patch, what looks for its stamp in every output, or None; without any no stamp rate is measured.
         lpips: from `LPIPS.load`, to measure LPIPS.
         features: an encoder, images (N, 3, H, W) to (N, D), to measure the Fréchet distance between the outputs and
             what they should have been.
@@ -145,7 +145,8 @@ def run_audit(
     for name, one in defenses.items():
         if isinstance(one, Fittable) and fit_on is None and any(must_fit(j) for j in jobs if j.photo.defense == name):
             raise ValueError(f"The defense {name!r} has to be fitted: pass fit_on=, photos beside those of the audit.")
-    measures = Measures(detectors or {}, lpips, features)
+    found = {name: one for name, one in (detectors or {}).items() if one is not None}
+    measures = Measures(found, lpips, features)
 
     with ExitStack() as stack:
         process, processes = _place()
