@@ -86,7 +86,7 @@ def _figure(width: float, height: float) -> Any:
 
 
 def _svg(figure: Any, name: str) -> str:
-    """Text stays text; nothing that two figures on a page share has an id."""
+    """Text stays text; what two figures on a page share has no id, and nothing names an address."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
@@ -105,4 +105,5 @@ def _svg(figure: Any, name: str) -> str:
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 9}):
         FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
-    return re.sub(r'<g id="[^"]*"', "<g", svg[svg.index("<svg") :])
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    return re.sub(r'<g id="[^"]*"', "<g", svg)

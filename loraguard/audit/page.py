@@ -14,7 +14,7 @@ from loraguard.training import TrainingResult
 
 from .figures import COLOURS, curve_points, dsr_curve, training_curves
 from .glossary import CONTROLS, FLAG_HELP, FRECHET_HELP, INTERVAL_HELP, KNOWLEDGE_HELP, Column
-from .pictures import Strip, embedded, heading, strips
+from .pictures import PAGE_BYTES, Strip, embedded, heading, strips
 from .result import AuditResult
 from .situation import KNOWLEDGE, KNOWLEDGE_WORDS, NO_CHANNEL, UNTOUCHED, Situation
 from .words import claim, columns_of, frechet_heading, photo_words, story, tried, verdict
@@ -186,7 +186,7 @@ def _pictures(result: AuditResult) -> dict[str, Any]:
     there = {one.key: one for one in strips(result)}
     first = [there[key] for key in told if key in there]
     wanted = [*first, *(one for key, one in there.items() if key not in told)]
-    uris = embedded(wanted)
+    uris = embedded(wanted, PAGE_BYTES)
 
     def shown(one: Strip) -> dict[str, Any]:
         count, _, height, width = one.images.shape

@@ -83,8 +83,13 @@ def strips(result: AuditResult) -> list[Strip]:
     return sorted(found, key=lambda one: (one.channel != NO_CHANNEL, order.index(one.group)))
 
 
-def embedded(wanted: Sequence[Strip], most: int = PAGE_BYTES) -> dict[Key, str]:
-    """As many strips as fit, the first ones first, as data URIs of WebP pictures, all at the same height."""
+def embedded(wanted: Sequence[Strip], most: int) -> dict[Key, str]:
+    """As many strips as fit, the first ones first, as data URIs of WebP pictures, all at the same height.
+
+    Args:
+        wanted: the most important ones first.
+        most: bytes of all URIs.
+    """
     for size in SIZES:
         uris: dict[Key, str] = {}
         room = most
