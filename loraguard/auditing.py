@@ -19,7 +19,7 @@ from .audit.controls import train_controls
 from .data import PerturbedPhotos, open_data, split_photos
 from .defenses import DEFENSES, Disrupting
 from .files import whole_files, writable_folder
-from .generators import load_generator
+from .generators import load_generator, transform_of
 from .hub import load_patch
 from .metrics import LPIPS, Inception
 from .registry import build
@@ -48,6 +48,7 @@ class AuditSettings:
         train_steps: of each of these; by default the fast recipe's epochs.
         defenses: by name, a spec, such as "disrupting:0.05,steps=30"; "NAME@FILE" loads a fitted one, "NAME@pretrained"
             one that ships with the package.
+        no_leak_only: defenses, by name, that are not crafted anew with a leak.
         perturbed: by name, a folder with photos that a defense has perturbed elsewhere.
         channels: specs, such as "jpeg:75+resize:0.5".
         adaptive_channels: defenses are crafted through each channel as well.
@@ -77,6 +78,7 @@ class AuditSettings:
     train: tuple[str, ...] = ()
     train_steps: int | None = None
     defenses: dict[str, str] = field(default_factory=lambda: {"disrupting": "disrupting"})
+    no_leak_only: tuple[str, ...] = ()
     perturbed: dict[str, str] = field(default_factory=dict)
     channels: tuple[str, ...] = ()
     adaptive_channels: bool = True
@@ -120,7 +122,9 @@ class AuditSettings:
                 raise ValueError(f"{source}: {key} must be a list, got {value!r}.")
             if kinds[key] in (int, bool) and not isinstance(value, kinds[key]):
                 raise ValueError(f"{source}: {key} must be {kinds[key].__name__}, got {value!r}.")
-        made = {key: tuple(value) if isinstance(value, list) else value for key, value in changes.items()}
+        made: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in changes.items()
+        }
         return replace(self, **made)
 
     def write(self, folder: Path) -> None:
@@ -154,7 +158,7 @@ def audit_by_settings(
     torch.manual_seed(settings.seeds[0])
     size = {} if settings.image_size is None else {"size": settings.image_size}
     generator = load_generator(settings.generator, settings.checkpoint, **size)
-    transform = generator.transform() if hasattr(generator, "transform") else None
+    transform = transform_of(generator)
     attributes = getattr(generator, "attributes", ())
     dataset = open_data(settings.data, split=settings.split, attributes=attributes, transform=transform)
     others, photos = split_photos(
@@ -187,6 +191,7 @@ def audit_by_settings(
         adaptive_channels=settings.adaptive_channels,
         budgets=settings.budgets,
         strengths=settings.strengths,
+        no_leak_only=settings.no_leak_only,
         seeds=settings.seeds,
         fit_on=others,
         detectors={name: one for name, one in detectors.items() if one is not None},
@@ -262,7 +267,8 @@ def train_adversaries(
         disable_tqdm=disable_tqdm,
     )
     controls = train_controls(model, photos, arguments, folder / "trained", kinds=settings.train)
-    return model, controls.add_to(model), controls.generators
+    stamps = controls.add_to(model)
+    return model, stamps | dict.fromkeys(controls.generators, controls.stamp), controls.generators
 
 
 def _weights(source: str) -> Path | None:

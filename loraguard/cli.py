@@ -99,7 +99,7 @@ def train(
     """
     from loraguard import PatchTrainingArguments, Stamp
     from loraguard.data import open_data
-    from loraguard.generators import load_generator
+    from loraguard.generators import load_generator, transform_of
     from loraguard.train import train_patch
     from loraguard.training import adapter_config
 
@@ -116,12 +116,11 @@ def train(
             cpu=device is Device.cpu,
         )
         network = load_generator(generator, checkpoint, **({} if image_size is None else {"size": image_size}))
-        preprocess = getattr(network, "transform", None)
         photos = open_data(
             data,
             split=split,
             attributes=getattr(network, "attributes", ()),
-            transform=None if preprocess is None else preprocess(),
+            transform=transform_of(network),
         )
         made = train_patch(
             network,
@@ -159,6 +158,10 @@ def info(
     from loraguard.info import info as rows
 
     if what not in REGISTRIES:
+        if "/" not in what and not Path(what).exists():
+            known = ", ".join(REGISTRIES)
+            typer.secho(f"Error: {what!r} is neither one of {known}, nor a patch's folder or OWNER/NAME.", err=True)
+            raise typer.Exit(2)
         print_patch(what, revision)
         return
     for name, where, sentence in rows(what):

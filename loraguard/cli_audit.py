@@ -42,6 +42,9 @@ def audit(
     defense: Annotated[
         Names | None, typer.Option(help="SPEC or NAME=SPEC, such as disrupting:0.05,steps=30; may be repeated.")
     ] = None,
+    no_leak_only: Annotated[
+        Names | None, typer.Option(help="NAME of a defense not to craft anew with a leak; may be repeated.")
+    ] = None,
     perturbed: Annotated[
         Names | None, typer.Option(help="NAME=FOLDER with photos that a defense perturbed elsewhere; may be repeated.")
     ] = None,
@@ -69,7 +72,8 @@ def audit(
 
     given: dict[str, Any] = {
         "generator": generator, "checkpoint": checkpoint, "image_size": image_size, "data": data, "split": split,
-        "images": images, "fit_images": fit_images, "train": train, "train_steps": train_steps, "channels": channel,
+        "images": images, "fit_images": fit_images, "train": train, "train_steps": train_steps,
+        "no_leak_only": no_leak_only, "channels": channel,
         "adaptive_channels": adaptive_channels, "budgets": budget, "strengths": strength, "seeds": seed,
         "checks": checks, "lpips": lpips, "fid": fid, "batch_size": batch_size, "pictures": pictures, "device": device,
     }  # fmt: skip

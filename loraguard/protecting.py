@@ -16,7 +16,7 @@ from .channels import published, quantize
 from .data import collate, names_of, open_data
 from .defenses import Fittable
 from .files import describe, whole_files, writable_folder, write_json
-from .generators import conditions_of, labels_of
+from .generators import conditions_of, labels_of, transform_of
 from .metrics import defense_succeeds, psnr
 
 
@@ -71,7 +71,7 @@ def protect(
         OSError: if photos or output folder cannot be used.
     """
     made = build_defense(defense)
-    transform = generator.transform() if hasattr(generator, "transform") else None
+    transform = transform_of(generator)
     attributes = tuple(getattr(generator, "attributes", ()))
     dataset: Any = _opened(str(photos), attributes, transform)
     folder = writable_folder(output_dir)

@@ -31,6 +31,8 @@ from loraguard.training.step import Loss, settings_of
 from loraguard.tuner import GatedLoraConfig
 
 KINDS = ("ungated", "clean-only", "fine-tune")
+PATCH = "standard"
+"""Beside these, the patch itself, trained as it is."""
 FINISHED = "control.json"
 
 
@@ -80,8 +82,8 @@ def train_controls(
 
     *ungated* is plain LoRA, `gate_type="none"`; *clean-only* has the gate and no adversary
     (:class:`~loraguard.defenses.Unperturbed`); *fine-tune* trains every weight (:func:`~loraguard.training.fine_tune`).
-    A clean-only standard patch whose update starts from zero, as the fast recipe's does, is right from the start and
-    stays the untouched generator; the paper's first weights, or a stamp, leave it something to learn.
+    A clean-only standard patch whose update starts from zero, as the fast recipe's does, would be right from the start
+    and stay the untouched generator, so it always starts from the paper's first weights.
 
     Each goes into a folder of its name. One that is finished there, of the same settings, generator and data, is not
     trained again; of the data, what `describe_data` says of it and the first image with its edits are compared.
@@ -91,7 +93,7 @@ def train_controls(
         dataset: what the patch was trained on.
         args: how the patch was trained; trackers, validation and the Hub are left out.
         output_dir: gets the folders.
-        kinds: which of :data:`KINDS`.
+        kinds: which of :data:`KINDS`; and "standard" for the patch itself.
         config: the patch's adapter, by default the one that goes with the recipe. First weights are drawn from
             `args.seed`.
         fine_tune_learning_rate: by default a tenth of the patch's.
@@ -117,8 +119,8 @@ def train_controls(
         >>> {"standard": None} | controls.add_to(model)
         {'standard': None, 'ungated': None, 'clean-only': None}
     """
-    if unknown := sorted(set(kinds) - set(KINDS)):
-        raise ValueError(f"There are no controls {unknown}; choose from {', '.join(KINDS)}.")
+    if unknown := sorted(set(kinds) - {PATCH, *KINDS}):
+        raise ValueError(f"There are no controls {unknown}; choose from {', '.join((PATCH, *KINDS))}.")
     refuse_several_processes("The training of controls")
     folders = {kind: writable_folder(Path(output_dir, kind)) for kind in kinds}
     shared = {
@@ -134,6 +136,8 @@ def train_controls(
         if adapter is not None:
             adapter.inference_mode, adapter.provenance = False, None  # as those of a patch that was loaded are not
             adapter.gate_type = "none" if kind == "ungated" else adapter.gate_type
+            if kind == "clean-only" and args.stamp is None:
+                adapter.init_lora_weights = "paper"  # an update of zero is right on clean images, and would stay
         settings = {name: value for name, value in mine.to_dict().items() if name in MATTERS}
         about = {"kind": kind, "settings": settings, "adapter": adapter and adapter.to_dict(), **shared}
         about = json.loads(json.dumps(about, default=sorted))  # sets, in an order

@@ -43,6 +43,7 @@ def run_audit(
     budgets: Sequence[float] = (),
     strengths: Sequence[int] = (),
     seeds: Sequence[int] = (0,),
+    no_leak_only: Sequence[str] = (),
     fit_on: Dataset[Any] | None = None,
     conditions: Conditions | None = None,
     detectors: Mapping[str, StampDetector] | None = None,
@@ -73,13 +74,16 @@ def run_audit(
         dataset: images never trained on, as :class:`~loraguard.PatchTrainer` takes them.
         defenses: by name; or a single one. A data set in place of a defense holds the same photos, perturbed by
             somebody else, in the same order.
-        patches: the adapters' names, with the stamp of each or None for a standard patch.
+        patches: the adapters' names, with the stamp of each or None for a standard patch; a name of `generators` says
+            what that one stamps.
         generators: further networks to audit, by name, called as the generator is: one that was fine-tuned, say.
         channels: by name, or specs such as "jpeg:75+resize:0.5", whose names they are.
         adaptive_channels: defenses are crafted through each channel as well.
         budgets: further values of `eps` for defenses that have it, as a curve.
         strengths: further values of `steps` for defenses that have them, as a curve.
         seeds: of the defenses' random starts, of noise and of channels; the first one also draws the edits.
+        no_leak_only: defenses, by name, that are not crafted anew with a leak: networks whose training would take too
+            long, for example.
         fit_on: photos for defenses that have to be fitted; not those of `dataset`.
         conditions: from labels to edits, by default the generator's own.
         detectors: by patch, what looks for its stamp in every output; without them no stamp rate is measured.
@@ -118,6 +122,8 @@ def run_audit(
         defenses = {type(defenses).__name__.lower(): defenses}
     if taken := {"none", "noise"} & set(defenses):
         raise ValueError(f"The names {sorted(taken)} are those of the controls; call the defense something else.")
+    if unknown := sorted(set(no_leak_only) - set(defenses)):
+        raise ValueError(f"no_leak_only names {unknown}; the defenses are {sorted(defenses)}.")
     if not isinstance(channels, Mapping):
         channels = {spec: parse_channel(spec) for spec in channels}
     subjects = Subjects(model, patches, generators)
@@ -128,7 +134,7 @@ def run_audit(
     jobs = plan(
         defenses,
         subjects.names,
-        given=given,
+        no_leak_only=[*given, *no_leak_only],
         channels=list(channels),
         adaptive_channels=list(channels) if adaptive_channels else (),
         budgets=budgets,

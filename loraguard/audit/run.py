@@ -224,7 +224,11 @@ class Run:
             "defenses": {name: _identity(one) for name, one in defenses.items()},
             "fit_on": None if self.fit_on is None else describe(self.fit_on),
             "channels": {name: describe(one) for name, one in self.channels.items() if name != NO_CHANNEL},
-            "patches": {name: None if one is None else describe(one) for name, one in self.subjects.stamps.items()},
+            "patches": {
+                name: None if one is None else describe(one)
+                for name, one in self.subjects.stamps.items()
+                if one is not None or name not in self.subjects.networks
+            },
             "networks": list(self.subjects.networks),
             "weights_sha256": self.hashes,
             **self.measures.settings(),

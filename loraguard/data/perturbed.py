@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from .photos import Item
+from .photos import SIZE, Item
 from .reading import read_image
 from .transforms import Transform, default_transform
 
@@ -41,7 +41,7 @@ class PerturbedPhotos(Dataset[Item]):
         self.folder = Path(folder).expanduser()
         if not self.folder.is_dir():
             raise FileNotFoundError(f"There is no folder {self.folder}.")
-        self.transform = transform or default_transform()
+        self.transform = transform or default_transform(SIZE)
         files: dict[str, list[Path]] = {}
         for file in sorted(self.folder.rglob("*")):
             if file.is_file() and not file.name.startswith("."):

@@ -16,8 +16,8 @@ from .base import check_images, check_settings, frozen
 from .terms import Term, away_from, in_turn
 from .transferable import check_edits, for_each
 
-TOLERANCE = 1e-4
-"""Of the budget, in its own unit: what conversion to Lab and back may add, a hundredth of a unit of a or b."""
+SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.999)
+"""Of a pixel's shift; the last leaves room for what conversion from Lab and back adds."""
 
 
 @dataclass(frozen=True)
@@ -86,18 +86,17 @@ class AntiForgery:
         return [away_from(generator, images, condition) if clean is None else Term(generator, condition, clean)]
 
     def _within_budget(self, images: Tensor, lab: Tensor, shifts: Tensor) -> Tensor:
-        """The photo with as much of each pixel's shift, in tenths, as is in the budget when clipped and published."""
+        """The photo with as much of each pixel's shift as is in the budget when clipped and published."""
         rounded = to_lab(quantize(images))
         kept = images
-        for share in torch.arange(0.1, 1.01, 0.1).tolist():
+        for share in SHARES:
             candidate = shifted(lab, share * shifts)
             fits = self._fits(candidate, lab) & self._fits(published(candidate, images), rounded)
             kept = torch.where(fits, candidate, kept)
         return kept
 
     def _fits(self, images: Tensor, lab: Tensor) -> Tensor:
-        distance = (to_lab(images) - lab)[:, 1:].abs().amax(1, keepdim=True)
-        return distance <= self.eps + TOLERANCE
+        return (to_lab(images) - lab)[:, 1:].abs().amax(1, keepdim=True) <= self.eps
 
 
 def to_lab(images: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Networks that edit images."""
 
 from .attgan import AttGAN
-from .base import Condition, Conditions, conditions_of, expand, labels_of
+from .base import Condition, Conditions, conditions_of, expand, labels_of, transform_of
 from .cyclegan import CycleGAN
 from .demo import DemoEditor
 from .hisd import HiSD
@@ -25,5 +25,6 @@ __all__ = [
     "find_layer",
     "labels_of",
     "load_generator",
+    "transform_of",
     "up_to",
 ]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 Condition = Mapping[str, Tensor]
@@ -65,6 +67,17 @@ def labels_of(batch: Mapping[str, Tensor], conditions: Conditions | None = None)
     if "labels" in batch or conditions is None:
         return batch.get("labels")
     return batch["image"].new_empty(len(batch["image"]), 0)
+
+
+def transform_of(generator: nn.Module) -> Callable[[Image.Image], Tensor] | None:
+    """The preprocessing of photos that a generator asks for by a method `transform`, or None.
+
+    Example:
+        >>> transform_of(nn.Identity()) is None
+        True
+    """
+    transform: Any = getattr(generator, "transform", None)
+    return None if transform is None else transform()
 
 
 def expand(images: Tensor, edits: Mapping[str, Condition]) -> tuple[Tensor, dict[str, Tensor]]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from loraguard.channels import published, quantize
 from loraguard.defenses import AntiForgery
-from loraguard.defenses.anti_forgery import shifted, to_lab
+from loraguard.defenses.anti_forgery import SHARES, shifted, to_lab
 from loraguard.generators import DemoEditor
 
 EPS = 0.05
@@ -52,7 +52,8 @@ def test_the_optimum_is_the_whole_budget_in_a_and_b_and_nothing_in_l() -> None:
     defended = AntiForgery(EPS, steps=30, step_size=EPS / 10)(Colours(), greys, {})
     moved = lab(defended) - lab(greys)
     used = moved[:, 1:].abs().amin(1) / EPS
-    whole = published(by_skimage(lab(greys) + EPS * moved.sign() * torch.tensor([0, 1, 1])[:, None, None]), greys)
+    most = SHARES[-1] * EPS * moved.sign() * torch.tensor([0, 1, 1])[:, None, None]
+    whole = published(by_skimage(lab(greys) + most), greys)
     beyond = (lab(whole) - lab(quantize(greys)))[:, 1:].abs().amax(1) - EPS  # once it is rounded to 8 bits
     assert (used[beyond < 0] > 0.996).all()
     assert (used[beyond > 3e-4] < 0.91).all()
@@ -82,7 +83,7 @@ def test_the_budget_holds_where_colours_are_clipped_and_rounded() -> None:
     shown = published(defended, photos)
     for images in (defended, shown):
         assert images.abs().max() <= 1
-        assert (lab(images) - lab(photos))[:, 1:].abs().max() <= EPS + 3e-4
+        assert (lab(images) - lab(photos))[:, 1:].abs().max() <= EPS + 1e-4  # the libraries' difference
     assert (shown != photos).any(1).float().mean() > 0.5  # and yet most pixels are moved
 
 
