@@ -86,7 +86,7 @@ def _figure(width: float, height: float) -> Any:
 
 
 def _svg(figure: Any, name: str) -> str:
-    """Text stays text; what two figures on a page share has no id, and nothing names an address."""
+    """Text stays text; what two figures on a page share has no id, nothing names an address, digits are few."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
@@ -106,4 +106,5 @@ def _svg(figure: Any, name: str) -> str:
         FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(r"(\d\.\d\d)\d{3,}", r"\1", svg)
     return re.sub(r'<g id="[^"]*"', "<g", svg)

@@ -21,8 +21,8 @@ MOST_PHOTOS = 6
 MOST_ROWS = 30
 """Of the grid; of more defenses than fit, those are shown that spoil most of the untouched generator's outputs."""
 
-PAGE_BYTES = 3_000_000
-"""Pictures on a page: they are made smaller until they fit, and left out from the last where that is not enough."""
+PAGE_BYTES = 2_500_000
+"""Pictures on a page: made smaller until those without a channel fit; the last that still do not are left out."""
 
 SIZES = (128, 96, 64)
 """Heights of a photo on a page, in pixels; none is enlarged."""
@@ -98,7 +98,7 @@ def embedded(wanted: Sequence[Strip], most: int) -> dict[Key, str]:
             if (room := room - len(uri)) < 0:
                 break
             uris[one.key] = uri
-        if len(uris) == len(wanted):
+        if all(one.key in uris for one in wanted if one.channel == NO_CHANNEL):
             break
     return uris
 

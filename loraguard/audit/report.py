@@ -18,6 +18,9 @@ from .words import verdict
 DOWNLOAD_BYTES = 1_100_000
 """The page holds every photo's figures where they are no larger, compressed: 1.5 MB as text."""
 
+PLAIN_BYTES = 200_000
+"""It holds the summary as it is where that is no larger, and otherwise compressed."""
+
 FILES = {
     "audit.json": "settings, figures with intervals, checks with evidence",
     "images.parquet": "every photo's figures in every situation; `loraguard compare` reads them",
@@ -35,7 +38,7 @@ def write_report(
     """Write `report.html` and the files of :data:`FILES`, each whole or not at all.
 
     The page is complete without the others: it holds pictures (made smaller, and the last ones left out, until they
-    take 3 MB), the summary, and the figures of every photo where they take no more than 1.5 MB.
+    take 2.5 MB), the summary, and the figures of every photo where they take no more than 1.5 MB.
 
     Args:
         result: from :func:`~loraguard.audit.run_audit`.
@@ -54,6 +57,8 @@ def write_report(
         summary = summary_csv(result).encode()
         (draft / "summary.csv").write_bytes(summary)
         downloads = {"summary.csv": ("text/csv", summary)}
+        if len(summary) > PLAIN_BYTES:
+            downloads = {"summary.csv.gz": ("application/gzip", gzip.compress(summary, mtime=0))}
         every_photo = gzip.compress((draft / "images.csv").read_bytes(), mtime=0)
         if len(every_photo) <= DOWNLOAD_BYTES:
             downloads["images.csv.gz"] = ("application/gzip", every_photo)

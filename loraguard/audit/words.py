@@ -257,9 +257,8 @@ def _sentence(result: AuditResult, name: str) -> str:
         return f"{subject} stamps {(stamp['text'] or 'its picture')!r} on {found}.{caution}"
     quality = result[name, "clean"].estimates["psnr"]
     kept = "are what they were" if quality.mean is None else f"keep {quality.mean:.1f} dB PSNR to what they were"
-    leak = ""
-    if _rows(result, name, "leak"):
-        leak = f", and {_span(result, name, 'leak')} when the defender has it and attacks it"
+    known = _rows(result, name, "leak")
+    leak = f", and {_range(known)} when the defender has it and attacks it" if known else ""
     return (
         f"With {called(result, name)} {_span(result, name, 'no-leak')} when the defender does not know of it{leak}; "
         f"clean outputs {kept}.{caution}"
@@ -268,13 +267,19 @@ def _sentence(result: AuditResult, name: str) -> str:
 
 def _span(result: AuditResult, generator: str, knowledge: str) -> str:
     """How much the defense, or the weakest and the best of several, spoils: "pgd spoils 12.0%"."""
-    shares = {one.photo.defense: _dsr(one) for one in _rows(result, generator, knowledge)}
-    low, high = min(shares, key=lambda name: shares[name]), max(shares, key=lambda name: shares[name])
-    if len(shares) == 1:
-        return f"{low} spoils {shares[low]:.1%}"
-    if shares[low] == shares[high]:
-        return f"each of {len(shares)} defenses spoils {shares[low]:.1%}"
-    return f"{len(shares)} defenses spoil {shares[low]:.1%} ({low}) to {shares[high]:.1%} ({high})"
+    rows = _rows(result, generator, knowledge)
+    who = f"{rows[0].photo.defense} spoils" if len(rows) == 1 else f"{len(rows)} defenses spoil"
+    return f"{who} {_range(rows)}"
+
+
+def _range(rows: list[Situation]) -> str:
+    """The DSR, or the lowest and the highest and whose they are."""
+    low, high = min(rows, key=_dsr), max(rows, key=_dsr)
+    if len(rows) == 1:
+        return f"{_dsr(low):.1%}"
+    if _dsr(low) == _dsr(high):
+        return f"{_dsr(low):.1%} each"
+    return f"{_dsr(low):.1%} ({low.photo.defense}) to {_dsr(high):.1%} ({high.photo.defense})"
 
 
 def _best(result: AuditResult, generator: str, *knowledge: str, channel: str = NO_CHANNEL) -> tuple[str, float]:

@@ -210,7 +210,11 @@ def test_data_in_the_page_are_the_files_beside_it(tmp_path: Path, monkeypatch: p
     assert {file.name for file in tmp_path.iterdir()} == {"report.html", *report.FILES}
     assert all(name in page.text for name in report.FILES)
     monkeypatch.setattr(report, "DOWNLOAD_BYTES", 100)
-    assert list(page_of(dataful(), tmp_path).downloads) == ["summary.csv"]
+    monkeypatch.setattr(report, "PLAIN_BYTES", 100)
+    downloads = page_of(dataful(), tmp_path).downloads
+    assert list(downloads) == ["summary.csv.gz"]
+    packed = base64.b64decode(downloads["summary.csv.gz"].partition("base64,")[2])
+    assert gzip.decompress(packed) == (tmp_path / "summary.csv").read_bytes()
 
 
 def test_the_summary_has_a_row_for_each_situation(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def test_many_defenses_and_what_a_patch_is_compared_with() -> None:
     assert "with the fine-tuned generator the best defense, d3, spoils 5.0%" in first
     assert "12 defenses spoil 50.0% (d0) to 95.0% (d11) of the edits" in untouched
     assert standard.startswith("With the patch 'standard' 12 defenses spoil 30.0% (d0) to 35.0% (d3) when")
-    assert "each of 12 defenses spoils 30.0% when the defender has it and attacks it" in standard
+    assert "and 30.0% each when the defender has it and attacks it" in standard
     assert ungated.startswith("With the ungated patch ")
     assert tuned.startswith("With the fine-tuned generator ")
     assert other.startswith("With the network 'other' ")
