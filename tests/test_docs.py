@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGES = ("channels.md", "defenses.md", "defenses-fitted.md", "own-network.md")
+PAGES = ("audit.md", "channels.md", "defenses.md", "defenses-fitted.md", "own-network.md")
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
