@@ -134,26 +134,24 @@ def protect(
 
 
 def _opened(where: str, generator: nn.Module, say: Callable[[str], None]) -> Any:
-    """The data set with labels if it has them, and otherwise without."""
+    """The data set with its labels, or with zeros where it has none that the generator takes."""
     attributes, transform = tuple(getattr(generator, "attributes", ())), transform_of(generator)
     try:
         return open_data(where, attributes=attributes, transform=transform)
     except (ValueError, FileNotFoundError) as error:
         if not attributes:
             raise
-        without = open_data(where, transform=transform)
+        dataset: Any = open_data(where, transform=transform)
+        dataset.labels = torch.zeros(len(dataset), len(attributes))
         say(f"All labels are taken to be 0. {error}")
-        return without
+        return dataset
 
 
 def _edits(generator: nn.Module, item: Any) -> tuple[Tensor, dict[str, Any]]:
     """A photo as a batch of one, and every edit of it, on the generator's device."""
     device = next((p.device for p in generator.parameters()), torch.device("cpu"))
     batch = {key: value.to(device) for key, value in collate([item]).items()}
-    labels, attributes = labels_of(batch), getattr(generator, "attributes", ())
-    if labels is None and attributes:
-        labels = torch.zeros(1, len(attributes), device=device)
-    return batch["image"], conditions_of(generator, labels)
+    return batch["image"], conditions_of(generator, labels_of(batch))
 
 
 def _files(names: list[str], folder: Path, photos: Path | None) -> tuple[list[str], set[str]]:
