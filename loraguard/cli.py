@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import time
-from enum import Enum
+import warnings
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from loraguard import cli_audit, cli_hub
-from loraguard.cli_audit import print_audit
-from loraguard.cli_hub import print_patch
+from loraguard.cli_audit import Device, print_audit
+from loraguard.cli_hub import print_patch, said_in_a_line
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
-
-
-class Device(str, Enum):
-    """Where to compute."""
-
-    cpu = "cpu"
-    auto = "auto"
 
 
 def print_version(wanted: bool) -> None:
@@ -58,11 +51,8 @@ def demo(
 
     started = time.monotonic()
     settings = DemoSettings(seed=seed)
-    try:
+    with said_in_a_line():
         result = run_demo(output_dir, settings.quick() if quick else settings, device=device.value, say=typer.echo)
-    except OSError as error:
-        typer.secho(f"Error: {error}", fg="red", err=True)
-        raise typer.Exit(2) from None
     print_audit(result.audit)
     typer.echo(f"{time.monotonic() - started:.0f} s.")
     typer.echo(f"Report: {result.report.resolve()}")
@@ -103,7 +93,7 @@ def train(
     from loraguard.train import train_patch
     from loraguard.training import adapter_config
 
-    try:
+    with said_in_a_line():
         arguments = PatchTrainingArguments(
             output_dir,
             recipe=recipe,
@@ -131,12 +121,6 @@ def train(
             test_size=test_size,
             say=typer.echo,
         )
-    except KeyboardInterrupt as interrupt:  # click would leave without a word
-        typer.secho(f"{interrupt}" or "Interrupted.", err=True)
-        raise typer.Exit(130) from None
-    except (OSError, ValueError, TypeError, ImportError, FloatingPointError) as error:
-        typer.secho(f"Error: {error}", fg="red", err=True)
-        raise typer.Exit(2) from None
     if made.audit is not None and made.report is not None:
         print_audit(made.audit)
         typer.echo(f"Report: {made.report.resolve()}")
@@ -182,12 +166,9 @@ def convert(
     """
     from loraguard.tuner import convert_checkpoint
 
-    try:
+    with said_in_a_line():
         patch = convert_checkpoint(checkpoint, alpha)
         patch.save(output_dir)
-    except (OSError, ValueError) as error:
-        typer.secho(f"Error: {error}", fg="red", err=True)
-        raise typer.Exit(2) from None
     layers = sum(name.endswith(".lora_A.weight") for name in patch.tensors)
     typer.echo(f"{layers} adapted layers, rank {patch.config.r}. Patch: {output_dir.resolve()}")
 
@@ -196,8 +177,14 @@ cli_audit.register(app)
 cli_hub.register(app)
 
 
+def say_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """A warning in a line, without the place in the code."""
+    typer.secho(f"Warning: {message}", fg="yellow", err=True)
+
+
 def main() -> None:
     """Entry point of the console script."""
+    warnings.showwarning = say_warning  # type: ignore[assignment]
     app()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,78 +15,113 @@ if TYPE_CHECKING:
 
 Names = list[str]
 
+WHAT, PHOTOS, AGAINST, HOW_MUCH, WHERE = "What", "On which photos", "Against what", "How much", "Where and how"
+WEIGHTS = "Its weights: a file, a folder or a Hub id."
+SIZE = "Where its weights do not tell."
+
+
+class Device(str, Enum):
+    """Where to compute: on the CPU, or on the accelerator that is there."""
+
+    cpu = "cpu"
+    auto = "auto"
+
 
 def audit(
-    output_dir: Annotated[
-        Path | None, typer.Option(help="Where the report and everything that was found go.", rich_help_panel="Where")
+    generator: Annotated[str | None, typer.Option(help="By name (demo).", rich_help_panel=WHAT)] = None,
+    checkpoint: Annotated[str | None, typer.Option(help=WEIGHTS, rich_help_panel=WHAT)] = None,
+    image_size: Annotated[int | None, typer.Option(help=SIZE, rich_help_panel=WHAT)] = None,
+    patch: Annotated[
+        Names | None, typer.Option(help="NAME=FOLDER or NAME=HUB_ID. *", metavar="PATCH", rich_help_panel=WHAT)
     ] = None,
-    resume: Annotated[
-        Path | None, typer.Option(help="Go on with the audit in this folder; no other flags.", rich_help_panel="Where")
+    ignore_fingerprint: Annotated[
+        bool | None, typer.Option("--ignore-fingerprint", help="Take patches for other weights.", rich_help_panel=WHAT)
     ] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="A YAML file with these flags as keys; flags go first.", rich_help_panel="Where")
-    ] = None,
-    generator: Annotated[str | None, typer.Option(help="By name; demo by default.")] = None,
-    checkpoint: Annotated[str | None, typer.Option(help="Its weights: a file, a folder or a Hub id.")] = None,
-    image_size: Annotated[int | None, typer.Option(help="Of the generator, where its weights do not tell.")] = None,
-    data: Annotated[str | None, typer.Option(help="NAME, NAME:PATH, PATH or HUB_ID; demo by default.")] = None,
-    split: Annotated[str | None, typer.Option(help="Of the data set's own.")] = None,
-    images: Annotated[int | None, typer.Option(min=1, help="Photos to audit on; 100 by default.")] = None,
-    fit_images: Annotated[
-        int | None, typer.Option(min=1, help="Others, to fit defenses on, train on; 200 by default.")
-    ] = None,
-    patch: Annotated[Names | None, typer.Option(help="NAME=FOLDER or NAME=HUB_ID; may be repeated.")] = None,
     train: Annotated[
-        Names | None, typer.Option(help="Train: standard, ungated, clean-only or fine-tune; may be repeated.")
+        Names | None,
+        typer.Option(help="standard, ungated, clean-only or fine-tune. *", metavar="KIND", rich_help_panel=WHAT),
     ] = None,
-    train_steps: Annotated[int | None, typer.Option(min=1, help="Of each that is trained.")] = None,
+    train_steps: Annotated[int | None, typer.Option(help="Of each that is trained.", rich_help_panel=WHAT)] = None,
+    data: Annotated[
+        str | None, typer.Option(help="NAME, NAME:PATH, PATH or HUB_ID (demo).", rich_help_panel=PHOTOS)
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Of the data set's own.", rich_help_panel=PHOTOS)] = None,
+    images: Annotated[int | None, typer.Option(help="Photos to audit on (100).", rich_help_panel=PHOTOS)] = None,
+    fit_images: Annotated[
+        int | None, typer.Option(help="Others, to fit and train on (200).", rich_help_panel=PHOTOS)
+    ] = None,
     defense: Annotated[
-        Names | None, typer.Option(help="SPEC or NAME=SPEC, such as disrupting:0.05,steps=30; may be repeated.")
+        Names | None, typer.Option(help="SPEC or NAME=SPEC (disrupting). *", metavar="SPEC", rich_help_panel=AGAINST)
     ] = None,
     no_leak_only: Annotated[
-        Names | None, typer.Option(help="NAME of a defense not to craft anew with a leak; may be repeated.")
+        Names | None, typer.Option(help="Not crafted anew with a leak. *", metavar="NAME", rich_help_panel=AGAINST)
     ] = None,
     perturbed: Annotated[
-        Names | None, typer.Option(help="NAME=FOLDER with photos that a defense perturbed elsewhere; may be repeated.")
+        Names | None,
+        typer.Option(help="Photos perturbed elsewhere. *", metavar="NAME=FOLDER", rich_help_panel=AGAINST),
     ] = None,
-    channel: Annotated[Names | None, typer.Option(help="SPEC, such as jpeg:75+resize:0.5; may be repeated.")] = None,
+    channel: Annotated[
+        Names | None, typer.Option(help="Such as jpeg:75+resize:0.5. *", metavar="SPEC", rich_help_panel=AGAINST)
+    ] = None,
     adaptive_channels: Annotated[
-        bool | None, typer.Option("--adaptive-channels/--no-adaptive-channels", help="Craft through channels as well.")
+        bool | None,
+        typer.Option("--adaptive/--no-adaptive", help="Craft through channels, too (yes).", rich_help_panel=AGAINST),
     ] = None,
-    budget: Annotated[list[float] | None, typer.Option(help="A further eps; may be repeated.")] = None,
-    strength: Annotated[list[int] | None, typer.Option(help="A further number of steps; may be repeated.")] = None,
-    seed: Annotated[list[int] | None, typer.Option(help="0 by default; may be repeated.")] = None,
+    budget: Annotated[
+        list[float] | None, typer.Option(help="A further eps. *", metavar="EPS", rich_help_panel=HOW_MUCH)
+    ] = None,
+    strength: Annotated[
+        list[int] | None,
+        typer.Option(help="A further number of steps. *", metavar="STEPS", rich_help_panel=HOW_MUCH),
+    ] = None,
+    seed: Annotated[
+        list[int] | None, typer.Option(help="Of what is drawn (0). *", metavar="SEED", rich_help_panel=HOW_MUCH)
+    ] = None,
     checks: Annotated[
-        int | None, typer.Option(min=0, help="Photos to try other attacks on; 50 by default, 0 for none.")
+        int | None, typer.Option(help="Photos to try other attacks on (50).", rich_help_panel=HOW_MUCH)
     ] = None,
-    lpips: Annotated[str | None, typer.Option(help="Measure LPIPS: cache, or a file with AlexNet's weights.")] = None,
-    fid: Annotated[str | None, typer.Option(help="Measure FID: cache, or a file with Inception's weights.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Photos at a time; 25 by default.")] = None,
-    pictures: Annotated[int | None, typer.Option(min=1, help="Photos to show; 6 by default.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto for the accelerator that is there, or cpu.")] = None,
+    lpips: Annotated[
+        str | None, typer.Option(help="'cache' or AlexNet's file.", metavar="FILE", rich_help_panel=HOW_MUCH)
+    ] = None,
+    fid: Annotated[
+        str | None, typer.Option(help="'cache' or Inception's file.", metavar="FILE", rich_help_panel=HOW_MUCH)
+    ] = None,
+    output_dir: Annotated[
+        Path | None, typer.Option(help="For the report and all findings.", rich_help_panel=WHERE)
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML with all of this; flags go first.", rich_help_panel=WHERE)
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with the audit in this folder.", rich_help_panel=WHERE)
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Photos at a time (25).", rich_help_panel=WHERE)] = None,
+    pictures: Annotated[int | None, typer.Option(help="Photos to show (6).", rich_help_panel=WHERE)] = None,
+    device: Annotated[Device | None, typer.Option(help="(auto)", rich_help_panel=WHERE)] = None,
 ) -> None:
     """Measure what defenses are worth against a generator, as it is and as adversaries adapt it, and write a report.
 
-    Everything that is found is kept: the same command goes on where it was stopped, and so does --resume FOLDER.
+    Options with * may be repeated. Everything that is found is kept: the same command goes on where it was stopped, and
+    so does --resume FOLDER. docs/cli.md has examples, and the keys of the YAML file.
     """
-    from loraguard.auditing import SETTINGS, AuditSettings, audit_by_settings, named
+    from loraguard.audit import place
+    from loraguard.audit_settings import SETTINGS, AuditSettings
+    from loraguard.auditing import audit_by_settings
 
-    given: dict[str, Any] = {
-        "generator": generator, "checkpoint": checkpoint, "image_size": image_size, "data": data, "split": split,
-        "images": images, "fit_images": fit_images, "train": train, "train_steps": train_steps,
-        "no_leak_only": no_leak_only, "channels": channel,
-        "adaptive_channels": adaptive_channels, "budgets": budget, "strengths": strength, "seeds": seed,
-        "checks": checks, "lpips": lpips, "fid": fid, "batch_size": batch_size, "pictures": pictures, "device": device,
+    flags: dict[str, Any] = {
+        "generator": generator, "checkpoint": checkpoint, "image_size": image_size, "patches": patch,
+        "ignore_fingerprint": ignore_fingerprint, "train": train, "train_steps": train_steps, "data": data,
+        "split": split, "images": images, "fit_images": fit_images, "defenses": defense,
+        "no_leak_only": no_leak_only, "perturbed": perturbed,
+        "channels": channel, "adaptive_channels": adaptive_channels, "budgets": budget, "strengths": strength,
+        "seeds": seed, "checks": checks, "lpips": lpips, "fid": fid, "batch_size": batch_size, "pictures": pictures,
+        "device": device and device.value,
     }  # fmt: skip
+    given = {key: value for key, value in flags.items() if value is not None and value != []}
     with said_in_a_line():
-        given |= {key: named(specs) for key, specs in
-                  {"patches": patch, "defenses": defense, "perturbed": perturbed}.items() if specs}  # fmt: skip
-        given = {key: value for key, value in given.items() if value not in (None, [])}
         if resume is not None:
             if given or config or output_dir:
-                raise ValueError(
-                    "--resume takes its settings from the folder; give no other flags, or repeat the command."
-                )
+                raise ValueError("--resume takes its settings from the folder; give no other flags with it.")
             output_dir, config = resume, resume / SETTINGS
             if not config.is_file():
                 raise FileNotFoundError(f"There is no audit in {resume}: it has no {SETTINGS}.")
@@ -96,10 +132,13 @@ def audit(
         try:
             result, report = audit_by_settings(settings, output_dir, say=typer.echo)
         except KeyboardInterrupt:
-            typer.secho(f"Interrupted; to go on: loraguard audit --resume {output_dir}", err=True)
-            raise typer.Exit(130) from None
-    print_audit(result)
-    typer.echo(f"Report: {report.resolve()}")
+            begun = (output_dir / SETTINGS).is_file()
+            raise KeyboardInterrupt(
+                f"Interrupted. To go on: loraguard audit --resume {output_dir}" if begun else "Interrupted."
+            ) from None
+    if place()[0] == 0:
+        print_audit(result)
+        typer.echo(f"Report: {report.resolve()}")
 
 
 def print_audit(result: AuditResult) -> None:
@@ -107,10 +146,8 @@ def print_audit(result: AuditResult) -> None:
     from loraguard.audit import table, verdict
 
     headings, rows = table(result)
-    widths = [max(len(row[i]) for row in [headings, *rows]) for i in range(len(headings))]
     typer.echo()
-    for row in [headings, *rows]:
-        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    _print_table([headings, *rows])
     typer.echo()
     for sentence in verdict(result):
         typer.echo(sentence)
@@ -118,60 +155,103 @@ def print_audit(result: AuditResult) -> None:
         typer.echo("\nFlags (docs/audit-checks.md says what each means):")
         for check in failed:
             typer.echo(f"  {check.name}, {check.generator}: {check.evidence}")
-    typer.echo(f"\nBudget: {result.settings['budget']}.")
+    if result.settings["budget"]:
+        typer.echo(f"\nBudget: {result.settings['budget']}.")
 
 
 def compare(
     first: Annotated[Path, typer.Argument(help="An audit's folder, or its audit.json.")],
     second: Annotated[Path, typer.Argument(help="Another one.")],
     metric: Annotated[str, typer.Option(help="dsr, mse, psnr, ssim, stamp_rate, ...")] = "dsr",
+    rename: Annotated[
+        Names | None,
+        typer.Option(
+            help="Take the second's patch or defense SECOND for the first's. Repeatable.", metavar="SECOND=FIRST"
+        ),
+    ] = None,
 ) -> None:
-    """Compare two audits situation by situation: paired, image by image, where both looked at the same photos."""
+    """Compare two audits situation by situation: paired, image by image, where both looked at the same photos.
+
+    The difference is second less first, with its 95% interval.
+    """
     from loraguard.audit import compare as compared
+    from loraguard.audit.words import COLUMNS
 
     with said_in_a_line():
-        found = compared(first, second, metric)
-    scale, unit = (100, " points") if metric in ("dsr", "stamp_rate") else (1, "")
-    digits = 1 if scale == 100 else 4
+        found = compared(first, second, metric, rename=dict(_pair(one) for one in rename or ()))
+    shown = next((column for column in COLUMNS if column.key == metric), None)
+    form, scale = (shown.form, shown.scale) if shown else ("{:.4f}", 1.0)
+
+    def number(value: float | None, signed: bool = False) -> str:
+        if value is None:
+            return "equal"
+        text = form.format(scale * value)
+        return f"+{text}" if signed and value > 0 else text
+
     rows = [["generator", "photo", "channel", "first", "second", "difference", "95% interval"]]
-    for one in found:
-        if one.situation["role"] != "main":
-            continue
-        difference = one.difference
-        interval = "" if difference.low is None or difference.high is None else (
-            f"{scale * difference.low:+.{digits}f} to {scale * difference.high:+.{digits}f}"
-        )  # fmt: skip
+    shared = [one for one in found.shared if one.situation["role"] == "main"]
+    for one in shared:
+        low, high, mean = one.difference.low, one.difference.high, one.difference.mean
+        interval = "" if low is None or high is None else f"{number(low, True)} to {number(high, True)}"
         rows.append([
-            one.situation["generator"], one.photo, one.situation["channel"], f"{scale * one.before:.{digits}f}",
-            f"{scale * one.after:.{digits}f}", f"{scale * (difference.mean or 0):+.{digits}f}{unit}", interval,
+            one.situation["generator"], one.photo, one.situation["channel"], number(one.before), number(one.after),
+            "" if mean is None else number(mean, True), interval,
         ])  # fmt: skip
+    _print_table(rows)
+    typer.echo(f"\n{metric}, {'the same photos' if found.paired else 'different photos'}.")
+    for method in dict.fromkeys(one.difference.method for one in shared):
+        typer.echo(f"Interval: {method}.")
+    for where, others in (("first", found.only_first), ("second", found.only_second)):
+        if others:
+            more = f"; and {len(others) - 3} more" if len(others) > 3 else ""
+            typer.echo(f"Only in the {where}: {'; '.join(others[:3])}{more}.")
+    if found.only_first and found.only_second:
+        typer.echo("What is called otherwise is matched by --rename SECOND=FIRST.")
+
+
+def _pair(text: str) -> tuple[str, str]:
+    second, sign, first = text.partition("=")
+    if not (second and sign and first):
+        raise ValueError(f"--rename {text}: write SECOND=FIRST, the name in the second audit and that in the first.")
+    return second, first
+
+
+def _print_table(rows: list[list[str]]) -> None:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    typer.echo(f"\n{metric}; {found[0].difference.method}.")
 
 
 def protect(
     images: Annotated[str, typer.Argument(help="A folder of photos.")],
-    output_dir: Annotated[Path, typer.Option(help="Where the protected photos go, as PNG.")],
-    defense: Annotated[str, typer.Option(help="SPEC; `loraguard info defenses` lists names.")] = "disrupting",
+    output_dir: Annotated[Path, typer.Option(help="For the protected photos, as PNG.")],
+    defense: Annotated[str, typer.Option(help="`loraguard info defenses` lists names.", metavar="SPEC")] = "disrupting",
     generator: Annotated[str, typer.Option(help="What they are protected from, by name.")] = "demo",
-    checkpoint: Annotated[str | None, typer.Option(help="Its weights: a file, a folder or a Hub id.")] = None,
-    image_size: Annotated[int | None, typer.Option(help="Of the generator, where its weights do not tell.")] = None,
-    edit: Annotated[str | None, typer.Option(help="Craft against this edit alone; by default all in turn.")] = None,
-    fit_on: Annotated[str | None, typer.Option(help="Photos to fit a defense on that has to be fitted.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of what is drawn.")] = 0,
+    checkpoint: Annotated[str | None, typer.Option(help=WEIGHTS)] = None,
+    image_size: Annotated[int | None, typer.Option(help=SIZE)] = None,
+    edit: Annotated[str | None, typer.Option(help="Craft against this edit; by default all in turn.")] = None,
+    fit_on: Annotated[str | None, typer.Option(help="Photos to fit a defense on, if it has to be.")] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of what is drawn.")] = 0,
+    device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.auto,
 ) -> None:
-    """Perturb photos by a defense. Whether that protects anybody is what `loraguard audit` tells."""
+    """Perturb photos by a defense. Whether that protects anybody is what `loraguard audit` tells.
+
+    Each becomes a PNG of the size that the generator sees; protect.json beside them says what was done.
+    """
+    from accelerate import PartialState
+
     from loraguard.generators import load_generator
     from loraguard.protecting import protect as protect_photos
 
     with said_in_a_line():
         network = load_generator(generator, checkpoint, **({} if image_size is None else {"size": image_size}))
-        found = protect_photos(network, images, defense, output_dir, edit=edit, fit_on=fit_on, seed=seed)
+        where = "cpu" if device is Device.cpu else PartialState().device
+        found = protect_photos(
+            network, images, defense, output_dir, edit=edit, fit_on=fit_on, seed=seed, device=where, say=typer.echo
+        )
     spoilt = sum(one.spoilt for one in found)
     typer.echo(f"{len(found)} photos, {min(one.psnr for one in found):.1f} dB PSNR or more to the originals.")
-    typer.echo(f"The generator as it is fails on {spoilt} of them; a generator that adapts may not: loraguard audit.")
+    typer.echo(f"The generator as it is fails on {spoilt} of them; one that adapts may not: loraguard audit.")
     typer.echo(f"Photos: {output_dir.resolve()}")
 
 

@@ -69,10 +69,13 @@ def print_patch(patch: str, revision: str | None = None) -> None:
 
 @contextmanager
 def said_in_a_line() -> Iterator[None]:
-    """Errors that a user can do something about, without a traceback."""
+    """Errors that a user can do something about, and interrupts, without a traceback."""
     try:
         yield
-    except (OSError, ValueError, ImportError, FloatingPointError) as error:
+    except KeyboardInterrupt as interrupt:  # click would leave without a word
+        typer.secho(str(interrupt) or "Interrupted.", err=True)
+        raise typer.Exit(130) from None
+    except (OSError, ValueError, TypeError, ImportError, FloatingPointError) as error:
         typer.secho(f"Error: {error}", fg="red", err=True)
         raise typer.Exit(2) from None
 

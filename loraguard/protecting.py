@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import math
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +15,17 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .auditing import build_defense
 from .channels import published, quantize
 from .data import collate, names_of, open_data
-from .defenses import Fittable
+from .defenses import Fittable, parse_defense
 from .files import describe, whole_files, writable_folder, write_json
 from .generators import conditions_of, labels_of, transform_of
+from .hub.provenance import describe_generator
 from .metrics import defense_succeeds, psnr
+from .training.sampling import mixed
+
+RECORD = "protect.json"
+"""In the folder of protected photos: what was done, and which files are ours."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +35,7 @@ class Protected:
     Attributes:
         file: where it is.
         edit: what the generator was asked for.
-        psnr: to the photo, in dB.
+        psnr: to the photo at the size that the generator sees, in dB; infinite where nothing was changed.
         spoilt: whether that edit, by this generator as it is, is spoilt (MSE over 0.05).
     """
 
@@ -46,6 +54,8 @@ def protect(
     edit: str | None = None,
     fit_on: str | None = None,
     seed: int = 0,
+    device: torch.device | str = "cpu",
+    say: Callable[[str], None] = print,
     disable_tqdm: bool = False,
 ) -> list[Protected]:
     """Perturb every photo of a folder, and write each as a PNG of the size that the generator sees.
@@ -55,72 +65,121 @@ def protect(
     Args:
         generator: what the photos are protected from; its `transform` crops and resizes them.
         photos: a folder, or what else `open_data` takes.
-        defense: a spec, as :func:`~loraguard.auditing.build_defense` takes it.
-        output_dir: gets the photos, and `protect.json` with settings and figures.
+        defense: a spec, as :func:`~loraguard.defenses.parse_defense` takes it.
+        output_dir: gets the photos, under their names and folders, and `protect.json` with settings and figures.
         edit: which of the generator's edits to craft against; by default all in turn, photo by photo. Where the photos
             have no labels, all labels are taken to be 0.
         fit_on: photos that a defense is fitted on, if it has to be.
         seed: of what is drawn.
+        device: where to compute.
+        say: called with a line of text where something is taken for granted.
         disable_tqdm: no progress bar.
 
     Returns:
-        What became of each photo.
+        What became of each photo. Those that are done when it is interrupted are kept.
 
     Raises:
-        ValueError: for an unknown edit, or a defense that has to be fitted and nothing to do it on.
-        OSError: if photos or output folder cannot be used.
+        ValueError: for an unknown edit, photos that would get one name, or a defense that has to be fitted and nothing
+            to do it on.
+        FileExistsError: if a file is in the way that is not from here, or the output would lie among the photos.
+        OSError: if photos or output folder cannot be used. All of it before any photo is written.
+
+    Example:
+        >>> import tempfile
+        >>> from loraguard.generators import DemoEditor
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> Image.new("RGB", (300, 200), "white").save(folder / "a.jpg")
+        >>> out = Path(tempfile.mkdtemp())
+        >>> done = protect(DemoEditor.pretrained(), folder, "noise:0.1", out, say=len, disable_tqdm=True)
+        >>> done[0].file.name, Image.open(done[0].file).size, done[0].psnr > 20
+        ('a.png', (64, 64), True)
     """
-    made = build_defense(defense)
-    transform = transform_of(generator)
-    attributes = tuple(getattr(generator, "attributes", ()))
-    dataset: Any = _opened(str(photos), attributes, transform)
-    folder = writable_folder(output_dir)
-    torch.manual_seed(seed)
-    if isinstance(made, Fittable) and getattr(made, "fitted", None) is None:
-        if fit_on is None:
-            raise ValueError(f"{defense!r} has to be fitted: pass photos to fit it on (--fit-on), or {defense}@FILE.")
-        made = made.fit(generator, _opened(fit_on, attributes, transform), disable_tqdm=disable_tqdm)
+    made = parse_defense(defense)
+    must_fit = isinstance(made, Fittable) and getattr(made, "fitted", None) is None
+    if must_fit and fit_on is None:
+        raise ValueError(f"{defense!r} has to be fitted: pass photos to fit it on (--fit-on), or {defense}@FILE.")
+    generator = generator.to(device)
+    dataset = _opened(str(photos), generator, say)
     names = names_of(dataset) if hasattr(dataset, "names") else [f"{i:05}" for i in range(len(dataset))]
-    found = []
-    for index in tqdm(range(len(dataset)), desc="protect", unit="photo", disable=disable_tqdm):
-        batch = collate([dataset[index]])
-        images, labels = batch["image"], labels_of(batch)
-        if labels is None and attributes:
-            labels = torch.zeros(1, len(attributes))
-        edits = conditions_of(generator, labels)
-        if edit is not None and edit not in edits:
-            raise ValueError(f"There is no edit {edit!r}; the generator has {', '.join(edits)}.")
+    folder = Path(output_dir).expanduser()
+    files, earlier = _files(names, folder, getattr(dataset, "root", None))
+    load = getattr(dataset, "load", dataset.__getitem__)  # no neighbour in place of a photo that breaks
+    edits = _edits(generator, load(0))[1]
+    if edit is not None and edit not in edits:
+        raise ValueError(f"There is no edit {edit!r}; the generator has {', '.join(edits)}.")
+    writable_folder(folder)
+    torch.manual_seed(seed)
+    if must_fit:
+        assert fit_on is not None
+        made = made.fit(generator, _opened(fit_on, generator, say), disable_tqdm=disable_tqdm)
+    about = {"defense": describe(made), "generator": describe_generator(generator), "seed": seed}
+    found: list[Protected] = []
+    for index, file in enumerate(tqdm(files, desc="protect", unit="photo", disable=disable_tqdm)):
+        images, edits = _edits(generator, load(index))
         name = edit or list(edits)[index % len(edits)]
+        torch.manual_seed(mixed(seed, index))  # the same whatever photos are before it
         with torch.no_grad():
             clean = generator(images, **edits[name])
         perturbed = published(made(generator, images, edits[name], clean=clean), images)
         with torch.no_grad():
             spoilt = bool(defense_succeeds(generator(perturbed, **edits[name]), clean))
-        file = folder / Path(names[index]).with_suffix(".png")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with whole_files(file.parent) as draft:
-            _picture(perturbed[0]).save(draft / file.name)
-        found.append(Protected(file, name, psnr(perturbed, quantize(images)).item(), spoilt))
-    rows = [{"file": str(one.file.relative_to(folder)), "edit": one.edit, "psnr_db": _number(one.psnr),
-             "spoilt": one.spoilt} for one in found]  # fmt: skip
-    with whole_files(folder) as draft:
-        about = {"defense": describe(made), "generator": type(generator).__name__, "seed": seed, "photos": rows}
-        write_json(draft / "protect.json", about)
+        found.append(Protected(folder / file, name, psnr(perturbed, quantize(images)).item(), spoilt))
+        earlier.discard(file)
+        record = {**about, "photos": [_row(one, folder) for one in found], "earlier": sorted(earlier)}
+        with whole_files(folder) as draft:
+            (draft / file).parent.mkdir(parents=True, exist_ok=True)
+            _picture(perturbed[0]).save(draft / file)
+            write_json(draft / RECORD, record)
     return found
 
 
-def _opened(where: str, attributes: tuple[str, ...], transform: Any) -> Any:
-    """The data set with labels if it has them, and otherwise without."""
+def _opened(where: str, generator: nn.Module, say: Callable[[str], None]) -> Any:
+    """The data set with its labels, or with zeros where it has none that the generator takes."""
+    attributes, transform = tuple(getattr(generator, "attributes", ())), transform_of(generator)
     try:
         return open_data(where, attributes=attributes, transform=transform)
-    except (ValueError, FileNotFoundError):
-        return open_data(where, transform=transform)
+    except (ValueError, FileNotFoundError) as error:
+        if not attributes:
+            raise
+        dataset: Any = open_data(where, transform=transform)
+        dataset.labels = torch.zeros(len(dataset), len(attributes))
+        say(f"All labels are taken to be 0. {error}")
+        return dataset
+
+
+def _edits(generator: nn.Module, item: Any) -> tuple[Tensor, dict[str, Any]]:
+    """A photo as a batch of one, and every edit of it, on the generator's device."""
+    device = next((p.device for p in generator.parameters()), torch.device("cpu"))
+    batch = {key: value.to(device) for key, value in collate([item]).items()}
+    return batch["image"], conditions_of(generator, labels_of(batch))
+
+
+def _files(names: list[str], folder: Path, photos: Path | None) -> tuple[list[str], set[str]]:
+    """Where each photo goes in the folder, and what is there from earlier runs.
+
+    Refuses what would be lost, or be taken for an original the next time.
+    """
+    files = [Path(name).with_suffix(".png").as_posix() for name in names]
+    if twice := [file for file, count in Counter(files).items() if count > 1]:
+        same = [name for name, file in zip(names, files, strict=True) if file == twice[0]]
+        raise ValueError(f"{' and '.join(same)} would both become {twice[0]}; rename one.")
+    if photos is not None and folder.resolve().is_relative_to(photos.resolve()):
+        raise FileExistsError(f"{folder} lies in {photos}, among the originals; choose a folder outside of it.")
+    earlier: set[str] = set()
+    if (record := folder / RECORD).is_file():
+        known = json.loads(record.read_text(encoding="utf-8"))
+        earlier = {*known["earlier"], *(row["file"] for row in known["photos"])}
+    if foreign := [file for file in files if (folder / file).exists() and file not in earlier]:
+        raise FileExistsError(f"{folder} holds {foreign[0]}, which is not from here; choose another folder.")
+    return files, earlier
+
+
+def _row(one: Protected, folder: Path) -> dict[str, Any]:
+    decibel = None if math.isinf(one.psnr) else round(one.psnr, 2)
+    file = one.file.relative_to(folder).as_posix()
+    return {"file": file, "edit": one.edit, "psnr_db": decibel, "spoilt": one.spoilt}
 
 
 def _picture(image: Tensor) -> Image.Image:
     pixels = ((image + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
     return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
-
-
-def _number(value: float) -> float | None:
-    return None if value == float("inf") else round(value, 2)

@@ -6,9 +6,12 @@ import ast
 import difflib
 import inspect
 from collections.abc import Iterator, Mapping
+from dataclasses import is_dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, get_type_hints
+
+from .kinds import fits, words
 
 
 class Registry(Mapping[str, Any]):
@@ -68,8 +71,8 @@ def build(registry: Mapping[str, Any], spec: str) -> Any:
     Values are Python literals, or else words; those without a key are taken in order.
 
     Raises:
-        KeyError: for a name that the registry does not have.
-        ValueError: for settings that it does not take; the message says which it does.
+        ValueError: for a name that the registry does not have, or settings that the thing does not take; the message
+            says which there are.
 
     Example:
         >>> from loraguard.defenses import DEFENSES
@@ -77,13 +80,31 @@ def build(registry: Mapping[str, Any], spec: str) -> Any:
         Disrupting(eps=0.1, steps=15, step_size=None, method='pgd', restarts=1, layer=None)
     """
     name, _, settings = spec.partition(":")
-    made = registry[name]
+    try:
+        made = registry[name]
+    except KeyError as error:
+        raise ValueError(error.args[0]) from None
     parts = [part.partition("=") for part in settings.split(",") if part.strip()]
     try:
         given = [_literal(key) for key, sign, _ in parts if not sign]
-        return made(*given, **{key.strip(): _literal(value) for key, sign, value in parts if sign})
+        named = {key.strip(): _literal(value) for key, sign, value in parts if sign}
+        kinds = _kinds(made)
+        for key, value in inspect.signature(made).bind(*given, **named).arguments.items():
+            if key in kinds and not fits(value, kinds[key]):
+                raise ValueError(f"{key}={value!r} must be {words(kinds[key])}.")
+        return made(*given, **named)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{spec!r}: {error} ({name} takes {inspect.signature(made)}.)") from error
+
+
+def _kinds(made: Any) -> dict[str, Any]:
+    """What the settings of a class or function are annotated with; nothing where that is not known here."""
+    try:
+        return get_type_hints(
+            made if is_dataclass(made) or not isinstance(made, type) else vars(made).get("__init__", made)
+        )
+    except NameError:  # an import for type checkers alone
+        return {}
 
 
 def _literal(text: str) -> Any:

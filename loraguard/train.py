@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from .audit import AuditResult, calibrate_detector, run_audit, write_report
+from .audit import AuditResult, calibrate_detector, place, run_audit, write_report
 from .data import split_photos
 from .defenses import Defense, Disrupting
 from .files import writable_folder
@@ -30,7 +30,7 @@ class TrainedPatch:
         model: the generator with its patch.
         training: how training went; the patch lies in its `output_dir`.
         audit: what the audit found, or None where none was asked for.
-        report: the audit's page, or None.
+        report: the audit's page, or None; the main process alone writes one.
     """
 
     model: PeftModel
@@ -53,6 +53,8 @@ def train_patch(
     say: Callable[[str], None] = print,
 ) -> TrainedPatch:
     """Train a patch on some photos, audit it on others, and write both into `args.output_dir`.
+
+    Several processes (`accelerate launch`, `torchrun`) share both; the main one speaks and writes the report.
 
     Args:
         generator: a network without adapters.
@@ -90,10 +92,11 @@ def train_patch(
     trainer = PatchTrainer(
         model, photos, args, conditions=conditions, loss=loss, validation_dataset=held_out if test_size else None
     )
-    name = type(generator).__name__
+    name, main = type(generator).__name__, place()[0] == 0
+    say = say if main else lambda _: None
     say(f"Training a {args.kind} patch for {name} on {len(photos)} photos: {trainer.total_steps} steps")
     training = trainer.train()
-    if not test_size or not trainer.accelerator.is_main_process:
+    if not test_size:
         return TrainedPatch(model, training, None, None)
 
     say(f"Auditing it on {len(held_out)} photos that it was not trained on")
@@ -108,6 +111,8 @@ def train_patch(
         detectors={args.kind: detector},
         batch_size=min(25, args.train_batch_size * 4),
         seeds=[args.seed],
+        output_dir=folder / "audit",
         disable_tqdm=args.disable_tqdm,
     )
-    return TrainedPatch(model, training, audit, write_report(audit, folder / "audit", training={args.kind: training}))
+    report = write_report(audit, folder / "audit", training={args.kind: training}) if main else None
+    return TrainedPatch(model, training, audit, report)

@@ -365,10 +365,10 @@ def test_specs(spec: str, channel: Channel) -> None:
 @pytest.mark.parametrize(
     ("spec", "error", "words"),
     [
-        ("jpg:75", KeyError, r"no 'jpg' among loraguard\.channels: identity, jpeg, .*Did you mean 'jpeg'\?"),
-        ("jpeg:75+resise:0.5", KeyError, "Did you mean 'resize'"),
-        ("", KeyError, "no '' among"),
-        ("jpeg+", KeyError, r"no 'jpeg\+' among"),
+        ("jpg:75", ValueError, r"no 'jpg' among loraguard\.channels: identity, jpeg, .*Did you mean 'jpeg'\?"),
+        ("jpeg:75+resise:0.5", ValueError, "Did you mean 'resize'"),
+        ("", ValueError, "no '' among"),
+        ("jpeg+", ValueError, r"no 'jpeg\+' among"),
         ("grey:3", ValueError, r"'grey:3'.*\(grey takes \(\)"),
         ("jpeg:qualty=75", ValueError, "unexpected keyword argument 'qualty'"),
         ("jpeg:0", ValueError, "quality=0 must be a whole number from 1 to 100"),

@@ -11,6 +11,7 @@ import loraguard
 
 HOUSE = Path(loraguard.__file__).parent
 FLOORS = [
+    {"kinds"},
     {"tuner", "fingerprint", "registry", "weights"},
     {"files"},
     {"channels", "metrics"},
@@ -19,6 +20,7 @@ FLOORS = [
     {"defenses", "hub"},
     {"training"},
     {"audit"},
+    {"audit_settings"},
     {"demo", "train", "info", "auditing", "cli_hub"},
     {"protecting"},
     {"cli_audit"},

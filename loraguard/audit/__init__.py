@@ -8,7 +8,7 @@ from .compare import Comparison, compare
 from .controls import Controls, train_controls
 from .detection import calibrate_detector
 from .paired import Difference, paired_difference
-from .protocol import run_audit
+from .protocol import place, run_audit
 from .report import write_report
 from .result import AuditResult
 from .situation import Photo, Situation
@@ -28,6 +28,7 @@ __all__ = [
     "estimate",
     "fingerprint",
     "paired_difference",
+    "place",
     "run_audit",
     "table",
     "train_controls",

@@ -3,108 +3,195 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from math import sqrt
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .paired import Difference, paired_difference
-from .situation import SHARES
+from .situation import NO_CHANNEL, SHARES
 
 KEY = ("generator", "defense", "knowledge", "eps", "steps", "role", "channel")
+_NAMES = ("generator", "defense")
+
+Key = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """A metric in the same situation of two audits.
+class Shared:
+    """A metric in a situation that two audits share.
 
     Attributes:
         situation: its key, by the names of :data:`KEY`.
         photo: what was done to the photos, in words.
-        metric: by its name.
-        before: the first audit's mean.
+        before: the first audit's mean; None where no value is finite (PSNR of equal images).
         after: the second's.
         difference: second less first.
     """
 
     situation: dict[str, Any]
     photo: str
-    metric: str
-    before: float
-    after: float
+    before: float | None
+    after: float | None
     difference: Difference
 
 
-def compare(first: str | Path, second: str | Path, metric: str = "dsr") -> list[Comparison]:
+@dataclass(frozen=True)
+class Comparison:
+    """Two audits beside each other.
+
+    Attributes:
+        paired: whether both looked at the same photos with the same edits, so that differences are image by image.
+        shared: the situations that both have, in the first one's order.
+        only_first: those that the first alone has, in words.
+        only_second: those that the second alone has.
+    """
+
+    paired: bool
+    shared: list[Shared]
+    only_first: list[str]
+    only_second: list[str]
+
+
+def compare(
+    first: str | Path, second: str | Path, metric: str = "dsr", *, rename: Mapping[str, str] | None = None
+) -> Comparison:
     """A metric in every situation that two audits share.
 
-    Where both looked at the same photos with the same edits, differences are paired, image by image; otherwise the two
-    are independent samples, and their intervals are wider.
+    A situation is shared if generator, defense, budget, steps, knowledge and channel are called the same. Where both
+    audits looked at the same photos with the same edits, differences are paired
+    (:func:`~loraguard.audit.paired_difference`); otherwise the two are independent samples
+    (:func:`independent_difference`), and intervals are wider.
 
     Args:
         first: an `audit.json`, or its folder; `images.parquet` must lie beside it.
         second: likewise.
         metric: one that both have.
+        rename: the second's names of patches, networks and defenses, with the first's in place of them.
 
     Raises:
         FileNotFoundError: if a file is not there.
-        ValueError: if they share no situation, or the metric is not there.
+        ValueError: if a file is none of an audit, they share no situation, or the metric or a name is not there.
     """
-    audits = [_read(Path(one)) for one in (first, second)]
-    paired = audits[0][0]["settings"]["data_sha256"] == audits[1][0]["settings"]["data_sha256"]
-    rows = [{tuple(row[name] for name in KEY): row for row in found["situations"]} for found, _ in audits]
-    shared = [key for key in rows[0] if key in rows[1]]
-    if not shared:
+    audits = [_Audit(Path(first), {}), _Audit(Path(second), rename or {})]
+    paired = audits[0].data == audits[1].data
+    keys = [key for key in audits[0].rows if key in audits[1].rows]
+    if not keys:
         raise ValueError(f"{first} and {second} share no situation: names, budgets and strengths must be the same.")
-    if not all(metric in rows[side][key]["metrics"] for side in (0, 1) for key in shared):
-        raise ValueError(f"Not both have the metric {metric!r}; there is {sorted(rows[0][shared[0]]['metrics'])}.")
+    there = set.intersection(*(set(audit.rows[key]["metrics"]) for audit in audits for key in keys))
+    if metric not in there:
+        raise ValueError(f"Not both have the metric {metric!r}; they have {', '.join(sorted(there))}.")
     found = []
-    for key in shared:
-        values = [_values(audits[side][1], key, metric) for side in (0, 1)]
-        share = metric in SHARES
-        if paired and values[0].shape[1] == values[1].shape[1]:
-            difference = paired_difference(values[1].mean(0), values[0].mean(0), share=share)
-        else:
-            difference = _independent(values[1].mean(0), values[0].mean(0))
-        means = [_finite(one).mean().item() for one in values]
+    for key in keys:
+        before, after = (audit.values(key, metric) for audit in audits)
+        difference = (paired_difference if paired else independent_difference)(after, before, share=metric in SHARES)
+        rows = [audit.rows[key] for audit in audits]
+        first_mean, second_mean = (row["metrics"][metric]["mean"] for row in rows)
         situation = dict(zip(KEY, key, strict=True))
-        found.append(Comparison(situation, rows[0][key]["photo"], metric, means[0], means[1], difference))
-    return found
+        found.append(Shared(situation, rows[0]["photo"], first_mean, second_mean, difference))
+    alone = [[words(row) for key, row in audit.rows.items() if key not in keys] for audit in audits]
+    return Comparison(paired, found, alone[0], alone[1])
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[tuple[Any, ...], list[dict[str, Any]]]]:
-    from pyarrow import parquet
-
-    folder = path if path.is_dir() else path.parent
-    for name in ("audit.json", "images.parquet"):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"There is no {folder / name}; `loraguard audit` writes it.")
-    images: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for row in parquet.read_table(folder / "images.parquet").to_pylist():
-        images.setdefault(tuple(row[name] for name in KEY), []).append(row)
-    return json.loads((folder / "audit.json").read_text(encoding="utf-8")), images
+def words(row: Mapping[str, Any]) -> str:
+    """A situation in words, as its row in `audit.json` has it."""
+    channel = "" if row["channel"] == NO_CHANNEL else f", {row['channel']}"
+    settings = [f"{name} {row[name]}" for name in ("eps", "steps") if row[name] is not None]
+    return ", ".join([f"{row['generator']}: {row['photo']}{channel}", *settings])
 
 
-def _values(images: dict[tuple[Any, ...], list[dict[str, Any]]], key: tuple[Any, ...], metric: str) -> Tensor:
-    """(seeds, n)."""
-    by_seed: dict[int, list[float]] = {}
-    for row in sorted(images[key], key=lambda row: (row["seed"], row["image"])):
-        by_seed.setdefault(row["seed"], []).append(row[metric])
-    return torch.tensor(list(by_seed.values()), dtype=torch.float64)
+class _Audit:
+    """What lies in an audit's folder, under other names if need be."""
+
+    def __init__(self, path: Path, rename: Mapping[str, str]) -> None:
+        from pyarrow import parquet
+
+        folder = path.parent if path.name == "audit.json" else path
+        for name in ("audit.json", "images.parquet"):
+            if not (folder / name).is_file():
+                raise FileNotFoundError(f"There is no {folder / name}; `loraguard audit` writes it.")
+        try:
+            about = json.loads((folder / "audit.json").read_text(encoding="utf-8"))
+            self.data: str = about["settings"]["data_sha256"]
+            rows = about["situations"]
+            self.images: dict[Key, list[dict[str, Any]]] = {}
+            images = parquet.read_table(folder / "images.parquet").to_pylist()
+            if unknown := rename.keys() - {row[name] for row in rows for name in _NAMES}:
+                raise ValueError(f"it has no generator or defense {sorted(unknown)} to rename")
+            for row in [*rows, *images]:
+                row.update({name: rename.get(row[name], row[name]) for name in _NAMES})
+            self.rows: dict[Key, dict[str, Any]] = {tuple(row[name] for name in KEY): row for row in rows}
+            for row in images:
+                self.images.setdefault(tuple(row[name] for name in KEY), []).append(row)
+            if self.images.keys() != self.rows.keys():
+                raise ValueError("audit.json and images.parquet are of different audits")
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"{folder} cannot be compared: {error!s:.200}.") from error
+        for row in rows:  # the photo's words name the defense
+            defense, comma, rest = row["photo"].partition(", ")
+            row["photo"] = f"{rename.get(defense, defense)}{comma}{rest}"
+
+    def values(self, key: Key, metric: str) -> Tensor:
+        """By seed and image, (seeds, n)."""
+        by_seed: dict[int, list[float]] = {}
+        for row in sorted(self.images[key], key=lambda row: (row["seed"], row["image"])):
+            by_seed.setdefault(row["seed"], []).append(row[metric])
+        return torch.tensor(list(by_seed.values()), dtype=torch.float64)
 
 
-def _finite(values: Tensor) -> Tensor:
-    return values[torch.isfinite(values)]
+def independent_difference(
+    a: Tensor, b: Tensor, *, share: bool = False, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> Difference:
+    """The difference `mean(a) - mean(b)` between samples of different images, and an interval.
 
+    - Values: each sample is resampled for itself (percentile bootstrap). Where a sample has one value throughout,
+      nothing is known of its spread and no interval is given.
+    - Shares: Newcombe's hybrid of Wilson's intervals (Statistics in Medicine 17:873, 1998, method 10), which holds for
+      shares of 0% and 100% too. Where seeds disagree on an image its value is a fraction, and images are resampled.
 
-def _independent(a: Tensor, b: Tensor, confidence: float = 0.95, resamples: int = 2000) -> Difference:
-    """Between the means of two samples, each resampled for itself."""
-    a, b = _finite(a), _finite(b)
-    draws = torch.Generator().manual_seed(0)
-    means = [x[torch.randint(len(x), (resamples, len(x)), generator=draws)].mean(1) for x in (a, b)]
+    Args:
+        a: one value for each image, (n,), or for each seed and image, (seeds, n); seeds are averaged on each image.
+        b: the other sample's, likewise.
+        share: values are 0 or 1 and their mean is a share.
+        confidence: of the interval.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+
+    Example:
+        >>> a, b = torch.arange(70.0) < 56, torch.arange(80.0) < 48
+        >>> found = independent_difference(a.double(), b.double(), share=True)
+        >>> [round(value, 4) for value in (found.mean, found.low, found.high)]
+        [0.2, 0.0524, 0.3339]
+    """
+    samples = [values.double().reshape(-1, values.shape[-1]).mean(0) for values in (a, b)]
+    finite = [values[values.isfinite()] for values in samples]
+    sizes = " and ".join(str(len(values)) for values in finite)
+    n = sum(map(len, finite))
+    if not all(map(len, finite)):
+        return Difference(None, None, None, n, "none: a sample has no finite values")
+    x, y = finite
+    mean = (x.mean() - y.mean()).item()
+    if share and all((values == values.round()).all() for values in finite):
+        (p, low_p, high_p), (q, low_q, high_q) = (_wilson(values, confidence) for values in finite)
+        low, high = mean - sqrt((p - low_p) ** 2 + (high_q - q) ** 2), mean + sqrt((high_p - p) ** 2 + (q - low_q) ** 2)
+        return Difference(mean, low, high, n, f"Newcombe, {sizes} images")
+    if any(len(values.unique()) == 1 for values in finite):
+        return Difference(mean, None, None, n, f"none: one value on all images of a sample, {sizes} images")
+    draws = torch.Generator().manual_seed(seed)
+    means = [values[torch.randint(len(values), (resamples, len(values)), generator=draws)].mean(1) for values in finite]
     tail = (1 - confidence) / 2
-    low, high = (means[0] - means[1]).quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
-    method = f"two-sample percentile bootstrap, {resamples} resamples, not the same photos"
-    return Difference((a.mean() - b.mean()).item(), low, high, min(len(a), len(b)), method)
+    bounds = torch.tensor([tail, 1 - tail], dtype=torch.float64)
+    low, high = (means[0] - means[1]).quantile(bounds).tolist()
+    return Difference(mean, low, high, n, f"two-sample percentile bootstrap, {resamples} resamples, {sizes} images")
+
+
+def _wilson(values: Tensor, confidence: float) -> tuple[float, float, float]:
+    """A share with Wilson's score interval."""
+    n, p, z = len(values), values.mean().item(), NormalDist().inv_cdf((1 + confidence) / 2)
+    middle, half = p + z * z / (2 * n), z * sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return p, (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,6 +35,7 @@ KINDS = ("ungated", "clean-only", "fine-tune")
 PATCH = "standard"
 """Beside these, the patch itself, trained as it is."""
 FINISHED = "control.json"
+STARTED = "started.json"
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,8 @@ def train_controls(
     and stay the untouched generator, so it always starts from the paper's first weights.
 
     Each goes into a folder of its name. One that is finished there, of the same settings, generator and data, is not
-    trained again; of the data, what `describe_data` says of it and the first image with its edits are compared.
+    trained again, and one that was interrupted goes on if `args` say so; of the data, what `describe_data` says of it
+    and the first image with its edits are compared.
 
     Args:
         generator: the untouched network, or one with adapters, which are left out; neither changes.
@@ -142,6 +145,7 @@ def train_controls(
         about = {"kind": kind, "settings": settings, "adapter": adapter and adapter.to_dict(), **shared}
         about = json.loads(json.dumps(about, default=sorted))  # sets, in an order
         if not _is_finished(folder, about):
+            _start(folder, about)
             if adapter is None:
                 fine_tune(generator, dataset, mine, conditions=conditions, loss=loss)
             else:
@@ -185,6 +189,16 @@ def _is_finished(folder: Path, about: dict[str, Any]) -> bool:
         return True
     file.unlink(missing_ok=True)
     return False
+
+
+def _start(folder: Path, about: dict[str, Any]) -> None:
+    """Make sure that checkpoints in the folder are of this very control: it would go on from any."""
+    file = folder / STARTED
+    if not file.is_file() or json.loads(file.read_text(encoding="utf-8")) != about:
+        for checkpoint in folder.glob("checkpoint-*"):
+            shutil.rmtree(checkpoint)
+        with whole_files(folder) as draft:
+            write_json(draft / STARTED, about)
 
 
 def _data(generator: nn.Module, dataset: Any, conditions: Conditions | None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from loraguard.data import collate
 from loraguard.generators import Conditions, conditions_of, labels_of
-from loraguard.stamp import FEWEST_OUTPUTS, Stamp, StampDetector
+from loraguard.stamp import Stamp, StampDetector
 
 
 @torch.no_grad()
@@ -29,7 +29,8 @@ def calibrate_detector(
         most: outputs, about.
 
     Returns:
-        The detector; None, with a warning, where there are too few outputs to say what an unstamped one scores.
+        The detector; None, with a warning, where there are too few outputs to say what an unstamped one scores, or the
+        stamp is too faint to be told from none.
 
     Example:
         >>> from peft import get_peft_model
@@ -52,11 +53,8 @@ def calibrate_detector(
             if sum(map(len, outputs)) >= most:
                 break
     model.train(training)
-    if len(outputs) < FEWEST_OUTPUTS:
-        warnings.warn(
-            f"The stamp is not looked for: {len(outputs)} outputs are too few to calibrate a detector on, it takes "
-            f"{FEWEST_OUTPUTS}. Give more photos.",
-            stacklevel=2,
-        )
+    try:
+        return StampDetector(stamp).calibrate(torch.cat(outputs))
+    except ValueError as error:
+        warnings.warn(f"The stamp {stamp.text or stamp.image!r} is not looked for: {error}", stacklevel=2)
         return None
-    return StampDetector(stamp).calibrate(torch.cat(outputs))

@@ -57,6 +57,14 @@ class Batch:
         condition = digest(self.condition)
         return {"images": digest({"image": self.images}), "edits": self.edits, "condition": condition}
 
+    @property
+    def each(self) -> list[str]:
+        """What each photo with its edit is, whatever batch it is in."""
+        return [
+            digest({f"image {edit}": image, **{key: value[row] for key, value in self.condition.items()}})
+            for row, (image, edit) in enumerate(zip(self.images, self.edits, strict=True))
+        ]
+
 
 class Photos:
     """The audit's photos in batches, each with one edit that the seed draws.

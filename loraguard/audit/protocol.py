@@ -149,7 +149,7 @@ def run_audit(
     measures = Measures(found, lpips, features)
 
     with ExitStack() as stack:
-        process, processes = _place()
+        process, processes = place()
         if output_dir is None:
             if processes > 1:
                 raise ValueError(f"{processes} processes need an output_dir to share what they find.")
@@ -163,8 +163,8 @@ def run_audit(
     return result
 
 
-def _place() -> tuple[int, int]:
-    """This process' number, and how many there are."""
+def place() -> tuple[int, int]:
+    """This process' number, and how many there are that share an audit; 0 is the one that reports."""
     if PartialState._shared_state or int(os.environ.get("WORLD_SIZE", "1")) > 1:
         state = PartialState()
         return state.process_index, state.num_processes

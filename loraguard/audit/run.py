@@ -173,10 +173,10 @@ class Run:
         pictures: dict[tuple[str, str, str, str], list[Tensor]] = defaultdict(list)
         features: dict[tuple[str, Photo, str], list[dict[str, Tensor]]] = defaultdict(list)
         edits: list[str] = []
-        hashes = []
+        hashes: list[str] = []
         for whole in self.photos:
             edits += whole.edits
-            hashes.append(whole.hashes)
+            hashes += whole.each
             for job, batch in self._parts(whole):
                 key = self._key(job, batch)
                 piece = self.store.read(key)

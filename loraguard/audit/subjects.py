@@ -9,7 +9,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from loraguard.fingerprint import fingerprint, generator_fingerprint
+from loraguard.fingerprint import GENERATOR, fingerprint, generator_fingerprint
 from loraguard.generators import Condition
 from loraguard.stamp import Stamp
 from loraguard.tuner import folded
@@ -72,7 +72,9 @@ class Subjects:
 
     def hashes(self) -> dict[str, str]:
         """SHA-256 of each one's weights; the untouched generator's is called "generator"."""
-        return {**fingerprint(self.model), **{name: generator_fingerprint(one) for name, one in self.networks.items()}}
+        own = fingerprint(self.model)
+        audited = {name: own[name] for name in (GENERATOR, *self.stamps)}
+        return audited | {name: generator_fingerprint(one) for name, one in self.networks.items()}
 
     @contextmanager
     def in_eval_mode(self) -> Iterator[None]:

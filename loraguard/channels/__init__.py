@@ -47,8 +47,7 @@ def parse_channel(spec: str) -> Channel:
     where a letter follows it; a channel that needs one in its settings is made in Python.
 
     Raises:
-        KeyError: for a name that is not in :data:`CHANNELS`.
-        ValueError: for settings that the channel does not take.
+        ValueError: for a name that is not in :data:`CHANNELS`, or settings that the channel does not take.
 
     Example:
         >>> parse_channel("jpeg:75+resize:scale=0.5")

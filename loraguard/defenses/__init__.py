@@ -1,6 +1,8 @@
 """Proactive defenses: perturbations of photos that make a generator fail on them."""
 
-from loraguard.registry import Registry
+from typing import Any
+
+from loraguard.registry import Registry, build
 
 from .anti_forgery import AntiForgery
 from .apgd import APGD
@@ -40,6 +42,33 @@ DEFENSES = Registry(
 )
 """Defenses by the name that the command line takes."""
 
+
+def parse_defense(spec: str) -> Any:
+    """The defense that a spec on the command line names.
+
+    `NAME`, `NAME:SETTINGS` (:func:`loraguard.registry.build`), `NAME@FILE` for one that was fitted and saved, or
+    `NAME@pretrained` for a fitted one that ships with the package.
+
+    Raises:
+        ValueError: for a name that is not in :data:`DEFENSES`, or settings or a file that cannot be used.
+        FileNotFoundError: for a file that is not there.
+
+    Example:
+        >>> parse_defense("disrupting:0.1,steps=15").steps
+        15
+    """
+    name, at, file = spec.partition("@")
+    if not at or ":" in name:
+        return build(DEFENSES, spec)
+    if name not in DEFENSES:
+        return build(DEFENSES, name)  # says which there are
+    how = "pretrained" if file == "pretrained" else "load"
+    if (loader := getattr(DEFENSES[name], how, None)) is None:
+        why = "none ships with the package" if file == "pretrained" else f"{name} is not fitted"
+        raise ValueError(f"{spec!r}: {why}, so there is nothing to load; write {name!r}.")
+    return loader() if file == "pretrained" else loader(file)
+
+
 __all__ = [
     "APGD",
     "CMUA",
@@ -61,5 +90,6 @@ __all__ = [
     "Unperturbed",
     "WorstOf",
     "edits_of",
+    "parse_defense",
     "sign_ascent",
 ]

@@ -60,6 +60,10 @@ def load_generator(name: str, checkpoint: str | Path | None = None, **settings: 
                 f"{cls.__name__} does not ship with weights; pass a checkpoint: a file, or a folder or an id of the "
                 f"Hub. docs/generators/{name}.md says where they are."
             )
+        if settings:
+            raise ValueError(
+                f"{cls.__name__} ships with its weights, and they fix {', '.join(settings)}; leave it out."
+            )
         return cls.pretrained()
     path = Path(checkpoint).expanduser()
     if path.is_file():

@@ -193,6 +193,6 @@ def _check_fingerprint(found: Patch, name: str, generator: nn.Module) -> None:
         raise ValueError(
             f"{name} was made for a {about.get('class', 'generator')} with weights {recorded[:12]}…, and this "
             f"{type(network).__name__} has {own[:12]}…: other weights, or the same in another precision or after "
-            "merging. Load those that it was made for; or go on with ignore_fingerprint=True, and what the patch's "
-            "card and audit say is not about this generator."
+            "merging. Load those that it was made for; or go on with ignore_fingerprint=True (--ignore-fingerprint), "
+            "and what the patch's card and audit say is not about this generator."
         )

@@ -1,0 +1,198 @@
+"""What `loraguard audit` can be told, by flags or in a YAML file."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import yaml
+
+from .audit.controls import KINDS, PATCH
+from .audit.situation import UNTOUCHED
+from .defenses.base import check_budget
+from .files import whole_files
+from .kinds import fits, words
+
+SETTINGS = "audit.yaml"
+"""In an audit's folder, what `--resume` reads."""
+
+_LEAST = {
+    "image_size": 1, "images": 1, "fit_images": 1, "train_steps": 1, "checks": 0, "batch_size": 1, "pictures": 1,
+}  # fmt: skip
+_NAMED = ("patches", "defenses", "perturbed")
+_CONTROLS = ("none", "noise")
+
+
+@dataclass(frozen=True)
+class AuditSettings:
+    """What an audit is made of. The YAML file has these keys; flags are called alike, in the singular.
+
+    Args:
+        generator: by name, one of `loraguard.generators.GENERATORS`.
+        checkpoint: its weights: a file, a folder or an id of the Hub; none for one that ships with them.
+        image_size: of the generator, where its weights do not tell.
+        data: as :func:`~loraguard.data.open_data` takes it.
+        split: of the data set's own.
+        images: how many photos are audited.
+        fit_images: how many others defenses are fitted on, detectors calibrated on and patches trained on.
+        patches: by name, a folder or an id of the Hub.
+        ignore_fingerprint: take patches that were made for other weights than the generator's.
+        train: adversaries to train here: "standard", "ungated", "clean-only", "fine-tune".
+        train_steps: of each of these; by default the fast recipe's epochs.
+        defenses: by name, a spec as :func:`~loraguard.defenses.parse_defense` takes it.
+        no_leak_only: defenses, by name, that are not crafted anew with a leak.
+        perturbed: by name, a folder with photos that a defense has perturbed elsewhere.
+        channels: specs, such as "jpeg:75+resize:0.5".
+        adaptive_channels: defenses are crafted through each channel as well.
+        budgets: further values of `eps`, as a curve.
+        strengths: further values of `steps`, as a curve.
+        seeds: of everything that is drawn; the first one also draws photos and edits.
+        checks: on how many photos to try other attacks.
+        lpips: "cache", or a file with AlexNet's weights, to measure LPIPS.
+        fid: "cache", or a file with Inception's weights, to measure FID.
+        batch_size: photos at a time.
+        pictures: photos to show.
+        device: "auto" or "cpu".
+
+    Raises:
+        ValueError: for a value of the wrong kind or out of range, a name that is taken, or nothing to audit.
+
+    Example:
+        >>> AuditSettings(defenses={"pgd": "disrupting:steps=30"}).seeds
+        (0,)
+        >>> AuditSettings(images=-1)
+        Traceback (most recent call last):
+        ...
+        ValueError: images=-1 must be at least 1.
+    """
+
+    generator: str = "demo"
+    checkpoint: str | None = None
+    image_size: int | None = None
+    data: str = "demo"
+    split: str | None = None
+    images: int = 100
+    fit_images: int = 200
+    patches: dict[str, str] = field(default_factory=dict)
+    ignore_fingerprint: bool = False
+    train: tuple[str, ...] = ()
+    train_steps: int | None = None
+    defenses: dict[str, str] = field(default_factory=lambda: {"disrupting": "disrupting"})
+    no_leak_only: tuple[str, ...] = ()
+    perturbed: dict[str, str] = field(default_factory=dict)
+    channels: tuple[str, ...] = ()
+    adaptive_channels: bool = True
+    budgets: tuple[float, ...] = ()
+    strengths: tuple[int, ...] = ()
+    seeds: tuple[int, ...] = (0,)
+    checks: int = 50
+    lpips: str | None = None
+    fid: str | None = None
+    batch_size: int = 25
+    pictures: int = 6
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name, kind in get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            if not fits(value, kind):
+                raise ValueError(f"{name}={value!r} must be {words(kind)}.")
+            if isinstance(value, (list, tuple)):  # each once
+                object.__setattr__(self, name, tuple(dict.fromkeys(value)))
+        for name, least in _LEAST.items():
+            if (value := getattr(self, name)) is not None and value < least:
+                raise ValueError(f"{name}={value!r} must be at least {least}.")
+        for eps in self.budgets:
+            check_budget(eps)
+        if not all(steps >= 1 for steps in self.strengths):
+            raise ValueError(f"strengths={list(self.strengths)} must be at least 1 each.")
+        if not self.seeds or not all(0 <= seed < 2**32 for seed in self.seeds):
+            raise ValueError(f"seeds={list(self.seeds)} must be one or more whole numbers from 0 to 2**32 - 1.")
+        if self.device not in ("auto", "cpu"):
+            raise ValueError(f"device={self.device!r} must be auto or cpu.")
+        if unknown := set(self.train) - {PATCH, *KINDS}:
+            raise ValueError(f"train={sorted(unknown)}: choose from {', '.join((PATCH, *KINDS))}.")
+        if self.train_steps is not None and not self.train:
+            raise ValueError("train_steps is of what `train` names, and it names nothing.")
+        if unknown := set(self.no_leak_only) - set(self.defenses):
+            raise ValueError(f"no_leak_only={sorted(unknown)}: the defenses are {', '.join(self.defenses)}.")
+        if not self.defenses and not self.perturbed:
+            raise ValueError("There is nothing to audit: name a defense, or a folder of perturbed photos.")
+        self._check_names()
+
+    def _check_names(self) -> None:
+        """Each of a defense or network once, and none that the audit itself uses."""
+        generators = [UNTOUCHED, *self.train, *self.patches]
+        for taken, names in (([*_CONTROLS, *self.defenses, *self.perturbed], "defenses"), (generators, "patches")):
+            if twice := sorted({name for name in taken if taken.count(name) > 1}):
+                raise ValueError(f"{names}: the name {twice[0]!r} is taken; call yours something else, NAME=...")
+        for name in self.patches:
+            if not name or "." in name:
+                raise ValueError(f"patches: the name {name!r} must have letters and no dot; write NAME=...")
+
+    @classmethod
+    def read(cls, file: Path) -> AuditSettings:
+        """Settings from a YAML file.
+
+        Raises:
+            FileNotFoundError: if there is none.
+            ValueError: if it is no YAML, for a key that does not exist, or a value that cannot be.
+        """
+        try:
+            found = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise ValueError(f"{file} is no YAML: {' '.join(str(error).split())}") from None
+        return cls().updated({} if found is None else found, str(file))
+
+    def updated(self, changes: Any, source: str) -> AuditSettings:
+        """The same with other values; of patches, defenses and perturbed, a list of specs will do, as in flags.
+
+        Raises:
+            ValueError: for a key that does not exist, or a value that cannot be; the message names the source.
+        """
+        if not isinstance(changes, Mapping):
+            raise ValueError(f"{source} must hold keys and values, such as 'generator: demo'; got {changes!r:.80}.")
+        there = [one.name for one in fields(self)]
+        made: dict[str, Any] = {}
+        for key, value in changes.items():
+            if key not in there:
+                near = difflib.get_close_matches(str(key), there, 1)
+                raise ValueError(f"{source}: there is no {key!r}.{f' Did you mean {near[0]!r}?' if near else ''}")
+            is_list = key in _NAMED and isinstance(value, (list, tuple)) and all(isinstance(one, str) for one in value)
+            made[key] = named(value) if is_list else value
+        try:
+            return replace(self, **made)
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from None
+
+    def write(self, folder: Path) -> None:
+        """Leave the settings in the audit's folder, for `--resume`."""
+        plain = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        with whole_files(folder) as draft:
+            (draft / SETTINGS).write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def named(specs: Sequence[str]) -> dict[str, str]:
+    """Specs of the command line by name: `NAME=SPEC`, or a spec whose own first word is its name.
+
+    Raises:
+        ValueError: if two have the same name.
+
+    Example:
+        >>> named(["disrupting:steps=30", "weak=disrupting:steps=3", "runs/lr=0.1/standard"])
+        {'disrupting': 'disrupting:steps=30', 'weak': 'disrupting:steps=3', 'standard': 'runs/lr=0.1/standard'}
+    """
+    found: dict[str, str] = {}
+    for spec in specs:
+        if match := re.fullmatch(r"([^:@,=/\\]+)=(.+)", spec):
+            name, rest = match.groups()
+        else:
+            name, rest = Path(re.split("[:@]", spec)[0]).name, spec
+        if name in found:
+            raise ValueError(f"Two are called {name!r}; give one another name: OTHER={rest}")
+        found[name] = rest
+    return found

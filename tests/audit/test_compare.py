@@ -1,0 +1,132 @@
+"""Two audits beside each other."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from scipy import stats
+from setups import Audit, Flip
+
+from loraguard.audit import compare, paired_difference, write_report
+from loraguard.audit.compare import independent_difference
+from loraguard.data import DemoFaces
+
+
+def written(audit: Audit, folder: Path, **changes: object) -> Path:
+    write_report(audit(**changes), folder)
+    return folder
+
+
+def test_the_same_photos_are_compared_image_by_image(audit: Audit, tmp_path: Path) -> None:
+    """Whatever the batch size; means, differences and intervals are those of the per-image figures."""
+    results = [audit(seeds=[0, 1]), audit(seeds=[0, 1], defenses={"flip": Flip(0.2)}, batch_size=5)]
+    for name, result in zip("ab", results, strict=True):
+        write_report(result, tmp_path / name)
+    found = compare(tmp_path / "a", tmp_path / "b" / "audit.json", "mse")
+    assert found.paired
+    assert not found.only_first
+    assert not found.only_second
+    assert len(found.shared) == len(results[0].situations)
+    for one in found.shared:
+        place = {name: one.situation[name] for name in ("generator", "defense", "knowledge", "channel", "role")}
+        (before,), (after,) = (result.find(**place) for result in results)
+        truth = paired_difference(after.values["mse"], before.values["mse"])
+        assert one.difference == truth
+        assert one.before == pytest.approx(before.values["mse"].mean().item())
+        assert one.photo == before.photo.words
+
+
+def test_shares_over_several_seeds(audit: Audit, tmp_path: Path) -> None:
+    """Where seeds disagree a share is a fraction on an image."""
+    first, second = (written(audit, tmp_path / str(eps), seeds=[0, 1], defenses={"d": Flip(eps)}) for eps in (0.2, 0.2))
+    assert all(one.difference.mean == 0 for one in compare(first, second, "dsr").shared)
+
+
+def test_equal_outputs_have_no_psnr(audit: Audit, tmp_path: Path) -> None:
+    folder = written(audit, tmp_path)
+    (one,) = [s for s in compare(folder, folder, "psnr").shared if s.situation["generator"] == "untouched"
+              and s.situation["knowledge"] == "clean"]  # fmt: skip
+    assert (one.before, one.after, one.difference.mean) == (None, None, None)
+
+
+def test_other_photos_are_independent_samples(audit: Audit, tmp_path: Path) -> None:
+    a = written(audit, tmp_path / "a")
+    b = written(audit, tmp_path / "b", faces=DemoFaces(9, size=16, split="test"))
+    found = compare(a, b, "dsr")
+    assert not found.paired
+    assert {one.difference.n for one in found.shared} == {21}
+    assert {one.difference.method for one in found.shared} == {"Newcombe, 9 and 12 images"}
+
+
+def test_names_that_differ_are_said_and_can_be_matched(audit: Audit, tmp_path: Path) -> None:
+    a = written(audit, tmp_path / "a", defenses={"d": Flip()}, patches={"standard": None}, detectors=None)
+    b = written(audit, tmp_path / "b", defenses={"e": Flip()}, patches={"defensive": None}, detectors=None)
+    found = compare(a, b)
+    assert {one.situation["generator"] for one in found.shared} == {"untouched"}
+    assert "standard: d, leak, eps 0.2" in found.only_first
+    assert "untouched: e, no leak, eps 0.2" in found.only_second
+    renamed = compare(a, b, rename={"defensive": "standard", "e": "d"})
+    assert not renamed.only_first
+    assert not renamed.only_second
+    assert {one.situation["generator"] for one in renamed.shared} == {"untouched", "standard"}
+    assert {one.photo for one in renamed.shared} == {"as it is", "random noise", "d, no leak", "d, leak"}
+    with pytest.raises(ValueError, match=r"no generator or defense \['nobody'\] to rename"):
+        compare(a, b, rename={"nobody": "standard"})
+
+
+def test_what_cannot_be_compared(audit: Audit, tmp_path: Path) -> None:
+    a = written(audit, tmp_path / "a")
+    with pytest.raises(ValueError, match=r"metric 'lpips'; they have dsr, masked_mse, mse, "):
+        compare(a, a, "lpips")
+    with pytest.raises(FileNotFoundError, match=r"no .*nowhere.audit\.json; `loraguard audit` writes it"):
+        compare(a, tmp_path / "nowhere")
+    for broken in ("{", "[]", '{"settings": {}}', '{"settings": {"data_sha256": "0"}, "situations": []}'):
+        b = written(audit, tmp_path / "b")
+        (b / "audit.json").write_text(broken)
+        with pytest.raises(ValueError, match=r"b cannot be compared: "):
+            compare(a, b)
+    (b / "images.parquet").unlink()
+    with pytest.raises(FileNotFoundError, match=r"images\.parquet"):
+        compare(a, b)
+    about = json.loads((a / "audit.json").read_text())
+    for row in about["situations"]:
+        row["channel"] = "elsewhere"
+    write_report(audit(), tmp_path / "c")
+    (tmp_path / "c" / "audit.json").write_text(json.dumps(about))
+    with pytest.raises(ValueError, match=r"of different audits"):
+        compare(a, tmp_path / "c")
+
+
+@pytest.mark.parametrize(
+    ("gained", "of", "lost", "out_of", "low", "high"),
+    [(56, 70, 48, 80, 0.0524, 0.3339), (9, 10, 3, 10, 0.1705, 0.8090), (10, 10, 0, 20, 0.6791, 1.0),
+     (10, 10, 0, 10, 0.6075, 1.0), (5, 56, 0, 29, -0.0381, 0.1926)],
+)  # fmt: skip
+def test_shares_of_different_photos_against_the_paper(
+    gained: int, of: int, lost: int, out_of: int, low: float, high: float
+) -> None:
+    """Newcombe (Statistics in Medicine 17:873, 1998), table II, method 10."""
+    a, b = (torch.arange(n) < k for k, n in ((gained, of), (lost, out_of)))
+    found = independent_difference(a.double(), b.double(), share=True)
+    assert (found.low, found.high) == pytest.approx((low, high), abs=6e-5)
+    assert found.mean == pytest.approx(gained / of - lost / out_of)
+
+
+def test_values_of_different_photos_against_welch() -> None:
+    """The bootstrap's interval is about Welch's for samples of a few hundred normal values."""
+    a, b = torch.randn(400).double() + 0.5, 2 * torch.randn(300).double()
+    found = independent_difference(a.expand(2, -1), b)
+    truth = stats.ttest_ind(a.numpy(), b.numpy(), equal_var=False).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((truth.low, truth.high), abs=0.03)
+    assert found.mean == pytest.approx((a.mean() - b.mean()).item())
+
+
+def test_samples_that_tell_nothing() -> None:
+    same, inf = torch.ones(5), torch.full((5,), math.inf)
+    assert independent_difference(same, torch.rand(9)).low is None
+    assert independent_difference(inf, same).mean is None
+    assert independent_difference(torch.tensor([1.0, math.inf, 2.0]), torch.rand(4)).n == 6

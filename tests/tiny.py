@@ -1,0 +1,45 @@
+"""A generator and faces, small enough for an audit in a second; as a script, the command line that knows them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from loraguard.data import DemoFaces, default_transform
+from loraguard.generators import DemoEditor
+
+SIZE = 32
+
+
+class Tiny(DemoEditor):
+    """Of 4 channels, with weights that a seed draws."""
+
+    def transform(self) -> Callable[[Image.Image], Tensor]:
+        return default_transform(SIZE)
+
+    @classmethod
+    def pretrained(cls) -> Tiny:
+        with torch.random.fork_rng():
+            torch.manual_seed(7)
+            return cls(conv_dim=4, num_blocks=1).eval()
+
+
+class TinyFaces(DemoFaces):
+    @classmethod
+    def open(cls, root: str | None = None, *, split: str | None = None, **options: object) -> TinyFaces:
+        return cls(100, size=SIZE, split=split or "train")
+
+
+NAMES = {"loraguard.generators": "tiny:Tiny", "loraguard.data": "tiny:TinyFaces"}
+
+if __name__ == "__main__":
+    from loraguard.cli import main
+    from loraguard.data import DATA
+    from loraguard.generators import GENERATORS
+
+    for registry in (DATA, GENERATORS):
+        registry.ours["tiny"] = NAMES[registry.group]
+    main()
