@@ -17,7 +17,7 @@ class HouseStyle(Extension):
         docstring: Docstring | None = obj.docstring
         if docstring is not None:
             text = ROLE.sub(r"`\1`", docstring.value)
-            text = SEVERAL.sub(lambda found: "\n".join(f"{found[1]}{n}: {found[3]}" for n in found[2].split(", ")), text)
+            text = SEVERAL.sub(lambda m: "\n".join(f"{m[1]}{n}: {m[3]}" for n in m[2].split(", ")), text)
             docstring.value = re.sub(r"^(\s*)Example:\s*$", r"\1Examples:", text, flags=re.MULTILINE)
             if obj.name == "GatedLoraConfig":  # describes fields that it inherits from peft.LoraConfig, too
                 quiet = {"warn_unknown_params": False, "warn_missing_types": False}

@@ -143,11 +143,15 @@ def audit(
 
 def print_audit(result: AuditResult) -> None:
     """The audit's table, its findings in words, and the budget."""
-    from loraguard.audit import table, verdict
+    from loraguard.audit import matrix, table, verdict
 
     headings, rows = table(result)
     typer.echo()
     _print_table([headings, *rows])
+    if len(result.defenses) > 1:
+        typer.echo("\nDSR, without a leak / with it:")
+        headings, rows = matrix(result)
+        _print_table([headings, *rows])
     typer.echo()
     for sentence in verdict(result):
         typer.echo(sentence)
