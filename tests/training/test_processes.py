@@ -1,5 +1,6 @@
 """Several processes, and several batches a step, are one process and one batch."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +51,22 @@ def test_two_processes_are_one_with_the_same_global_batch(tmp_path: Path) -> Non
     assert {"checkpoint-4/random_states_0.pkl", "checkpoint-4/random_states_1.pkl"} <= found
     assert len([name for name in found if name.endswith("adapter_model.safetensors")]) == 3
     assert not [name for name in found if "partial" in name]
+
+
+def test_two_processes_audit_together(tmp_path: Path) -> None:
+    """`loraguard train` and then `loraguard audit` of that patch: each ends, the main process alone speaks."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    sizes = {"train": ["--train-size", "8", "--test-size", "5", "--max-train-steps", "1", "--rank", "1"],
+             "audit": ["--fit-images", "8", "--images", "5", "--checks", "0", "--patch", f"mine={tmp_path / 'train'}",
+                       "--batch-size", "2", "--defense", "disrupting:0.1,steps=2"]}  # fmt: skip
+    for command, size in sizes.items():
+        flags = ["--generator", "tiny", "--data", "tiny", "--device", "cpu", "--output-dir", str(tmp_path / command)]
+        words = [*launcher, str(ROOT / "tests" / "tiny.py"), command, *flags, *size]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=300, cwd=ROOT, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stdout.count("Report: ") == done.stdout.count("Auditing ") == 1
+        folder = tmp_path / "train" / "audit" if command == "train" else tmp_path / command
+        assert json.loads((folder / "audit.json").read_text())["settings"]["n"] == 5
 
 
 def test_the_shipped_config_is_one() -> None:
