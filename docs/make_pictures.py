@@ -1,6 +1,6 @@
 """Draw the pictures of these pages, from the demo's generator and patches that are trained here: about three minutes.
 
-python docs/make_pictures.py
+Run it as `python docs/make_pictures.py`.
 """
 
 from __future__ import annotations
