@@ -14,6 +14,8 @@ class HouseStyle(Extension):
 
     def on_instance(self, *, obj: Object, **kwargs: Any) -> None:
         """Called once for each object that was read."""
+        if obj.name.startswith("__") and obj.name != "__call__":
+            obj.public = False
         docstring: Docstring | None = obj.docstring
         if docstring is not None:
             text = ROLE.sub(r"`\1`", docstring.value)
