@@ -128,11 +128,12 @@ class PatchTrainer:
     def _accelerator(self) -> Accelerator:
         args = self.args
         zero = asked_for("DEEPSPEED")
-        if asked_for("FSDP"):
-            raise ValueError(
-                "FSDP is not supported: it shards the network, and a step runs that three ways (untouched, folded, "
-                "learning). What learns is small; use DDP (examples/configs/multi_gpu.yaml)."
-            )
+        for kind, name in (("FSDP", "FSDP"), ("MEGATRON_LM", "Megatron-LM")):
+            if asked_for(kind):  # Accelerate itself ignores it on a CPU
+                raise ValueError(
+                    f"{name} is not supported: it shards the network, and a step runs that three ways (untouched, "
+                    "folded, learning). What learns is small; use DDP (examples/configs/multi_gpu.yaml)."
+                )
         if zero and args.cpu:
             raise ValueError("cpu=True has Accelerate ignore DeepSpeed; without it, CPUs are used where no GPU is.")
         # A step need not reach every layer: HiSD's translators, for one, each serve one kind of edit.
@@ -154,8 +155,6 @@ class PatchTrainer:
             ) from error
         if accelerator.distributed_type == "DEEPSPEED":
             set_up_zero(accelerator, args.train_batch_size, cast(float, args.max_grad_norm))
-        elif accelerator.distributed_type == "MEGATRON_LM":
-            raise ValueError("Megatron-LM is not supported; use DDP (examples/configs/multi_gpu.yaml).")
         if (steps := accelerator.gradient_accumulation_steps) != 1:
             raise ValueError(
                 f"Accelerate's configuration has gradient_accumulation_steps={steps}, which would shrink gradients on "
