@@ -45,7 +45,11 @@ class Subjects:
     @property
     def names(self) -> list[str]:
         """All of them, the untouched one first."""
-        return [UNTOUCHED, *(name for name in self.stamps if name not in self.networks), *self.networks]
+        return [UNTOUCHED, *self._patches, *self.networks]
+
+    @property
+    def _patches(self) -> list[str]:
+        return [name for name in self.stamps if name not in self.networks]
 
     @contextmanager
     def one(self, name: str) -> Iterator[nn.Module]:
@@ -73,7 +77,7 @@ class Subjects:
     def hashes(self) -> dict[str, str]:
         """SHA-256 of each one's weights; the untouched generator's is called "generator"."""
         own = fingerprint(self.model)
-        audited = {name: own[name] for name in (GENERATOR, *self.stamps)}
+        audited = {name: own[name] for name in (GENERATOR, *self._patches)}
         return audited | {name: generator_fingerprint(one) for name, one in self.networks.items()}
 
     @contextmanager

@@ -149,6 +149,11 @@ def test_a_further_network_beside_the_patches(audit: Audit, model: PeftModel) ->
         one, other = (result[name, knowledge].values["mse"] for name in ("standard", "merged"))
         assert torch.allclose(one, other, atol=1e-5)
     assert result.settings["networks"] == ["merged"]
+    stamped = audit(patches={"merged": STAMP}, generators={"merged": merged}, detectors=None)
+    untouched = audit(patches={"merged": None}, generators={"merged": merged}, detectors=None)
+    assert torch.equal(untouched["merged", "clean"].values["mse"], result["merged", "clean"].values["mse"])
+    assert (stamped["merged", "clean"].values["mse"] > untouched["merged", "clean"].values["mse"]).all()
+    assert stamped.settings["patches"]["merged"]["text"] == STAMP.text
 
 
 def test_photos_that_somebody_else_has_perturbed(audit: Audit, faces: DemoFaces) -> None:
