@@ -180,7 +180,7 @@ def say_warning(message: Warning | str, *_: object, **__: object) -> None:
 
 def main() -> None:
     """Entry point of the console script."""
-    warnings.showwarning = say_warning  # type: ignore[assignment]
+    warnings.showwarning = say_warning
     app()
 
 
