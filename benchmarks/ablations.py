@@ -106,7 +106,7 @@ def run(change: dict[str, Any], seed: int = 0) -> dict[str, Any]:
         log = trainer.train().log
     seconds = time.process_time() - started
     found = run_audit(
-        model, DemoFaces(TEST_FACES, split="test"), defense=ATTACK, patches={"default": None},
+        model, DemoFaces(TEST_FACES, split="test"), defenses=ATTACK, patches={"default": None},
         conditions=DemoEditor.conditions, disable_tqdm=True,
     )  # fmt: skip
     norms = [entry["gradient_norm"] for entry in log if entry["gradient_norm"] is not None]

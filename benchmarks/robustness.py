@@ -88,7 +88,7 @@ def trained(train: Callable[[], PeftModel], kept: Path) -> tuple[PeftModel, floa
 def measure(model: PeftModel, faces: int, attack: Disrupting = STRONG) -> dict[str, Any]:
     """Attack as no training did."""
     found = run_audit(
-        model, DemoFaces(faces, split="test"), defense=attack, patches={"default": None},
+        model, DemoFaces(faces, split="test"), defenses=attack, patches={"default": None},
         conditions=DemoEditor.conditions, disable_tqdm=True,
     )  # fmt: skip
     rows = {key: found["default", key].estimates for key in ("clean", "no-leak", "leak")}

@@ -101,11 +101,11 @@ def main() -> None:
     audit = run_audit(
         model,
         DemoFaces(args.faces, size=args.size, split="test"),
-        defense=Disrupting(args.eps, steps=5),
+        defenses=Disrupting(args.eps, steps=5),
         patches={"default": stamp},
-        detector=detector,
+        detectors={"default": detector},
         batch_size=8,
-        seed=args.seed,
+        seeds=[args.seed],
     )
     headings, rows = table(audit)
     for row in [headings, *rows]:

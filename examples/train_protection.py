@@ -19,10 +19,8 @@ import torch
 from loraguard.audit.photos import pick_edits
 from loraguard.channels import published
 from loraguard.data import DemoFaces, collate
-from loraguard.defenses import RandomNoise
-from loraguard.defenses.idguard import IDGuard
+from loraguard.defenses import TAFIM, IDGuard, RandomNoise
 from loraguard.defenses.protector import TrainedDefense
-from loraguard.defenses.tafim import TAFIM
 from loraguard.files import describe, whole_files, writable_folder, write_json
 from loraguard.generators import DemoEditor
 from loraguard.metrics import DSR_THRESHOLD, defense_succeeds, estimate, mean_squared_error
@@ -37,6 +35,7 @@ def measure(defense: TrainedDefense, n: int) -> dict[str, object]:
     figures: dict[str, object] = {"n": n, "eps": defense.eps, "dsr_threshold": DSR_THRESHOLD}
     with torch.no_grad():
         clean = editor(batch["image"], **condition)
+        torch.manual_seed(0)
         for name, one in (("defense", defense), ("noise", RandomNoise(defense.eps))):
             photos = published(one(editor, batch["image"], condition), batch["image"])
             outputs = editor(photos, **condition)

@@ -44,6 +44,7 @@ class AuditSettings:
         train: adversaries to train here: "standard", "ungated", "clean-only", "fine-tune".
         train_steps: of each of these; by default the fast recipe's epochs.
         defenses: by name, a spec as :func:`~loraguard.defenses.parse_defense` takes it.
+        no_leak_only: defenses, by name, that are not crafted anew with a leak.
         perturbed: by name, a folder with photos that a defense has perturbed elsewhere.
         channels: specs, such as "jpeg:75+resize:0.5".
         adaptive_channels: defenses are crafted through each channel as well.
@@ -81,6 +82,7 @@ class AuditSettings:
     train: tuple[str, ...] = ()
     train_steps: int | None = None
     defenses: dict[str, str] = field(default_factory=lambda: {"disrupting": "disrupting"})
+    no_leak_only: tuple[str, ...] = ()
     perturbed: dict[str, str] = field(default_factory=dict)
     channels: tuple[str, ...] = ()
     adaptive_channels: bool = True
@@ -116,6 +118,8 @@ class AuditSettings:
             raise ValueError(f"train={sorted(unknown)}: choose from {', '.join((PATCH, *KINDS))}.")
         if self.train_steps is not None and not self.train:
             raise ValueError("train_steps is of what `train` names, and it names nothing.")
+        if unknown := set(self.no_leak_only) - set(self.defenses):
+            raise ValueError(f"no_leak_only={sorted(unknown)}: the defenses are {', '.join(self.defenses)}.")
         if not self.defenses and not self.perturbed:
             raise ValueError("There is nothing to audit: name a defense, or a folder of perturbed photos.")
         self._check_names()

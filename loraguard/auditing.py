@@ -86,7 +86,7 @@ def audit_by_settings(
     if settings.train:
         say(f"Training {', '.join(settings.train)} on {len(others)} photos")
         controls = train_adversaries(model, others, settings, defenses, folder / "trained", disable_tqdm=disable_tqdm)
-        stamps |= controls.add_to(model)
+        stamps |= controls.add_to(model) | dict.fromkeys(controls.generators, controls.stamp)
         networks = {name: one.to(device) for name, one in controls.generators.items()}
     defenses |= given
     if main:
@@ -101,9 +101,10 @@ def audit_by_settings(
         adaptive_channels=settings.adaptive_channels,
         budgets=settings.budgets,
         strengths=settings.strengths,
+        no_leak_only=settings.no_leak_only,
         seeds=settings.seeds,
         fit_on=others,
-        detectors={name: one for name, one in stamped.items() if one is not None},
+        detectors=stamped,
         lpips=lpips,
         features=inception,
         checks=settings.checks,

@@ -142,6 +142,10 @@ def info(
     from loraguard.info import info as rows
 
     if what not in REGISTRIES:
+        if "/" not in what and not Path(what).exists():
+            known = ", ".join(REGISTRIES)
+            typer.secho(f"Error: {what!r} is neither one of {known}, nor a patch's folder or OWNER/NAME.", err=True)
+            raise typer.Exit(2)
         print_patch(what, revision)
         return
     for name, where, sentence in rows(what):

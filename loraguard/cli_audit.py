@@ -53,6 +53,9 @@ def audit(
     defense: Annotated[
         Names | None, typer.Option(help="SPEC or NAME=SPEC (disrupting). *", metavar="SPEC", rich_help_panel=AGAINST)
     ] = None,
+    no_leak_only: Annotated[
+        Names | None, typer.Option(help="Not crafted anew with a leak. *", metavar="NAME", rich_help_panel=AGAINST)
+    ] = None,
     perturbed: Annotated[
         Names | None,
         typer.Option(help="Photos perturbed elsewhere. *", metavar="NAME=FOLDER", rich_help_panel=AGAINST),
@@ -108,7 +111,8 @@ def audit(
     flags: dict[str, Any] = {
         "generator": generator, "checkpoint": checkpoint, "image_size": image_size, "patches": patch,
         "ignore_fingerprint": ignore_fingerprint, "train": train, "train_steps": train_steps, "data": data,
-        "split": split, "images": images, "fit_images": fit_images, "defenses": defense, "perturbed": perturbed,
+        "split": split, "images": images, "fit_images": fit_images, "defenses": defense,
+        "no_leak_only": no_leak_only, "perturbed": perturbed,
         "channels": channel, "adaptive_channels": adaptive_channels, "budgets": budget, "strengths": strength,
         "seeds": seed, "checks": checks, "lpips": lpips, "fid": fid, "batch_size": batch_size, "pictures": pictures,
         "device": device and device.value,
@@ -139,11 +143,15 @@ def audit(
 
 def print_audit(result: AuditResult) -> None:
     """The audit's table, its findings in words, and the budget."""
-    from loraguard.audit import table, verdict
+    from loraguard.audit import matrix, table, verdict
 
     headings, rows = table(result)
     typer.echo()
     _print_table([headings, *rows])
+    if len(result.defenses) > 1:
+        typer.echo("\nDSR, without a leak / with it:")
+        headings, rows = matrix(result)
+        _print_table([headings, *rows])
     typer.echo()
     for sentence in verdict(result):
         typer.echo(sentence)

@@ -12,7 +12,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from torch import Tensor, nn
 
 GENERATOR = "generator"
-_OF_ADAPTER = re.compile(r"(?:^|\.)(?:lora_\w+|modules_to_save)\.(?P<adapter>[^.]+)(?:\.|$)")
+_ADAPTER = re.compile(r"(?:^|\.)(?:lora_\w+|modules_to_save)(?=\.([^.]+)(?:\.|$))")
 _WRAPPER = re.compile(r"\b(?:base_layer|original_module)\.")  # PEFT's, around a layer
 _COUNTER = "num_batches_tracked"  # no output depends on it, and old checkpoints lack it
 
@@ -51,8 +51,8 @@ def generator_fingerprint(generator: nn.Module) -> str:
     base = generator.get_base_model() if isinstance(generator, PeftModel) else generator
     own = {}
     for key, value in base.state_dict().items():
-        match = _OF_ADAPTER.search(key)
-        if not (match and match["adapter"] in adapters) and not key.endswith(_COUNTER):
+        adapted = any(name in adapters for name in _ADAPTER.findall(key))
+        if not adapted and not key.endswith(_COUNTER):
             own[_WRAPPER.sub("", key)] = value
     return digest(own)
 

@@ -108,7 +108,7 @@ def train_patch(
         defenses=defense or Disrupting(eps=eps, steps=50, step_size=eps / 5),
         patches={args.kind: args.stamp},
         conditions=conditions,
-        detectors={args.kind: detector} if detector else None,
+        detectors={args.kind: detector},
         batch_size=min(25, args.train_batch_size * 4),
         seeds=[args.seed],
         output_dir=folder / "audit",

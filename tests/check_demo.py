@@ -8,8 +8,9 @@ from pathlib import Path
 def main(path: str) -> None:
     audit = json.loads(Path(path).read_text(encoding="utf-8"))
     mean = {
-        (s["generator"], s["perturbation"], metric): value["mean"]
+        (s["generator"], s["knowledge"], metric): value["mean"]
         for s in audit["situations"]
+        if s["role"] == "main"
         for metric, value in s["metrics"].items()
     }
     assert audit["settings"]["n"] >= 100

@@ -1,50 +1,169 @@
-"""The code blocks of the docs' pages, as a reader who pastes them one after another would run them."""
+"""The pages: their code runs as a reader runs it who pastes one block after another, and their commands exist."""
 
+import ast
+import inspect
 import re
 import shlex
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
+from loraguard import PatchTrainingArguments
 from loraguard.cli import app
+from loraguard.data import DemoFaces
+from loraguard.defenses import APGD, Disrupting, Square
 
-DOCS = Path(__file__).parents[1] / "docs"
-PAGES = ("channels.md", "defenses.md", "own-network.md")
-BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+ROOT = Path(__file__).parents[1]
+PAGES = sorted(str(path.relative_to(ROOT)) for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+SLOW = ("README.md", "docs/index.md", "docs/tutorials/a*.md", "docs/tutorials/s*.md")
+"""Pages that train and audit at the demo's size: here with fewer steps and photos, and otherwise as printed."""
+ELSEWHERE = ("docs/sharing.md",)
+"""Pages that need a Hub: tests/hub/test_docs.py has one."""
+BLOCK = re.compile(r"^(?P<fence>```+)(?P<language>\w*)[^\n]*\n(?P<code>.*?)^(?P=fence)[ ]*$", re.DOTALL | re.MULTILINE)
+REASON = re.compile(r"<!-- not run: (\S[^\n]*) -->\n\Z")
+
+
+@dataclass(frozen=True)
+class Block:
+    """Code on a page."""
+
+    language: str
+    code: str
+    line: int
+    not_run: str | None
+
+
+def blocks_of(page: str) -> Iterator[Block]:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    found = list(BLOCK.finditer(text))
+    assert len(found) == len(re.findall(r"^```+", text, re.MULTILINE)) / 2, f"{page}: a block that is not closed"
+    for block in found:
+        reason = REASON.search(text[: block.start()])
+        line = text[: block.start("code")].count("\n")
+        yield Block(block["language"], block["code"], line, reason and reason[1])
+
+
+def python_of(page: str) -> list[Block]:
+    """Without scripts that a page only shows: tests of examples run those."""
+    return [block for block in blocks_of(page) if block.language == "python" and "--8<--" not in block.code]
+
+
+WITH_PYTHON = [page for page in PAGES if page not in ELSEWHERE and any(not block.not_run for block in python_of(page))]
+
+
+def at_most(monkeypatch: pytest.MonkeyPatch, cls: type, **limits: int) -> None:
+    """No object of the class has more of these than the limit, whatever it was made with."""
+    for name in ("__post_init__", "__init__"):
+        if name in vars(cls):
+            made: Callable[..., None] = vars(cls)[name]
+            break
+
+    def limited(self: Any, *args: Any, **kwargs: Any) -> None:
+        made(self, *args, **kwargs)
+        for attribute, limit in limits.items():
+            value = getattr(self, attribute)
+            object.__setattr__(self, attribute, limit if value is None else min(limit, value))
+
+    monkeypatch.setattr(cls, name, limited)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", WITH_PYTHON)
 def test_every_block_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Names carry over from one block to the next; files go into an empty folder."""
     monkeypatch.chdir(tmp_path)
-    text = (DOCS / page).read_text(encoding="utf-8")
-    blocks = list(BLOCK.finditer(text))
-    assert len(blocks) == text.count("```python") > 0
+    if any(Path(page).match(pattern) for pattern in SLOW):
+        at_most(monkeypatch, PatchTrainingArguments, max_train_steps=2)
+        at_most(monkeypatch, Disrupting, steps=2)
+        at_most(monkeypatch, DemoFaces, length=8)
+        at_most(monkeypatch, APGD, steps=2)
+        at_most(monkeypatch, Square, queries=4)
     names: dict[str, object] = {"__name__": "docs"}
-    for block in blocks:
-        # Empty lines in front, so that a traceback shows the line of the page.
-        code = "\n" * text[: block.start(1)].count("\n") + block[1]
-        exec(compile(code, str(DOCS / page), "exec"), names)
+    for block in python_of(page):
+        if not block.not_run:
+            # Empty lines in front, so that a traceback shows the line of the page.
+            exec(compile("\n" * block.line + block.code, str(ROOT / page), "exec"), names)
 
 
-def test_every_command_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of cli.md, in order, with the photos and the YAML file that the page makes."""
+@pytest.mark.parametrize("page", [page for page in PAGES if any(block.not_run for block in python_of(page))])
+def test_what_cannot_run_names_what_exists(page: str) -> None:
+    """Imports work, and functions and classes of ours take the arguments that they are given."""
+    names: dict[str, Any] = {}
+    for block in python_of(page):
+        for node in ast.walk(ast.parse(block.code)):
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                exec(ast.unparse(node), names)
+            elif isinstance(node, ast.Call) and callable(called := _value(node.func, names)):
+                if not (getattr(called, "__module__", "") or "").startswith("loraguard"):
+                    continue
+                given = {word.arg for word in node.keywords if word.arg}
+                parameters = inspect.signature(called).parameters
+                open_ended = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+                assert open_ended or given <= set(parameters), f"{page}:{block.line + node.lineno}: {given}"
+
+
+def _value(node: ast.expr, names: dict[str, Any]) -> Any:
+    """What a dotted name stands for, if an import brought it."""
+    if isinstance(node, ast.Attribute):
+        return getattr(_value(node.value, names), node.attr, None)
+    return names.get(node.id) if isinstance(node, ast.Name) else None
+
+
+def commands() -> Iterator[tuple[str, list[str]]]:
+    for page in PAGES:
+        for block in blocks_of(page):
+            if block.language == "bash":
+                for line in block.code.replace("\\\n", " ").splitlines():
+                    for command in line.split("&&"):
+                        if words := shlex.split(command, comments=True):
+                            yield page, words
+
+
+def test_commands_exist() -> None:
+    """Every `loraguard COMMAND --flag`, every script, and every flag of a script on the pages."""
+    known = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    flags = {
+        name: {flag for option in command.params for flag in (*option.opts, *option.secondary_opts)}
+        for name, command in known.items()
+    }
+    seen = set()
+    for page, words in commands():
+        scripts = [word for word in words if word.endswith(".py") and "/" in word]
+        for script in scripts:
+            assert (ROOT / script).is_file(), f"{page}: {script}"
+            seen.add(script)
+        if words[0] == "loraguard":
+            given = {word.partition("=")[0] for word in words[2:] if word.startswith("--")}
+            assert words[1] in known, f"{page}: loraguard {words[1]}"
+            assert given <= flags[words[1]], f"{page}: loraguard {words[1]} has no {given - flags[words[1]]}"
+            seen.add(words[1])
+    assert {"demo", "train", "audit", "push", "convert"} <= seen
+
+
+def test_every_page_is_in_the_menu() -> None:
+    menu = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:")[2]
+    pages = {page.removeprefix("docs/") for page in PAGES if page.startswith("docs/")}
+    assert set(re.findall(r"[\w./-]+\.md", menu)) == pages
+
+
+def test_every_command_of_the_command_lines_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In order, with the photos and the YAML file that the page makes."""
     monkeypatch.chdir(tmp_path)
-    text = (DOCS / "cli.md").read_text(encoding="utf-8")
-    kinds = []
-    for kind, block in re.findall(r"^```(python|bash|yaml)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
-        kinds.append(kind)
-        if kind == "python":
-            exec(compile(block, "cli.md", "exec"), {})
-        elif kind == "yaml":
-            Path("audit.yaml").write_text(block)
+    blocks = list(blocks_of("docs/cli.md"))
+    for block in blocks:
+        if block.language == "python":
+            exec(compile(block.code, "cli.md", "exec"), {})
+        elif block.language == "yaml":
+            Path("audit.yaml").write_text(block.code)
         else:
-            for line in block.replace("\\\n", " ").splitlines():
+            for line in block.code.replace("\\\n", " ").splitlines():
                 program, *words = shlex.split(line)
                 assert program == "loraguard"
                 result = CliRunner().invoke(app, words)
                 assert result.exit_code == 0, (line, result.output, result.exception)
-    assert kinds.count("bash") == 7
-    assert {"python", "yaml"} < set(kinds)
+    assert {"python", "yaml", "bash"} <= {block.language for block in blocks}

@@ -58,7 +58,7 @@ def test_own_network(kind: str, tmp_path: Path) -> None:
     assert f"A {kind} patch" in (tmp_path / "out" / "patch" / "README.md").read_text()
     audit = json.loads((tmp_path / "out" / "audit.json").read_text())
     assert audit["settings"]["n"] == 4
-    assert (audit["settings"]["detector"] is not None) == (kind == "defensive")
+    assert list(audit["settings"]["detectors"]) == (["default"] if kind == "defensive" else [])
     assert (tmp_path / "out" / "report.html").stat().st_size > 10_000
 
 

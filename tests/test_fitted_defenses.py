@@ -1,9 +1,11 @@
 """Defenses that are fitted: closed forms on linear generators, and what each of them promises."""
 
 import json
+import runpy
 import sys
 from dataclasses import replace
 from functools import cache
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -105,16 +107,14 @@ def test_universal_optimum_follows_the_sign_of_a_single_output() -> None:
 
 
 @pytest.mark.parametrize("defense", [CMUA(EPS, steps=40), TSDF(EPS, steps=150, feature_weight=0)])
-def test_one_perturbation_is_best_for_generators_that_look_at_different_values(defense: CMUA | TSDF) -> None:
+def test_one_perturbation_is_best_for_generators_that_look_at_different_values(
+    defense: CMUA | TSDF, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One generator sees the left half, the other the right one: each half of P is best for its own."""
+    monkeypatch.setattr("loraguard.defenses.tsdf.diverse", lambda images: images)  # it would move values across
     left, right = torch.randn(2, 3, 8, 8)
     left[..., 4:], right[..., :4] = 0, 0
-    # The frame of diverse inputs moves values between halves.
-    never = pytest.MonkeyPatch()
-    never.setattr("loraguard.defenses.tsdf.diverse", lambda images: images)
-    with never.context():
-        pattern = defense.fit([Inner(left), Inner(right)], Tensors(), disable_tqdm=True).perturbation
-    never.undo()
+    pattern = defense.fit([Inner(left), Inner(right)], Tensors(), disable_tqdm=True).perturbation
     assert_sign_of(pattern, left)
     assert_sign_of(pattern, right)
 
@@ -125,28 +125,17 @@ def test_a_factor_of_zero_leaves_a_generator_without_say() -> None:
     assert_sign_of(defense.fit([Inner(left), Inner(right)], Tensors(), disable_tqdm=True).perturbation, right)
 
 
-def test_first_step_of_cmua_by_hand() -> None:
-    """One photo, one step: d = clip(f * (start + a * sign - x)), and the running mean with the second one."""
-    photo, weights = torch.zeros(1, 3, 4, 4), torch.randn(3, 4, 4)
-    torch.manual_seed(3)
-    defense = CMUA(EPS, steps=2, step_size=0.01, factors=(0.7,), photos=1).fit(
-        Inner(weights), list(photo), disable_tqdm=True
-    )
-    torch.manual_seed(3)
-    torch.empty((), dtype=torch.int64).random_()  # what the data loader draws for its seed
-    torch.empty((), dtype=torch.int64).random_()  # and the sampler
-    for candidate in range(4):
-        state = torch.get_rng_state()
-        start = EPS * (2 * torch.rand(1, 3, 4, 4) - 1)
-        sign = (weights * start).sum().sign() * weights.sign()
-        first = (0.7 * (start + 0.01 * sign)).clamp(-EPS, EPS)[0]
-        sign = (weights * first).sum().sign() * weights.sign()
-        expected = 0.5 * first + 0.5 * (0.7 * (first + 0.01 * sign)).clamp(-EPS, EPS)
-        if torch.allclose(defense.perturbation, expected, atol=1e-7):
-            return
-        torch.set_rng_state(state)
-        torch.empty((), dtype=torch.int64).random_()
-        assert candidate < 3
+def test_two_steps_of_cmua_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a known start, d = mean of clip(f * (x' + a * sign - x)), then the running mean with the second d."""
+    weights, start = torch.randn(3, 4, 4), EPS * (2 * torch.rand(2, 3, 4, 4) - 1)
+    monkeypatch.setattr("loraguard.defenses.cmua.jitter", lambda images, radius: images + start)
+    defense = CMUA(EPS, steps=2, step_size=0.01, factors=(3.0,), photos=2)
+    found = defense.fit(Inner(weights), list(torch.zeros(2, 3, 4, 4)), disable_tqdm=True).perturbation
+    signs = [(weights * one).sum().sign() * weights.sign() for one in start]
+    first = torch.stack([(3 * (one + 0.01 * sign)).clamp(-EPS, EPS) for one, sign in zip(start, signs, strict=True)])
+    first = first.mean(0)
+    sign = (weights * first).sum().sign() * weights.sign()
+    assert torch.allclose(found, 0.5 * first + 0.5 * (3 * (first + 0.01 * sign)).clamp(-EPS, EPS), atol=1e-7)
 
 
 def test_weights_of_the_ensemble_by_hand() -> None:
@@ -169,41 +158,25 @@ def test_diverse_inputs() -> None:
     assert shares.max() <= 1
 
 
-@pytest.mark.parametrize("feature_weight", [0.0, 0.3])
-def test_objective_grows_with_steps_and_beats_noise(feature_weight: float) -> None:
-    generator, faces = DemoEditor.pretrained(), DemoFaces(8, size=32)
-    batch = collate([DemoFaces(8, size=32, split="test")[i] for i in range(8)])
+@pytest.mark.parametrize(
+    "defense",
+    [CMUA(0.1), TSDF(0.1, step_size=0.02), TSDF(0.1, step_size=0.02, feature_weight=0)],
+    ids=["cmua", "tsdf", "outputs-only"],
+)
+def test_objective_grows_with_steps_and_beats_noise(defense: CMUA | TSDF) -> None:
+    """On faces that a perturbation was not fitted to."""
+    generator = DemoEditor.pretrained()
+    batch = collate([DemoFaces(4, size=16, split="test")[i] for i in range(4)])
     condition = generator.conditions(batch["labels"])["Blond_Hair"]
     clean = generator(batch["image"], **condition)
-
-    def damage(defense: FittedDefense | RandomNoise) -> float:
-        return (
-            mean_squared_error(generator(defense(generator, batch["image"], condition), **condition), clean)
-            .mean()
-            .item()
-        )
-
-    defense = TSDF(0.1, photos=8, step_size=0.02, layers=("main.9",), feature_weight=feature_weight)
-    torch.manual_seed(0)
-    damages = [damage(RandomNoise(0.1))]
-    for steps in (3, 12):
+    defenses: list[FittedDefense | RandomNoise] = [RandomNoise(0.1)]
+    for steps in (2, 8):
         torch.manual_seed(0)
-        damages.append(damage(replace(defense, steps=steps).fit(generator, faces, disable_tqdm=True)))
-    assert damages == sorted(damages)
-
-
-def test_cmua_grows_with_steps_and_beats_noise() -> None:
-    generator, faces = DemoEditor.pretrained(), DemoFaces(8, size=32)
-    batch = collate([DemoFaces(8, size=32, split="test")[i] for i in range(8)])
-    condition = generator.conditions(batch["labels"])["Blond_Hair"]
-    clean = generator(batch["image"], **condition)
-    damages = []
-    for defense in (
-        RandomNoise(0.1),
-        *(CMUA(0.1, steps=k).fit(generator, faces, disable_tqdm=True) for k in (1, 4)),
-    ):
-        outputs = generator(defense(generator, batch["image"], condition), **condition)
-        damages.append(mean_squared_error(outputs, clean).mean().item())
+        small = replace(defense, steps=steps, photos=6, batch_size=6)
+        defenses.append(small.fit(generator, DemoFaces(6, size=16), disable_tqdm=True))
+    torch.manual_seed(0)
+    shown = [published(one(generator, batch["image"], condition), batch["image"]) for one in defenses]
+    damages = [mean_squared_error(generator(photos, **condition), clean).mean().item() for photos in shown]
     assert damages == sorted(damages)
 
 
@@ -212,17 +185,18 @@ def test_optimum_of_tafim_on_a_linear_generator() -> None:
     defense = TAFIM(EPS, steps=60, batch_size=4, learning_rate=1e-2, width=4, depth=2, fidelity=0)
     defense = defense.fit(Scale(0.5, 1, 2), Tensors(), disable_tqdm=True)
     photos = Tensors(16).photos
-    assert torch.allclose(defense(nn.Identity(), photos, {}), photos + EPS, atol=1e-6)
+    assert torch.allclose(defense(nn.Identity(), photos, {}), photos + EPS, atol=0.2 * EPS)
     assert defense.fitted is not None
     assert torch.allclose(defense.fitted.pattern, torch.full((3, 8, 8), EPS), atol=1e-6)
 
 
 def test_tafims_soft_budget_has_a_closed_form() -> None:
     """G(x) = x at x = 0: (d - 1)^2 + 10 d^2 is least at d = 1 / 11."""
-    defense = TAFIM(eps=2, steps=200, batch_size=1, learning_rate=2e-2, width=4, depth=1)
+    defense = TAFIM(eps=2, steps=120, batch_size=1, learning_rate=5e-2, width=4, depth=1)
     defense = defense.fit(nn.Identity(), [torch.zeros(3, 8, 8)], disable_tqdm=True)
     assert defense.fitted is not None
-    assert torch.allclose(defense.fitted.pattern, torch.full((3, 8, 8), 1 / 11), atol=5e-3)
+    assert defense.fitted.pattern.mean().item() == pytest.approx(1 / 11, abs=0.01)
+    assert defense.fitted.pattern.std() < 0.05  # it started at uniform noise in [-2, 2]
     assert "soft" in TAFIM.budget
 
 
@@ -335,7 +309,8 @@ def test_published_photos_are_8_bit_and_within_the_budget(name: str, size: int) 
     shown = published(defended, photos)
     levels = (shown + 1) * 127.5
     assert torch.allclose(levels, levels.round(), atol=1e-3)
-    assert 0 < (shown - photos).abs().max() <= EPS
+    assert (shown - photos).abs().max() <= EPS
+    assert (defended != photos).any()
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -344,8 +319,9 @@ def test_a_smaller_budget_of_the_same_fit_is_kept(name: str) -> None:
     photos = torch.rand(2, 3, 16, 16) - 0.5
     learnt = fitted(name).fitted
     assert learnt is not None
-    defended = replace(SMALL[name], eps=0.004).having(learnt)(nn.Identity(), photos, {})
-    assert 0 < (defended - photos).abs().max() <= 0.004 + 1e-6
+    allowed = (fitted(name)(nn.Identity(), photos, {}) - photos).abs().max().item() / 2
+    defended = replace(SMALL[name], eps=allowed).having(learnt)(nn.Identity(), photos, {})
+    assert (defended - photos).abs().max().item() == pytest.approx(allowed, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -434,23 +410,20 @@ def test_described_in_json_by_what_was_fitted(name: str) -> None:
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_audited(patched: nn.Module) -> None:
-    """As any defense; `leak` is fitted to the patched generator itself, wrapped by PEFT as it is."""
-    leak = SMALL["tsdf"].fit(patched, DemoFaces(4, size=16), disable_tqdm=True)
+    """As any defense: taken as it is for the untouched generator, and fitted to the patched one, in PEFT's wrapping."""
     result = run_audit(
-        patched, DemoFaces(3, size=16, split="test"), defense=fitted("tsdf"), leak_defense=leak,
-        patches={"default": None}, disable_tqdm=True,
+        patched, DemoFaces(3, size=16, split="test"), defenses={"tsdf": fitted("tsdf")}, patches={"default": None},
+        fit_on=DemoFaces(4, size=16), disable_tqdm=True,
     )  # fmt: skip
     json.dumps(result.to_dict(), allow_nan=False)
-    assert result.settings["defense"]["fitted"] != result.settings["leak_defense"]["fitted"]
 
 
 def test_search_for_factors(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Never worse than no factors, the same under a seed, and torch's own draws stay as they were."""
-    generators = [nn.Sequential(DemoEditor(4, 1)), nn.Sequential(nn.Conv2d(3, 3, 3, padding=1))]
-    generators[0] = DemoEditor(4, 1)
-    faces, defense = DemoFaces(12, size=16), CMUA(0.4, steps=1, photos=4)
+    """The same under a seed; torch's own draws stay as they were."""
+    generators = [DemoEditor(4, 1), nn.Conv2d(3, 3, 3, padding=1)]
+    faces, defense = DemoFaces(8, size=16), CMUA(0.4, steps=1, photos=4)
     state = torch.get_rng_state()
-    found = [defense.search(generators, faces, trials=3, seed=seed, disable_tqdm=True).factors for seed in (0, 0, 1)]
+    found = [defense.search(generators, faces, trials=3, seed=seed, disable_tqdm=True).factors for seed in (0, 0)]
     assert torch.equal(torch.get_rng_state(), state)
     assert found[0] == found[1]
     assert found[0] is not None
@@ -464,20 +437,24 @@ def test_search_for_factors(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_search_finds_what_a_factor_decides() -> None:
-    """Two generators want opposite signs of P, and only one can be made to fail: the other must get no say."""
-    weights = torch.ones(3, 8, 8)
-    weak, strong = Inner(1e-4 * weights * torch.randn(3, 8, 8)), Inner(weights)
-    defense = CMUA(EPS, steps=3, photos=4)
-    photos = Tensors(8)
-    torch.manual_seed(0)
-    factors = defense.search([weak, strong], photos, trials=8, disable_tqdm=True).factors
-    torch.manual_seed(0)
-    found = replace(defense, factors=factors).fit([weak, strong], photos, disable_tqdm=True)
-    assert success(found, targets_of([weak, strong]), photos) == 0.5
+    """One generator never fails, but pulls P its own way; the other fails only if P is almost wholly its own."""
+    pulling, failing = Inner(1e-4 * torch.randn(3, 8, 8)), Inner(torch.full((3, 8, 8), 0.026))
+    photos, generators = Tensors(8), [pulling, failing]
+
+    def share(defense: CMUA) -> float:
+        torch.manual_seed(0)
+        return success(defense.fit(generators, photos, disable_tqdm=True), targets_of(generators), photos)
+
+    defense = CMUA(EPS, steps=8, photos=4)
+    found = defense.search(generators, photos, trials=20, highest=3, disable_tqdm=True)
+    assert share(defense) == 0
+    assert share(found) == 0.5
+    assert found.factors is not None
+    assert found.factors[0] < found.factors[1]
 
 
 def test_success_counts_photos_edits_and_generators() -> None:
-    """P = eps everywhere: a factor of 10 moves outputs by 0.5, over the threshold; a factor of 1 does not."""
+    """P = eps everywhere moves outputs scaled by 10 by 0.5, over the threshold, and outputs like photos by 0.05."""
     learnt = CMUA().blank((8, 8))
     learnt.pattern.fill_(EPS)
     targets = targets_of([Scale(10.0, 10.0, 10.0), Scale(1.0, 1.0, 1.0)])
@@ -552,3 +529,34 @@ def test_bad_settings(make, words: str) -> None:
 def test_unets_of_any_depth_and_size() -> None:
     for depth in (1, 2, 5):
         assert UNet(6, 4, depth)(torch.zeros(2, 6, 33, 40)).shape == (2, 3, 33, 40)
+
+
+@pytest.mark.parametrize("name", ["tafim", "id-guard"])
+def test_the_ones_that_ship(name: str) -> None:
+    """Of the demo's size and budget, far over noise, and as good on unseen faces as their recipes say."""
+    defense = DEFENSES[name].pretrained()
+    folder = Path(str(files("loraguard.defenses"))) / "demo_weights" / defense.recipe
+    assert (folder / "model.safetensors").stat().st_size < 400_000
+    recipe = json.loads((folder / "recipe.json").read_text())
+    assert recipe["defense"] == describe(defense)
+    assert defense.eps == recipe["settings"]["eps"] == 0.1
+    assert defense.fitted.pattern.shape == (3, 64, 64)
+    script = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "train_protection.py"))
+    figures, said = script["measure"](defense, 24), recipe["figures"]
+    assert said["mse_defense"]["low"] / 2 < figures["mse_defense"]["mean"] < 2 * said["mse_defense"]["high"]
+    assert figures["mse_defense"]["mean"] > 5 * figures["mse_noise"]["mean"]
+    assert abs(figures["dsr_defense"]["mean"] - said["dsr_defense"]["mean"]) < 0.25
+
+
+@pytest.mark.parametrize("name", ["tafim", "id-guard"])
+def test_train_protection(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The script writes what it measured, and measures what it wrote."""
+    words = f"--defense {name} --output-dir {tmp_path} --steps 2 --faces 4 --test-faces 4 --width 4 --batch-size 2"
+    monkeypatch.setattr(sys, "argv", ["train_protection.py", *words.split(), "--log-every", "1"])
+    script = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "train_protection.py"))
+    script["main"]()
+    recipe = json.loads((tmp_path / "recipe.json").read_text())
+    assert [entry["step"] for entry in recipe["log"]] == [1, 2]
+    defense = DEFENSES[name].load(tmp_path / "model.safetensors")
+    assert describe(defense) == recipe["defense"]
+    assert script["measure"](defense, 4) == recipe["figures"]

@@ -7,6 +7,7 @@ from .checks import Check
 from .compare import Comparison, compare
 from .controls import Controls, train_controls
 from .detection import calibrate_detector
+from .matrix import matrix
 from .paired import Difference, paired_difference
 from .protocol import place, run_audit
 from .report import write_report
@@ -27,6 +28,7 @@ __all__ = [
     "compare",
     "estimate",
     "fingerprint",
+    "matrix",
     "paired_difference",
     "place",
     "run_audit",

@@ -70,7 +70,7 @@ def examine(result: AuditResult) -> list[Check]:
 def _of_defenses(result: AuditResult, generator: str) -> Iterator[Check]:
     """Checks among the audit's own rows."""
     rows = {(row.photo.knowledge, row.photo.defense): row for row in _main(result, generator)}
-    clean = rows["clean", "none"].values["dsr"].mean().item()
+    clean = _share(rows["clean", "none"])
     yield Check(
         "clean-output-changed", clean <= CLEAN_DSR, generator, None, ("clean", "noise", "no-leak", *WHITE_BOX),
         f"Without any perturbation {clean:.1%} of the outputs are over the threshold (allowed: {CLEAN_DSR:.0%}).",
@@ -104,7 +104,7 @@ def _of_generator(result: AuditResult, generator: str) -> Iterator[Check]:
     grows, words = beats(tried["pgd-30"], tried["pgd-half"], margin=0)
     yield Check("budget-does-not-count", grows, generator, None, white_box, words)
     far = tried["pgd-far"]
-    share = far.values["dsr"].mean().item()
+    share = _share(far)
     yield Check(
         "does-not-saturate", share >= SATURATED, generator, None, white_box,
         f"With a budget of {far.photo.eps:g}, {share:.1%} of the outputs are spoilt (expected: {SATURATED:.0%}).",
@@ -150,6 +150,11 @@ def _main(result: AuditResult, generator: str) -> list[Situation]:
 def _named(situation: Situation) -> str:
     photo = situation.photo
     return photo.defense if photo.role == "check" else f"{photo.defense} ({photo.knowledge})"
+
+
+def _share(situation: Situation) -> float:
+    """The DSR; in float32 5 of 100 images are more than 5%."""
+    return situation.values["dsr"].double().mean().item()
 
 
 def _mean_mse(situation: Situation) -> float:

@@ -84,8 +84,8 @@ def train_controls(
 
     *ungated* is plain LoRA, `gate_type="none"`; *clean-only* has the gate and no adversary
     (:class:`~loraguard.defenses.Unperturbed`); *fine-tune* trains every weight (:func:`~loraguard.training.fine_tune`).
-    A clean-only standard patch whose update starts from zero, as the fast recipe's does, is right from the start and
-    stays the untouched generator; the paper's first weights, or a stamp, leave it something to learn.
+    A clean-only standard patch whose update starts from zero, as the fast recipe's does, would be right from the start
+    and stay the untouched generator, so it always starts from the paper's first weights.
 
     Each goes into a folder of its name. One that is finished there, of the same settings, generator and data, is not
     trained again, and one that was interrupted goes on if `args` say so; of the data, what `describe_data` says of it
@@ -139,6 +139,8 @@ def train_controls(
         if adapter is not None:
             adapter.inference_mode, adapter.provenance = False, None  # as those of a patch that was loaded are not
             adapter.gate_type = "none" if kind == "ungated" else adapter.gate_type
+            if kind == "clean-only" and args.stamp is None:
+                adapter.init_lora_weights = "paper"  # an update of zero is right on clean images, and would stay
         settings = {name: value for name, value in mine.to_dict().items() if name in MATTERS}
         about = {"kind": kind, "settings": settings, "adapter": adapter and adapter.to_dict(), **shared}
         about = json.loads(json.dumps(about, default=sorted))  # sets, in an order

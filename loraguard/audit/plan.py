@@ -70,7 +70,7 @@ def plan(
     defenses: Mapping[str, Any],
     generators: Sequence[str],
     *,
-    given: Iterable[str] = (),
+    no_leak_only: Iterable[str] = (),
     channels: Sequence[str] = (),
     adaptive_channels: Sequence[str] = (),
     budgets: Sequence[float] = (),
@@ -87,7 +87,7 @@ def plan(
     Args:
         defenses: by name.
         generators: all of them, the untouched one first.
-        given: those of the defenses whose photos exist already; nobody can craft them with a leak.
+        no_leak_only: those of the defenses that are not crafted anew for another generator or channel.
         channels: by name, beside none.
         adaptive_channels: those of them that defenses are also crafted through.
         budgets: values of `eps`, beside each defense's own.
@@ -104,7 +104,7 @@ def plan(
         pgd leak patch ['patch']
     """
     everywhere = [NO_CHANNEL, *channels]
-    given = set(given)
+    fixed = set(no_leak_only)
     jobs: list[Job] = []
 
     def add(photo: Photo, defense: Any, crafted_on: str, looks: Any, through: str = NO_CHANNEL) -> None:
@@ -114,7 +114,7 @@ def plan(
         eps, steps = (getattr(defense, setting, None) for setting in ("eps", "steps"))
         everyone = [(generator, channel) for generator in generators for channel in channels]
         add(Photo(name, "no-leak", eps, steps, role), defense, UNTOUCHED, everyone)
-        for patched in () if name in given else generators[1:]:
+        for patched in () if name in fixed else generators[1:]:
             add(Photo(name, "leak", eps, steps, role), defense, patched, [(patched, channel) for channel in channels])
 
     all_looks = [(generator, channel) for generator in generators for channel in everywhere]
@@ -124,7 +124,7 @@ def plan(
     for name, defense in defenses.items():
         no_leak_and_leak(name, defense, "main", everywhere)
     for name, defense in defenses.items():
-        for channel in () if name in given else adaptive_channels:
+        for channel in () if name in fixed else adaptive_channels:
             photo = Photo(name, "leak+channel", getattr(defense, "eps", None), getattr(defense, "steps", None))
             for generator in generators:
                 add(photo, defense, generator, [(generator, channel)], through=channel)

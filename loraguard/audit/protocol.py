@@ -43,9 +43,10 @@ def run_audit(
     budgets: Sequence[float] = (),
     strengths: Sequence[int] = (),
     seeds: Sequence[int] = (0,),
+    no_leak_only: Sequence[str] = (),
     fit_on: Dataset[Any] | None = None,
     conditions: Conditions | None = None,
-    detectors: Mapping[str, StampDetector] | None = None,
+    detectors: Mapping[str, StampDetector | None] | None = None,
     lpips: LPIPS | None = None,
     features: nn.Module | None = None,
     checks: int = 0,
@@ -73,16 +74,19 @@ def run_audit(
         dataset: images never trained on, as :class:`~loraguard.PatchTrainer` takes them.
         defenses: by name; or a single one. A data set in place of a defense holds the same photos, perturbed by
             somebody else, in the same order.
-        patches: the adapters' names, with the stamp of each or None for a standard patch.
+        patches: the adapters' names, with the stamp of each or None for a standard patch; a name of `generators` says
+            what that one stamps.
         generators: further networks to audit, by name, called as the generator is: one that was fine-tuned, say.
         channels: by name, or specs such as "jpeg:75+resize:0.5", whose names they are.
         adaptive_channels: defenses are crafted through each channel as well.
         budgets: further values of `eps` for defenses that have it, as a curve.
         strengths: further values of `steps` for defenses that have them, as a curve.
         seeds: of the defenses' random starts, of noise and of channels; the first one also draws the edits.
+        no_leak_only: defenses, by name, that are not crafted anew with a leak: networks whose training would take too
+            long, for example.
         fit_on: photos for defenses that have to be fitted; not those of `dataset`.
         conditions: from labels to edits, by default the generator's own.
-        detectors: by patch, what looks for its stamp in every output; without them no stamp rate is measured.
+        detectors: by patch, what looks for its stamp in every output, or None; without any no stamp rate is measured.
         lpips: from `LPIPS.load`, to measure LPIPS.
         features: an encoder, images (N, 3, H, W) to (N, D), to measure the Fréchet distance between the outputs and
             what they should have been.
@@ -118,6 +122,8 @@ def run_audit(
         defenses = {type(defenses).__name__.lower(): defenses}
     if taken := {"none", "noise"} & set(defenses):
         raise ValueError(f"The names {sorted(taken)} are those of the controls; call the defense something else.")
+    if unknown := sorted(set(no_leak_only) - set(defenses)):
+        raise ValueError(f"no_leak_only names {unknown}; the defenses are {sorted(defenses)}.")
     if not isinstance(channels, Mapping):
         channels = {spec: parse_channel(spec) for spec in channels}
     subjects = Subjects(model, patches, generators)
@@ -128,7 +134,7 @@ def run_audit(
     jobs = plan(
         defenses,
         subjects.names,
-        given=given,
+        no_leak_only=[*given, *no_leak_only],
         channels=list(channels),
         adaptive_channels=list(channels) if adaptive_channels else (),
         budgets=budgets,
@@ -139,7 +145,8 @@ def run_audit(
     for name, one in defenses.items():
         if isinstance(one, Fittable) and fit_on is None and any(must_fit(j) for j in jobs if j.photo.defense == name):
             raise ValueError(f"The defense {name!r} has to be fitted: pass fit_on=, photos beside those of the audit.")
-    measures = Measures(detectors or {}, lpips, features)
+    found = {name: one for name, one in (detectors or {}).items() if one is not None}
+    measures = Measures(found, lpips, features)
 
     with ExitStack() as stack:
         process, processes = place()

@@ -31,6 +31,7 @@ from .result import AuditResult
 from .situation import NO_CHANNEL, UNTOUCHED, Photo, Situation
 from .store import Store, key_of
 from .subjects import Subjects
+from .words import budget_words
 
 _SCHEMA = 1
 """Of what is stored; another number makes what lies there be done again."""
@@ -213,18 +214,21 @@ class Run:
     def _settings(self, defenses: Mapping[str, Any], seeds: Sequence[int], data: str) -> dict[str, Any]:
         dataset = self.photos.dataset
         own = {k: v for k, v in getattr(dataset, "__dict__", {}).items() if isinstance(v, (str, int, float))}
-        budgets = sorted({eps for one in defenses.values() if (eps := getattr(one, "eps", None))})
         return {
             "n": len(self.photos),
             "seeds": list(seeds),
             "batch_size": self.photos.batch_size,
             "data": describe(dataset) | own,
             "data_sha256": data,
-            "budget": "; ".join(f"L-infinity {eps} on [-1, 1], that is {eps * 127.5:.2f}/255" for eps in budgets),
+            "budget": budget_words(defenses),
             "defenses": {name: _identity(one) for name, one in defenses.items()},
             "fit_on": None if self.fit_on is None else describe(self.fit_on),
             "channels": {name: describe(one) for name, one in self.channels.items() if name != NO_CHANNEL},
-            "patches": {name: None if one is None else describe(one) for name, one in self.subjects.stamps.items()},
+            "patches": {
+                name: None if one is None else describe(one)
+                for name, one in self.subjects.stamps.items()
+                if one is not None or name not in self.subjects.networks
+            },
             "networks": list(self.subjects.networks),
             "weights_sha256": self.hashes,
             **self.measures.settings(),

@@ -24,10 +24,11 @@ class Subjects:
         model: the generator with all patches as adapters.
         patches: the adapters' names, with the stamp of each or None.
         networks: further networks by name, for example one that was fine-tuned, which are called as the generator is.
+            One whose name is in `patches` puts that stamp on its outputs.
 
     Raises:
         TypeError: for a model without adapters.
-        ValueError: for a name that is no adapter, or that is used twice.
+        ValueError: for a name that is neither adapter nor network, or that is both.
     """
 
     def __init__(
@@ -36,15 +37,15 @@ class Subjects:
         if not isinstance(model, PeftModel):
             raise TypeError(f"{type(model).__name__} has no adapters; audit a model from peft.get_peft_model.")
         self.model, self.stamps, self.networks = model, dict(patches), dict(networks or {})
-        if unknown := [name for name in patches if name not in model.peft_config]:
+        if unknown := [name for name in patches if name not in {*model.peft_config, *self.networks}]:
             raise ValueError(f"The model has no adapter {unknown}; it has {sorted(model.peft_config)}.")
-        if twice := {UNTOUCHED} & {*patches, *self.networks} | set(patches) & set(self.networks):
+        if twice := {UNTOUCHED} & {*patches, *self.networks} | set(model.peft_config) & set(self.networks):
             raise ValueError(f"The names {sorted(twice)} are taken; call the patch or network something else.")
 
     @property
     def names(self) -> list[str]:
         """All of them, the untouched one first."""
-        return [UNTOUCHED, *self.stamps, *self.networks]
+        return [UNTOUCHED, *(name for name in self.stamps if name not in self.networks), *self.networks]
 
     @contextmanager
     def one(self, name: str) -> Iterator[nn.Module]:

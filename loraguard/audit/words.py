@@ -1,66 +1,31 @@
-"""What an audit found as words and as a plain table."""
+"""What an audit tried and found as sentences and as a plain table."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-from loraguard.metrics import DSR_THRESHOLD, Estimate
-
+from .glossary import COLUMNS, CONTROLS, KNOWLEDGE_HELP, Column
 from .result import AuditResult
-from .situation import NO_CHANNEL, UNTOUCHED, Situation
-
-KNOWLEDGE_HELP = {
-    "clean": "The photo as it is.",
-    "noise": "Every value moved by the whole budget, up or down at random: the control.",
-    "no-leak": "The defender attacked the untouched generator and knows of no patch.",
-    "leak": "The defender has the very generator that is used, its patch included, and attacked that.",
-    "leak+channel": "The defender also knows what happens to the photo on its way, and attacked through that.",
-}
-
-
-@dataclass(frozen=True)
-class Column:
-    """One metric of the table: its key, its heading, what it means in plain words, and how a figure is written."""
-
-    key: str
-    heading: str
-    help: str
-    form: str = "{:.4f}"
-    scale: float = 1.0
-
-    def number(self, value: float) -> str:
-        """A value in this metric's unit."""
-        return self.form.format(self.scale * value)
-
-    def text(self, value: Estimate) -> str:
-        """The figure as it stands in the table."""
-        return "equal" if value.mean is None else self.number(value.mean)
-
-    def interval(self, value: Estimate) -> str:
-        """Its 95% interval, in the same unit."""
-        if value.low is None or value.high is None:
-            return ""
-        return f"{self.number(value.low)} – {self.number(value.high)}"
-
-
-COLUMNS = (
-    Column("dsr", "DSR", "Defense success rate: the share of photos on which the output is spoilt (MSE over "
-           f"{DSR_THRESHOLD}). High is good for whoever relies on the defense.", "{:.1f}%", 100),
-    Column("mse", "MSE", "Mean squared error between the output and what it should have been, values in [-1, 1]."),
-    Column("masked_mse", "Masked MSE", "The same where the edit changes the photo, as CMUA measures it; 0 where it "
-           "changes nothing."),
-    Column("psnr", "PSNR", "The distance in decibel; over 30 dB the difference is hard to see.", "{:.1f} dB"),
-    Column("ssim", "SSIM", "Structural similarity to what the output should have been; 1 is equal.", "{:.3f}"),
-    Column("lpips", "LPIPS", "How different they are to a network trained on people's judgements; 0 is equal.",
-           "{:.3f}"),
-    Column("stamp_rate", "Stamp", "The share of outputs on which the detector finds the visible warning.", "{:.1f}%",
-           100),
-)  # fmt: skip
+from .situation import KNOWLEDGE_WORDS, NO_CHANNEL, UNTOUCHED, Photo, Situation
 
 
 def columns_of(result: AuditResult) -> list[Column]:
     """The columns that an audit has figures for."""
     return [column for column in COLUMNS if column.key in result.situations[0].values]
+
+
+def frechet_heading(result: AuditResult) -> str | None:
+    """What the column of Fréchet distances is called; None where none was measured."""
+    if all(one.frechet is None for one in result.situations):
+        return None
+    return "FID" if (result.settings.get("features") or {}).get("class") == "Inception" else "Fréchet"
+
+
+def photo_words(result: AuditResult, photo: Photo) -> str:
+    """What was done to a photo; of noise its budget as well, where the audit has several."""
+    several = len({one.photo.eps for one in result.find(knowledge="noise")}) > 1
+    return f"{photo.words}, eps {photo.eps:g}" if photo.knowledge == "noise" and several else photo.words
 
 
 def table(result: AuditResult, role: str = "main") -> tuple[list[str], list[list[str]]]:
@@ -69,98 +34,256 @@ def table(result: AuditResult, role: str = "main") -> tuple[list[str], list[list
     situations = result.find(role=role)
     channels = any(one.channel != NO_CHANNEL for one in situations)
     flags = any(map(result.flags, situations))
+    frechet = frechet_heading(result)
     rows = []
     for one in situations:
-        row = [one.generator, one.photo.words, *([one.channel] if channels else [])]
+        row = [one.generator, photo_words(result, one.photo), *([one.channel] if channels else [])]
         row += [column.text(one.estimates[column.key]) for column in columns]
+        row += [] if frechet is None else ["" if one.frechet is None else f"{one.frechet:.2f}"]
         rows.append(row + ([", ".join(result.flags(one))] if flags else []))
     headings = ["generator", "photo", *(["channel"] if channels else []), *(column.heading for column in columns)]
-    return headings + (["flags"] if flags else []), rows
+    return headings + ([frechet] if frechet else []) + (["flags"] if flags else []), rows
 
 
 def verdict(result: AuditResult) -> list[str]:
-    """What the audit says: the whole in one sentence, then one on each generator."""
+    """What the audit says: the whole in one sentence, then one on each generator, and one on the channels."""
     names = dict.fromkeys(one.generator for one in result.situations)
-    return [headline(result), *(_sentence(result, name) for name in names)]
+    return [headline(result), *(_sentence(result, name) for name in names), *_on_channels(result)]
 
 
 def headline(result: AuditResult) -> str:
     """The audit in one sentence: whether the best of its defenses survives whoever adapts best."""
+    reads, figures = claim(result)
+    return f"{reads}: {figures}"
+
+
+def claim(result: AuditResult) -> tuple[str, str]:
+    """The two halves of the headline: what it comes to, and the figures that say so."""
     best, share = _best(result, UNTOUCHED, "no-leak")
-    noise = max(map(_dsr, _rows(result, UNTOUCHED, "noise")), default=0.0)
-    if share < 0.5 or share <= noise:
+    noise = max(map(_dsr, _rows(result, UNTOUCHED, "noise")), default=None)
+    start = f"{best} spoils {share:.1%} of the untouched generator's edits"
+    if share < 0.5 or (noise is not None and share <= noise):
+        start = start if len(result.defenses) == 1 else f"the best of {len(result.defenses)} defenses, {start}"
+        control = "" if noise is None else f", random noise {noise:.1%}"
+        return "No protection to speak of, even where nobody adapts", f"{start}{control}."
+    name = hardest(result)
+    if name is None:
         return (
-            f"No protection to speak of, even where nobody adapts: the best defense, {best}, spoils {share:.1%} of the "
-            f"untouched generator's edits, random noise {noise:.1%}."
+            "It works where nobody adapts",
+            f"{start}; no patch that keeps clean outputs was audited, so nothing is said of an adversary who adapts.",
         )
-    adapted = [name for name in _standard(result) if "clean-output-changed" not in _flags(result, name)]
-    if not adapted:
-        return (
-            f"{best} spoils {share:.1%} of the untouched generator's edits; no patch that keeps clean outputs was "
-            "audited, so nothing is said of an adversary who adapts."
-        )
-    name = min(adapted, key=lambda one: (_best(result, one, "leak", "no-leak")[1], _best(result, one, "no-leak")[1]))
-    (_, unknown), (strongest, known) = _best(result, name, "no-leak"), _best(result, name, "leak", "no-leak")
-    figures = f"{best} spoils {share:.1%} of the untouched generator's edits; with {name!r} the best defense spoils "
+    (other, unknown), (strongest, known) = _best(result, name, "no-leak"), _best(result, name, "leak", "no-leak")
+    several = len(result.defenses) > 1
+    figures = f"{start}; with {called(result, name)} "
+    if several:
+        figures += f"the best defense{f', {other},' if unknown else ''} spoils "
     figures += f"{unknown:.1%}"
     if known > unknown:
-        figures += f", and {known:.1%} ({strongest}) if the defender has the patched generator as well"
+        whose = f" ({strongest})" if several else ""
+        figures += f", and {known:.1%}{whose} if the defender has that generator as well"
     lost = 1 - unknown / share
-    if lost < 0.1:
-        reads = "The protection holds against what was tried"
-    else:
-        reads = (
-            f"An adversary who adapts undoes {'nearly all' if lost > 0.9 else 'much' if lost > 0.5 else 'some'} of it"
-        )
+    reads = "The protection holds against what was tried"
+    if lost >= 0.1:
+        amount = "nearly all" if lost > 0.9 else "much" if lost > 0.5 else "some"
+        reads = f"An adversary who adapts undoes {amount} of it"
+        if lost > 0.5 and known >= 0.5 * share:
+            reads += ", unless the defender has the adapted generator"
     flagged = _flags(result, name)
-    caution = f" Under {_flagged(flagged)}: what defenders could reach may be more." if flagged else ""
-    return f"{reads}: {figures}.{caution}"
+    caution = f" {_flagged(flagged)}: what defenders could reach may be more." if flagged else ""
+    return reads, f"{figures}.{caution}"
+
+
+def hardest(result: AuditResult) -> str | None:
+    """The generator that an adversary adapts best, of those whose clean outputs stay what they were."""
+    adapted = [name for name in _standard(result) if "clean-output-changed" not in _flags(result, name)]
+
+    def left(name: str) -> tuple[float, float]:
+        return _best(result, name, "no-leak")[1], _best(result, name, "leak", "no-leak")[1]
+
+    return min(adapted, key=left, default=None)
+
+
+def called(result: AuditResult, name: str) -> str:
+    """A generator as sentences call it."""
+    if name == UNTOUCHED:
+        return "the untouched generator"
+    if name in CONTROLS:
+        return CONTROLS[name][0]
+    return f"the {'patch' if name in result.settings['patches'] else 'network'} {name!r}"
+
+
+def story(result: AuditResult) -> list[tuple[tuple[str, str, str], str]]:
+    """The audit in pictures: what they are of (generator or "photo", defense, knowledge), and what to say of each."""
+    best, share = _best(result, UNTOUCHED, "no-leak")
+    told = [
+        (("photo", "none", "clean"), "The photos as they are"),
+        ((UNTOUCHED, "none", "clean"), "What the generator makes of them"),
+        (("photo", best, "no-leak"), f"The same photos, protected by {best}"),
+        ((UNTOUCHED, best, "no-leak"), f"What the generator makes of protected photos: {share:.1%} are spoilt"),
+    ]
+    stamped = next((name for name, stamp in result.settings["patches"].items() if stamp is not None), None)
+    if (name := hardest(result)) is not None:
+        (row,) = (one for one in _rows(result, name, "no-leak") if one.photo.defense == best)
+        told.append(((name, best, "no-leak"), f"With {called(result, name)}: {_dsr(row):.1%} are spoilt"))
+    if stamped is not None:
+        (row,) = (one for one in _rows(result, stamped, "no-leak") if one.photo.defense == best)
+        rate = f": {_mean(row, 'stamp_rate'):.1%} carry the warning" if "stamp_rate" in row.values else ""
+        told.append(((stamped, best, "no-leak"), f"With {called(result, stamped)}{rate}"))
+    return told
+
+
+def budget_words(defenses: Mapping[str, Any]) -> str:
+    """The budgets of defenses, each with its unit."""
+    plain = sorted({eps for one in defenses.values() if (eps := _eps(one)) and not hasattr(one, "budget")})
+    own = [f"{name}: {one.eps:g}, {one.budget}" for name, one in defenses.items() if hasattr(one, "budget")]
+    return "; ".join([*(f"L-infinity {eps:g} on [-1, 1], that is {eps * 127.5:.2f}/255" for eps in plain), *own])
+
+
+def tried(result: AuditResult) -> dict[str, str]:
+    """What was tried, in plain words, by what it is about."""
+    settings = result.settings
+    edits = sorted(set(result.edits))
+    named = f": {', '.join(edits)}" if len(edits) <= 8 else ""
+    main = [one.photo for one in result.find(role="main")]
+    knowledge = dict.fromkeys(photo.knowledge for photo in main)
+    found = {
+        "Photos": f"{settings['n']}, on each of them one of {_count(len(edits), 'edit')}{named}.",
+        "Generators": "; ".join(
+            _described(result, one) for one in dict.fromkeys(s.generator for s in result.situations)
+        )
+        + ".",
+        "Defenses": f"{', '.join(result.defenses)}.{_controls(knowledge)}",
+        "Budget": _budget(result),
+        "Knowledge": " ".join(
+            f"{KNOWLEDGE_WORDS[one].capitalize()}: {KNOWLEDGE_HELP[one][0].lower()}{KNOWLEDGE_HELP[one][1:]}"
+            for one in ("no-leak", "leak", "leak+channel")
+            if one in knowledge
+        ),
+    }
+    if settings["channels"]:
+        found["Channels"] = f"On its way to the generator a photo also went through {_listed(settings['channels'])}."
+    for role, setting in (("budget", "eps"), ("strength", "steps")):
+        if values := sorted({getattr(one.photo, setting) for one in result.find(role=role)}):
+            found[f"More {'budgets' if role == 'budget' else 'steps'}"] = f"{_listed(f'{one:g}' for one in values)}."
+    seeds = settings["seeds"]
+    found["Chance"] = (
+        f"Everything random was drawn once (seed {seeds[0]})."
+        if len(seeds) == 1
+        else f"Everything random was drawn {len(seeds)} times (seeds {_listed(map(str, seeds))}); a photo's figures "
+        "are averages over them."
+    )
+    attacks = dict.fromkeys(one.photo.defense for one in result.find(role="check"))
+    tries = result.find(role="check")
+    failed = sum(not check.passed for check in result.checks)
+    found["Checks"] = (
+        f"{len(attacks)} further attacks on {tries[0].values['mse'].shape[1]} photos tried to prove the figures wrong. "
+        if tries
+        else "No further attacks tried to prove the figures wrong. "
+    ) + (f"{failed} of {_count(len(result.checks), 'check')} failed." if result.checks else "")
+    return {label: text.strip() for label, text in found.items()}
+
+
+def _described(result: AuditResult, name: str) -> str:
+    if name == UNTOUCHED:
+        return "untouched, as everybody has it"
+    if name in CONTROLS:
+        return f"{name}, {CONTROLS[name][1]}"
+    stamp = result.settings["patches"].get(name)
+    if stamp is not None:
+        return f"{name}, with a patch that stamps {(stamp['text'] or 'a picture')!r} on every output"
+    if name in result.settings["patches"]:
+        return f"{name}, with a patch that is to keep clean outputs and undo defenses"
+    return f"{name}, a further network"
+
+
+def _controls(knowledge: Iterable[str]) -> str:
+    return " Beside them, photos as they are and with random noise." if "noise" in knowledge else (
+        " Beside them, photos as they are."
+    )  # fmt: skip
+
+
+def _budget(result: AuditResult) -> str:
+    """Budgets as changes of a colour value, and what photos look like after it."""
+    rows = [one for one in result.find(role="main", generator=UNTOUCHED, knowledge="no-leak", channel=NO_CHANNEL)]
+    budgets = sorted({one.photo.eps for one in rows if one.photo.eps is not None})
+    levels = f"Colour values change by up to {_listed(f'{eps * 127.5:.1f}' for eps in budgets)} of 255 levels" if (
+        budgets) else "Nobody has said how much colour values may change"  # fmt: skip
+    quality = [mean for one in rows if "photo_psnr" in one.values and (mean := one.estimates["photo_psnr"].mean)]
+    if not quality:
+        return f"{levels}."
+    low, high = f"{min(quality):.1f}", f"{max(quality):.1f}"
+    return f"{levels}; photos keep {low if low == high else f'{low} to {high}'} dB PSNR to the originals."
+
+
+def _on_channels(result: AuditResult) -> list[str]:
+    """What is left of the best defense behind the channel that costs it most."""
+    channels = list(result.settings["channels"])
+    if not channels:
+        return []
+    left = {one: _best(result, UNTOUCHED, "no-leak", channel=one) for one in channels}
+    worst = min(channels, key=lambda one: left[one][1])
+    best, share = left[worst]
+    known = ""
+    if result.find(generator=UNTOUCHED, knowledge="leak+channel", channel=worst):
+        defense, reached = _best(result, UNTOUCHED, "leak+channel", channel=worst)
+        known = f", and {reached:.1%} ({defense}) if the defender crafts through it"
+    costs = "" if len(channels) == 1 else f", of {len(channels)} channels the one that costs defenses most"
+    return [
+        f"Behind {worst}{costs}, the best defense ({best}) spoils {share:.1%} of the untouched generator's edits"
+        f"{known}."
+    ]
 
 
 def _sentence(result: AuditResult, name: str) -> str:
     """One generator's figures in words."""
     flagged = _flags(result, name)
-    caution = f" Under {_flagged(flagged)}." if flagged else ""
+    caution = f" {_flagged(flagged)}." if flagged else ""
     if name == UNTOUCHED:
         noise = _rows(result, name, "noise")
-        control = f" (random noise of the same budget: {_dsr(noise[0]):.1%})" if noise else ""
+        whose = "of the same budget" if len(noise) == 1 else "of the largest budget"
+        control = f" (random noise {whose}: {_dsr(noise[-1]):.1%})" if noise else ""
         return f"On the untouched generator {_span(result, name, 'no-leak')} of the edits{control}.{caution}"
     stamp = result.settings["patches"].get(name)
     if stamp is not None:
+        subject = called(result, name)
+        subject = subject[0].upper() + subject[1:]
         clean = result[name, "clean"]
         if "stamp_rate" not in clean.values:
-            return f"The patch {name!r} stamps its outputs; no detector was there to look for that.{caution}"
+            return f"{subject} stamps its outputs; no detector was there to look for that.{caution}"
         found = f"{_mean(clean, 'stamp_rate'):.1%} of clean outputs"
-        for knowledge, whose in (
-            ("no-leak", "of defended ones"),
-            ("leak", "when the defender attacks the patch itself"),
-        ):
+        for knowledge, whose in (("no-leak", "of defended ones"), ("leak", "when the defender has it and attacks it")):
             if rates := [_mean(row, "stamp_rate") for row in _rows(result, name, knowledge)]:
                 found += f", {'at least ' if len(rates) > 1 else ''}{min(rates):.1%} {whose}"
-        return f"The patch {name!r} stamps {(stamp['text'] or 'its picture')!r} on {found}.{caution}"
+        return f"{subject} stamps {(stamp['text'] or 'its picture')!r} on {found}.{caution}"
     quality = result[name, "clean"].estimates["psnr"]
     kept = "are what they were" if quality.mean is None else f"keep {quality.mean:.1f} dB PSNR to what they were"
-    kind = "patch" if name in result.settings["patches"] else "network"
-    leak = ""
-    if _rows(result, name, "leak"):
-        leak = f", and {_span(result, name, 'leak')} when the defender attacks the {kind} itself"
+    known = _rows(result, name, "leak")
+    leak = f", and {_range(known)} when the defender has it and attacks it" if known else ""
     return (
-        f"With the {kind} {name!r} {_span(result, name, 'no-leak')} when the defender does not know of it{leak}; clean "
-        f"outputs {kept}.{caution}"
+        f"With {called(result, name)} {_span(result, name, 'no-leak')} when the defender does not know of it{leak}; "
+        f"clean outputs {kept}.{caution}"
     )
 
 
 def _span(result: AuditResult, generator: str, knowledge: str) -> str:
     """How much the defense, or the weakest and the best of several, spoils: "pgd spoils 12.0%"."""
-    shares = {one.photo.defense: _dsr(one) for one in _rows(result, generator, knowledge)}
-    low, high = min(shares, key=lambda name: shares[name]), max(shares, key=lambda name: shares[name])
-    if len(shares) == 1:
-        return f"{low} spoils {shares[low]:.1%}"
-    return f"the defenses spoil {shares[low]:.1%} ({low}) to {shares[high]:.1%} ({high})"
+    rows = _rows(result, generator, knowledge)
+    who = f"{rows[0].photo.defense} spoils" if len(rows) == 1 else f"{len(rows)} defenses spoil"
+    return f"{who} {_range(rows)}"
 
 
-def _best(result: AuditResult, generator: str, *knowledge: str) -> tuple[str, float]:
-    rows = [row for one in knowledge for row in _rows(result, generator, one)]
+def _range(rows: list[Situation]) -> str:
+    """The DSR, or the lowest and the highest and whose they are."""
+    low, high = min(rows, key=_dsr), max(rows, key=_dsr)
+    if len(rows) == 1:
+        return f"{_dsr(low):.1%}"
+    if _dsr(low) == _dsr(high):
+        return f"{_dsr(low):.1%} each"
+    return f"{_dsr(low):.1%} ({low.photo.defense}) to {_dsr(high):.1%} ({high.photo.defense})"
+
+
+def _best(result: AuditResult, generator: str, *knowledge: str, channel: str = NO_CHANNEL) -> tuple[str, float]:
+    rows = [row for one in knowledge for row in _rows(result, generator, one, channel)]
     best = max(rows, key=_dsr)
     return best.photo.defense, _dsr(best)
 
@@ -171,8 +294,8 @@ def _standard(result: AuditResult) -> list[str]:
     return [name for name in names if name != UNTOUCHED and result.settings["patches"].get(name) is None]
 
 
-def _rows(result: AuditResult, generator: str, knowledge: str) -> list[Situation]:
-    return result.find(generator=generator, knowledge=knowledge, role="main", channel=NO_CHANNEL)
+def _rows(result: AuditResult, generator: str, knowledge: str, channel: str = NO_CHANNEL) -> list[Situation]:
+    return result.find(generator=generator, knowledge=knowledge, role="main", channel=channel)
 
 
 def _flags(result: AuditResult, generator: str) -> list[str]:
@@ -181,7 +304,22 @@ def _flags(result: AuditResult, generator: str) -> list[str]:
 
 
 def _flagged(names: list[str]) -> str:
-    return f"the flag{'s' if len(names) > 1 else ''} {', '.join(names)}"
+    shown = names if len(names) <= 3 else [*names[:2], f"{len(names) - 2} more"]
+    return f"Under the flag{'s' if len(names) > 1 else ''} {_listed(shown)}"
+
+
+def _listed(names: Iterable[str]) -> str:
+    """As a sentence lists things: "a, b and c"."""
+    *rest, last = names
+    return f"{', '.join(rest)} and {last}" if rest else last
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
+def _eps(defense: Any) -> float | None:
+    return getattr(defense, "eps", None)
 
 
 def _dsr(situation: Situation) -> float:

@@ -8,13 +8,17 @@ from .anti_forgery import AntiForgery
 from .apgd import APGD
 from .base import Defense, Fittable, sign_ascent
 from .blur_robust import BlurRobust
+from .cmua import CMUA
 from .df_rap import DFRAP
 from .disrupting import Disrupting
+from .idguard import IDGuard
 from .leat import LEAT
 from .mixture import Mixture
 from .noise import RandomNoise
 from .square import Square
+from .tafim import TAFIM
 from .transferable import ClassTransferable, edits_of
+from .tsdf import TSDF
 from .unperturbed import Unperturbed
 from .worst import WorstOf
 
@@ -67,15 +71,19 @@ def parse_defense(spec: str) -> Any:
 
 __all__ = [
     "APGD",
+    "CMUA",
     "DEFENSES",
     "DFRAP",
     "LEAT",
+    "TAFIM",
+    "TSDF",
     "AntiForgery",
     "BlurRobust",
     "ClassTransferable",
     "Defense",
     "Disrupting",
     "Fittable",
+    "IDGuard",
     "Mixture",
     "RandomNoise",
     "Square",

@@ -153,11 +153,11 @@ class CMUA(UniversalDefense):
                 defense = replace(self, factors=factors).fit(networks, seen, conditions, disable_tqdm=True)
                 return success(defense, targets, unseen)
 
-        study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed))
-        study.enqueue_trial({f"factor_{i}": min(1.0, highest) for i in range(len(targets))})
         verbosity = optuna.logging.get_verbosity()
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         try:
+            study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed))
+            study.enqueue_trial({f"factor_{i}": min(1.0, highest) for i in range(len(targets))})
             study.optimize(score, n_trials=trials, show_progress_bar=not disable_tqdm)
         finally:
             optuna.logging.set_verbosity(verbosity)

@@ -39,7 +39,7 @@ class IDGuard(TrainedDefense):
 
     Args:
         eps: the budget, L-infinity, in units of images in [-1, 1].
-        steps: of the optimizer; once through the paper's 30,000 photos.
+        steps: of the optimizer; once through the 30,000 photos of CelebAMask-HQ.
         batch_size: photos a step.
         learning_rate: of Adam.
         width: channels of the ResNet's first layer.

@@ -28,7 +28,8 @@ class TAFIM(TrainedDefense):
 
     Args:
         eps: the budget, L-infinity, in units of images in [-1, 1].
-        steps: of the optimizer; once through the paper's 5,000 photos.
+        steps: of the optimizer; once through 5,000 photos, as many as the official code takes. How often it goes
+            through them is unsure.
         batch_size: photos a step.
         learning_rate: of Adam.
         width: channels of the U-Net's first layer.

@@ -20,11 +20,15 @@ Row = tuple[str, str, Mapping[str, Mapping[str, Any]]]
 
 UNTOUCHED = "untouched"
 TASK = "Audit by loraguard"
+_FLAGGED = "; flagged: "
+_FLAGS = ("A flag names a check that failed: the figures beside it may be too good (docs/audit-checks.md).", "")
 _METRICS = {
     "dsr": ("Defense success rate", "{:.1%}"),
     "mse": ("MSE", "{:.4f}"),
+    "masked_mse": ("Masked MSE", "{:.4f}"),
     "psnr": ("PSNR", "{:.1f} dB"),
     "ssim": ("SSIM", "{:.3f}"),
+    "lpips": ("LPIPS", "{:.3f}"),
     "stamp_rate": ("Stamp rate", "{:.1%}"),
 }
 
@@ -68,8 +72,7 @@ def read_audit(folder: str | Path, sha256: str) -> Findings:
     try:
         found = json.loads((folder / "audit.json").read_text(encoding="utf-8"))
         about, hashes = found["settings"], found["settings"]["weights_sha256"]
-        main = [row for row in found["situations"] if (row["role"], row["channel"]) == ("main", "none")]
-        rows: list[Row] = [(row["generator"], row["photo"], row["metrics"]) for row in main]
+        rows = [_row(situation) for situation in found["situations"] if situation["role"] == "main"]
         sentences = list(found.get("verdict", []))
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder / 'audit.json'} is not what an audit writes ({error!r}). Audit again.") from error
@@ -82,13 +85,23 @@ def read_audit(folder: str | Path, sha256: str) -> Findings:
     return Findings([row for row in rows if row[0] in (UNTOUCHED, name)], sentences, name, sha256, about, folder)
 
 
+def _row(situation: Mapping[str, Any]) -> Row:
+    """A situation of `audit.json`, with its channel and the checks that failed for it in the text."""
+    done = situation["photo"]
+    if situation["channel"] != "none":
+        done += f", then {situation['channel']}"
+    if situation["flags"]:
+        done += f"{_FLAGGED}{', '.join(situation['flags'])}"
+    return situation["generator"], done, situation["metrics"]
+
+
 def audit_part(rows: Sequence[Row], sentences: Sequence[str], about: Mapping[str, Any], sha256: str) -> str:
     """An audit as Markdown: findings in words, a table of means with 95% intervals, and the picture.
 
     Args:
         rows: what is shown.
         sentences: the verdict.
-        about: the audit's settings, of which `n`, `budget`, `defenses` and `data` are named.
+        about: the audit's settings, of which `n`, `data`, `defenses`, `budget` and `seeds` are named.
         sha256: the audited patch's fingerprint.
 
     Example:
@@ -109,6 +122,7 @@ def audit_part(rows: Sequence[Row], sentences: Sequence[str], about: Mapping[str
         "of": _named(about.get("data")),
         "defenses": ", ".join(about.get("defenses", ())) or None,
         "budget": about.get("budget"),
+        "seeds": ", ".join(map(str, about.get("seeds", ()))) or None,
         "intervals": "95%, " + ", ".join(methods) if methods else None,
         "audited patch": f"`{sha256}`",
     }
@@ -121,6 +135,7 @@ def audit_part(rows: Sequence[Row], sentences: Sequence[str], about: Mapping[str
             "",
             "; ".join(f"{key}: {_plain(str(value))}" for key, value in facts.items() if value is not None) + ".",
             "",
+            *(_FLAGS if any(_FLAGGED in done for _, done, _ in rows) else ()),
             "Everything that was measured is in [`audit/audit.json`](audit/audit.json), with a page to read, "
             "[`audit/report.html`](audit/report.html).",
             "",

@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HFValidationError
 from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import validate_repo_id
 from peft import PeftModel
 from torch import nn
 
@@ -119,6 +121,10 @@ def fetch(repo_id: str, files: Sequence[str], *, revision: str | None = None, to
         FileNotFoundError, PermissionError, ConnectionError: as :func:`load_patch`.
         ValueError: if a file is not what the Hub says that it is; it is removed from the cache.
     """
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise FileNotFoundError(f"There is no patch {repo_id}: no such folder, and no id of the Hub. {error}") from None
     doing = f"pulling revision {revision!r}" if revision else "pulling"
     with explained(repo_id, doing, " Nothing was loaded."):
         folder = Path(

@@ -83,7 +83,9 @@ class Checkpoints:
             for rest in self.folder.glob(".checkpoint-*.partial"):  # of a run that was killed
                 shutil.rmtree(rest)
         self.accelerator.wait_for_everyone()
-        failure = _failure(lambda: self.accelerator.save_state(str(draft)))
+        failure = _failure(
+            lambda: self.accelerator.save_state(str(draft), **self._zero(exclude_frozen_parameters=True))
+        )
         if not self._anywhere(failure) and main:
             failure = _failure(lambda: self._complete(draft, target, {"step": step, **state}))
         if self._anywhere(failure):  # all processes leave together
@@ -130,10 +132,14 @@ class Checkpoints:
             )
         try:
             load(draws)  # accelerate itself would go on without them
-            self.accelerator.load_state(str(checkpoint))
+            self.accelerator.load_state(str(checkpoint), **self._zero(load_module_strict=False))
         except Exception as error:
             raise ValueError(f"{checkpoint} cannot be loaded: {error}. Resume from an earlier one.") from error
         return state
+
+    def _zero(self, **settings: Any) -> dict[str, Any]:
+        """What DeepSpeed is told, as it saves and loads the network itself."""
+        return settings if self.accelerator.distributed_type == "DEEPSPEED" else {}
 
     def _save_adapter(self, models: list[Any], weights: list[Any], folder: str) -> None:
         weights.clear()

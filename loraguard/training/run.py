@@ -17,6 +17,7 @@ from loraguard.files import writable_folder
 
 from .checkpoints import Checkpoints
 from .coverage import warn_of_unreached_layers
+from .gradients import Gradients, ZeroGradients
 from .interruption import Interruption
 from .step import patch_step
 from .validation import describe, save_grid, validate
@@ -56,8 +57,10 @@ class TrainingRun:
     def __init__(self, trainer: PatchTrainer, network: Any, optimizer: Any, scheduler: Any) -> None:
         self.trainer, self.accelerator = trainer, trainer.accelerator
         self.args: Any = trainer.args  # whose recipe has filled in what was None
-        self.network, self.optimizer, self.scheduler = network, optimizer, scheduler
-        self.parameters = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
+        self.network, self.scheduler = network, scheduler
+        parameters = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
+        sharded = self.accelerator.distributed_type == "DEEPSPEED"
+        self.gradients = (ZeroGradients if sharded else Gradients)(self.accelerator, network, optimizer, parameters)
         self.step = self.overflows = 0
         self.log: list[dict[str, Any]] = []
         self.gates: dict[str, list[float]] = {name: [] for name in trainer.layers}
@@ -105,25 +108,26 @@ class TrainingRun:
         self.stopped = interruption.signal is not None
 
     def _train_step(self, batches: Iterator[tuple[list[int], dict[str, Tensor]]]) -> dict[str, Any]:
-        args, accelerator, trainer = self.args, self.accelerator, self.trainer
+        args, accelerator, trainer, gradients = self.args, self.accelerator, self.trainer, self.gradients
         several = args.gradient_accumulation_steps
         losses: dict[str, Tensor] = {}
-        for part in range(several):
-            indices, batch = next(batches)
-            images, condition, edits = trainer.edits(batch, self.step)
-            found = patch_step(
-                trainer.model, images, condition, adversary=args.adversary, stamp=args.stamp, loss=trainer.loss,
-                backward=lambda value: accelerator.backward(value / several), network=self.network,
-                no_sync=lambda: accelerator.no_sync(self.network), last=part == several - 1,
-                keys=[(index, edit) for edit in edits for index in indices],
-            )  # fmt: skip
-            losses = {name: losses.get(name, 0) + value / several for name, value in found.items()}
+        with gradients.collecting():
+            for part in range(several):
+                indices, batch = next(batches)
+                images, condition, edits = trainer.edits(batch, self.step)
+                found = patch_step(
+                    trainer.model, images, condition, adversary=args.adversary, stamp=args.stamp, loss=trainer.loss,
+                    backward=lambda value: gradients.backward(value / several), network=self.network,
+                    no_sync=gradients.no_sync, last=part == several - 1,
+                    keys=[(index, edit) for edit in edits for index in indices],
+                )  # fmt: skip
+                losses = {name: losses.get(name, 0) + value / several for name, value in found.items()}
+            if not self.log:
+                warn_of_unreached_layers(trainer.model, trainer.adapter)
         means = cast(Tensor, accelerator.reduce(torch.stack(list(losses.values())).float(), "mean"))
         entry: dict[str, Any] = {"step": self.step, **dict(zip(losses, means.tolist(), strict=True))}
-        norm = float(accelerator.clip_grad_norm_(self.parameters, args.max_grad_norm))
+        norm = gradients.clip(args.max_grad_norm)
         rate = self.scheduler.get_last_lr()[0]
-        if not self.log:
-            warn_of_unreached_layers(trainer.model, trainer.adapter)
         scaled = accelerator.mixed_precision == "fp16"
         overflow = scaled and not math.isfinite(norm) and bool(torch.isfinite(means).all())  # the scaler will skip it
         if overflow:
@@ -134,16 +138,14 @@ class TrainingRun:
                     f"Stopped at step {self.step}: gradients were over the range of fp16 {self.overflows} times in a "
                     "row, although their scale was lowered each time. Use mixed_precision='bf16' or 'no'."
                 )
-            self.optimizer.step()
+            gradients.step()
         elif self.watch.look(self.step, {name: entry[name] for name in losses}, norm, rate):
             self.overflows = 0
-            self.optimizer.step()
+            gradients.step()
         else:
             entry["skipped"] = self.watch.skipped[-1]["reason"]
-            self.optimizer.zero_grad()
-            self.optimizer.step()  # passes over parameters without a gradient; schedule and scaler move on in its wake
+            gradients.drop()
         self.scheduler.step()
-        self.optimizer.zero_grad()
         return self._note({**entry, "gradient_norm": norm, "learning_rate": rate})
 
     def _note(self, entry: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, set_seed
 from peft import PeftModel
 from torch import Tensor
 from torch.nn import functional as F
@@ -29,6 +29,7 @@ from loraguard.hub.provenance import describe_generator, training_record
 from loraguard.tuner import GatedLoraConfig, GatedLoraLayer, parameter_groups
 
 from .arguments import PatchTrainingArguments
+from .gradients import asked_for, set_up_zero
 from .interruption import Interruption
 from .run import TrainingRun
 from .sampling import EndlessBatches, mixed
@@ -126,25 +127,38 @@ class PatchTrainer:
 
     def _accelerator(self) -> Accelerator:
         args = self.args
+        zero = asked_for("DEEPSPEED")
+        for kind, name in (("FSDP", "FSDP"), ("MEGATRON_LM", "Megatron-LM")):
+            if asked_for(kind):  # Accelerate itself ignores it on a CPU
+                raise ValueError(
+                    f"{name} is not supported: it shards the network, and a step runs that three ways (untouched, "
+                    "folded, learning). What learns is small; use DDP (examples/configs/multi_gpu.yaml)."
+                )
+        if zero and args.cpu:
+            raise ValueError("cpu=True has Accelerate ignore DeepSpeed; without it, CPUs are used where no GPU is.")
+        # A step need not reach every layer: HiSD's translators, for one, each serve one kind of edit.
+        handlers: list[Any] = [DistributedDataParallelKwargs(find_unused_parameters=True)]
+        if zero and not torch.accelerator.is_available():
+            handlers.append(InitProcessGroupKwargs(backend="gloo"))  # or each process would be on its own
         try:
             accelerator = Accelerator(
                 mixed_precision=args.mixed_precision,
                 cpu=args.cpu,
                 log_with=self.tracking.trackers or None,
                 project_dir=self.output_dir,
-                # A step need not reach every layer: HiSD's translators, for one, each serve one kind of edit.
-                kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+                kwargs_handlers=handlers,
             )
         except ValueError as error:
             raise ValueError(
                 f"Accelerate refuses mixed_precision={args.mixed_precision!r}, cpu={args.cpu}: {error} It keeps one "
                 "precision and device for each process; train with another in a new process (or restarted notebook)."
             ) from error
-        if accelerator.distributed_type in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if accelerator.distributed_type == "DEEPSPEED":
+            set_up_zero(accelerator, args.train_batch_size, cast(float, args.max_grad_norm))
+        if (steps := accelerator.gradient_accumulation_steps) != 1:
             raise ValueError(
-                f"{accelerator.distributed_type.value} is not supported: it shards the network, and a step runs that "
-                "three ways (untouched, folded, learning). What learns is small; use DDP "
-                "(examples/configs/multi_gpu.yaml)."
+                f"Accelerate's configuration has gradient_accumulation_steps={steps}, which would shrink gradients on "
+                "top of PatchTrainingArguments' own. Leave it out there."
             )
         return accelerator
 
@@ -255,12 +269,11 @@ class PatchTrainer:
         accelerator.free_memory()  # of what a call before this one prepared, or checkpoints would hold that as well
         set_seed(args.seed, device_specific=True)
         groups = parameter_groups(self.model, args.learning_rate, args.gate_learning_rate or args.learning_rate)
-        network, optimizer = accelerator.prepare(
-            self.model, torch.optim.Adam(groups, betas=(args.adam_beta1, args.adam_beta2))
-        )
+        adam = torch.optim.Adam(groups, betas=(args.adam_beta1, args.adam_beta2))
         # Accelerate moves the schedule on once for each process.
         moves = (count * accelerator.num_processes for count in (args.lr_warmup_steps, self.total_steps))
-        scheduler = accelerator.prepare(get_scheduler(args.lr_scheduler, optimizer, *moves))
+        schedule = get_scheduler(args.lr_scheduler, adam, *moves)
+        network, optimizer, scheduler = accelerator.prepare(self.model, adam, schedule)
         run = TrainingRun(self, network, optimizer, scheduler)
         self.train_mode()
         if args.torch_compile:
@@ -272,6 +285,7 @@ class PatchTrainer:
             self._save(network, result, run.watch.skipped)
         finally:
             self.tracking.end(accelerator)
+            run.gradients.close()
             if args.torch_compile:
                 self.model.get_base_model()._compiled_call_impl = None
             accelerator.unwrap_model(network, keep_fp32_wrapper=False)  # mixed precision wraps forward ...

@@ -188,11 +188,11 @@ def test_a_defense_is_fitted_once_for_each_generator(audit: Audit) -> None:
         audit(defenses=defense)
     result = audit(defenses=defense, fit_on=DemoFaces(5, size=16), batch_size=5)
     assert len(defense.log) == 3
-    assert result["untouched", "no-leak"].values["photo_linf"].max() == pytest.approx(0.2, abs=0.005)
+    assert result["untouched", "no-leak"].values["photo_linf"].max() == pytest.approx(0.2, abs=0.008)
     ready = defense.fit(None, [0] * 10)
     defense.log.clear()
     result = audit(defenses=ready, fit_on=DemoFaces(5, size=16))
-    assert result["untouched", "no-leak"].values["photo_linf"].max() == pytest.approx(0.1, abs=0.005)
+    assert result["untouched", "no-leak"].values["photo_linf"].max() == pytest.approx(0.1, abs=0.008)
 
 
 def test_frechet_distance_where_there_are_features(audit: Audit) -> None:
@@ -277,7 +277,7 @@ def test_killed_and_gone_on(tmp_path: Path) -> None:
     """SIGKILL in the middle; what was found stays, and the whole is what it would have been."""
     store = tmp_path / "killed"
     process = start(store, tmp_path / "none.json")
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while len(list(store.glob("cells/*/*.json"))) < 20:
         assert process.poll() is None
         assert time.monotonic() < deadline
@@ -286,8 +286,8 @@ def test_killed_and_gone_on(tmp_path: Path) -> None:
     process.wait()
     kept = {path: path.stat().st_mtime_ns for path in store.glob("cells/*/*.json")}
     assert not (tmp_path / "none.json").exists()
-    assert start(store, tmp_path / "resumed.json").wait(120) == 0
-    assert start(tmp_path / "whole", tmp_path / "whole.json").wait(120) == 0
+    assert start(store, tmp_path / "resumed.json").wait(300) == 0
+    assert start(tmp_path / "whole", tmp_path / "whole.json").wait(300) == 0
     assert (tmp_path / "resumed.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
     assert all(path.stat().st_mtime_ns == then for path, then in kept.items())
 
@@ -298,8 +298,8 @@ def test_two_processes_share_the_batches(tmp_path: Path) -> None:
         start(tmp_path / "two", tmp_path / f"{rank}.json", **shared, RANK=str(rank), LOCAL_RANK=str(rank))
         for rank in (0, 1)
     ]
-    assert [run.wait(180) for run in runs] == [0, 0]
-    assert start(tmp_path / "one", tmp_path / "one.json").wait(120) == 0
+    assert [run.wait(300) for run in runs] == [0, 0]
+    assert start(tmp_path / "one", tmp_path / "one.json").wait(300) == 0
     assert (tmp_path / "0.json").read_bytes() == (tmp_path / "1.json").read_bytes()
     one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "0"))
     assert one["situations"] == two["situations"]

@@ -377,7 +377,7 @@ def test_photos_without_labels(photos: Tensor, tmp_path: Path) -> None:
     )
     assert len(PatchTrainer(model, images, settings, conditions=make).train().log) == 2
     audit = run_audit(
-        model, images, defense=Disrupting(steps=1), patches={"default": None}, conditions=make, disable_tqdm=True
+        model, images, defenses=Disrupting(steps=1), patches={"default": None}, conditions=make, disable_tqdm=True
     )
     assert audit.edits == ["Eyeglasses"] * 5
 

@@ -229,15 +229,18 @@ def test_audited_at_the_size_of_its_outputs(trained: Trained, tmp_path: Path) ->
     own, side = trained.own, SIZE * trained.own.scale
     detector = StampDetector(own.stamp) if own.stamp else None
     result = run_audit(
-        trained.model, FACES, defense=Disrupting(0.1, 2), patches={"default": own.stamp}, conditions=own.conditions,
-        detector=detector, pictures=2, disable_tqdm=True,
+        trained.model, FACES, defenses=Disrupting(0.1, 2), patches={"default": own.stamp}, conditions=own.conditions,
+        detectors={"default": detector}, pictures=2, disable_tqdm=True,
     )  # fmt: skip
-    assert result.pictures["photo", "no-leak"].shape[-1] == SIZE
-    assert result.pictures["default", "leak"].shape == (2, 3, side, side)
-    reference = result.pictures["untouched", "clean"]
+    assert result.pictures["photo", "disrupting", "no-leak", "untouched"].shape[-1] == SIZE
+    outputs = result.pictures["default", "disrupting", "leak", "none"]
+    assert outputs.shape == (2, 3, side, side)
+    reference = result.pictures["untouched", "none", "clean", "none"]
     reference = reference if own.stamp is None else own.stamp.compose(reference)
-    by_hand = (result.pictures["default", "leak"] - reference).square().mean((1, 2, 3))
-    assert torch.allclose(result["default", "leak"].values["mse"][:2], by_hand, rtol=1e-5)
+    by_hand = 20 * torch.log10(
+        2 / (outputs - reference).square().mean((1, 2, 3)).sqrt()
+    )  # of pictures: 8 bits, clipped
+    assert torch.allclose(result["default", "leak"].values["psnr"][0, :2].float(), by_hand, atol=1)
     check_report(result, side, tmp_path)
 
 
@@ -334,7 +337,7 @@ def test_a_wrapper_around_the_adapted_network_is_refused(tmp_path: Path) -> None
     with pytest.raises(TypeError, match="wrap the generator first"):
         PatchTrainer(outside, FACES, arguments(tmp_path))
     with pytest.raises(TypeError, match="no adapters"):
-        run_audit(outside, FACES, defense=Disrupting(0.1, 2), patches={"default": None})
+        run_audit(outside, FACES, defenses=Disrupting(0.1, 2), patches={"default": None})
 
 
 # What a network does with its layers.

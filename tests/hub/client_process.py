@@ -16,30 +16,34 @@ from huggingface_hub import constants
 from peft import PeftModel, get_peft_model
 
 import loraguard
-from loraguard.generators import DemoEditor, StarGAN
+from loraguard.generators import DemoEditor
 
-time.sleep = lambda seconds: None  # type: ignore[assignment]
-names: dict[str, Any] = {
+NAMES: dict[str, Any] = {
     "huggingface_hub": huggingface_hub,
     "constants": constants,
     "PeftModel": PeftModel,
     "get_peft_model": get_peft_model,
     "loraguard": loraguard,
     "DemoEditor": DemoEditor,
-    "StarGAN": StarGAN,
 }
-out = sys.stdout
-sys.stdout = sys.stderr
-for line in sys.stdin:
-    scope = dict(names)
-    answer: dict[str, Any] = {}
+
+
+def answer(code: str) -> dict[str, Any]:
+    scope = dict(NAMES)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            exec(json.loads(line)["code"], scope)
-            answer["result"] = scope.get("result")
+            exec(code, scope)
+            found = {"result": scope.get("result")}
         except Exception as error:
-            answer |= {"error": type(error).__name__, "message": str(error), "trace": traceback.format_exc()}
-    answer["warnings"] = [str(one.message) for one in caught]
-    out.write(json.dumps(answer) + "\n")
-    out.flush()
+            found = {"error": type(error).__name__, "message": str(error), "trace": traceback.format_exc()}
+    return {**found, "warnings": [str(one.message) for one in caught]}
+
+
+if __name__ == "__main__":
+    time.sleep = lambda seconds: None  # type: ignore[assignment]
+    out = sys.stdout
+    sys.stdout = sys.stderr
+    for line in sys.stdin:
+        out.write(json.dumps(answer(json.loads(line)["code"])) + "\n")
+        out.flush()

@@ -225,7 +225,9 @@ class _Handler(BaseHTTPRequestHandler):
     def validate(self, body: bytes) -> None:
         block = re.match(r"---\n(.*?)\n---\n", json.loads(body)["content"], re.DOTALL)
         data = yaml.safe_load(block[1]) if block else {}
-        wrong = [f'"{key}" must be a string' for key in ("license", "pipeline_tag") if key in data and not data[key]]
+        wrong = [
+            f'"{key}" must be a string' for key in ("license", "pipeline_tag") if not isinstance(data.get(key, ""), str)
+        ]
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", data.get("base_model", "a/b")):
             wrong.append('"base_model" with value is not valid. Use a model id from https://hf.co/models.')
         if wrong:

@@ -243,3 +243,24 @@ result = loaded.peft_config["default"].provenance["kind"]
     text = ModelCard(hub.repos["me/stock"].files()["README.md"].decode()).text
     assert "# Model Card for Model ID" not in text
     assert "# A defensive patch for DemoEditor" in text
+
+
+def test_the_trainer_pushes(hub: LocalHub, client: Client, trained: Path, tmp_path: Path) -> None:
+    """With `push_to_hub`; a second run renews the card and keeps what was written on it."""
+    code = """
+from loraguard import GatedLoraConfig, PatchTrainer, PatchTrainingArguments
+from loraguard.data import DemoFaces
+from loraguard.defenses import Disrupting
+model = get_peft_model(DemoEditor.from_pretrained(generator), GatedLoraConfig(r=2))
+arguments = PatchTrainingArguments(
+    out, adversary=Disrupting(steps=1), max_train_steps=1, cpu=True, disable_tqdm=True,
+    push_to_hub=True, hub_model_id="from-training", hub_private_repo=True, hub_token="token-of-me",
+)
+PatchTrainer(model, DemoFaces(8, size=32), arguments).train()
+"""
+    client.run(code, generator=str(trained / "generator"), out=str(tmp_path / "out"))
+    repo = hub.repos["me/from-training"]
+    assert repo.private
+    assert "# A standard patch for DemoEditor" in repo.files()["README.md"].decode()
+    assert 'load_patch("me/from-training"' in repo.files()["README.md"].decode()
+    assert not [name for name, data in repo.files().items() if b"token-of-me" in data or str(tmp_path).encode() in data]

@@ -18,6 +18,7 @@ from torchvision.ops import StochasticDepth
 from loraguard import GatedLoraConfig, PatchTrainer, PatchTrainingArguments, Stamp
 from loraguard.data import DemoFaces, collate
 from loraguard.defenses import Disrupting, RandomNoise
+from loraguard.fingerprint import generator_fingerprint
 from loraguard.generators import DemoEditor, conditions_of, expand
 from loraguard.losses import FeatureCache, FeatureEncoder, MMFALoss
 from loraguard.training import patch_step
@@ -147,9 +148,40 @@ def test_the_card_says_what_the_patch_is_and_how_to_load_it(
     kind = "standard" if stamp is None else "defensive"
     assert card.data.library_name == "peft"
     assert kind in card.data.tags
-    assert card.text.strip().startswith(f"# A {kind} patch for DemoEditor")
+    first = next(line for line in card.text.splitlines() if line and not line.startswith("<!--"))
+    assert first.startswith(f"# A {kind} patch for DemoEditor")
     assert card.text.index("import loraguard") < card.text.index("PeftModel.from_pretrained")
     assert str(tmp_path) not in card.content
+
+
+def test_what_a_person_wrote_on_the_card_outlives_the_next_training(
+    patched: PeftModel, faces: DemoFaces, tmp_path: Path
+) -> None:
+    PatchTrainer(patched, faces, arguments(tmp_path)).train()
+    readme = tmp_path / "README.md"
+    readme.write_text(readme.read_text() + "\nMine.\n")
+    PatchTrainer(patched, faces, arguments(tmp_path, stamp=Stamp("AI", size=0.8))).train()
+    assert readme.read_text().endswith("\nMine.\n")
+    assert "# A defensive patch" in readme.read_text()
+
+
+def test_a_patch_says_for_which_weights_it_is(tmp_path: Path, faces: DemoFaces) -> None:
+    """Those before training, though training moves statistics of the host's norms; the settings name no folder."""
+    network = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), nn.Tanh())
+    before = generator_fingerprint(network)
+    model = get_peft_model(network, GatedLoraConfig(r=1, freeze_norm_stats=False))
+    edits = {"conditions": lambda labels: {"output": {}}}
+    PatchTrainer(model, faces, arguments(tmp_path), **edits).train()
+    assert generator_fingerprint(model) != before
+    record = json.loads((tmp_path / "adapter_config.json").read_text())["provenance"]
+    assert record["generator"]["sha256"] == before
+    assert record["generator"]["class"] == "Sequential"
+    assert record["generator"]["name"] is None
+    assert record["data"] == {"class": "DemoFaces", "images": 12, "split": "train", "size": 16, "seed": 0}
+    assert record["kind"] == "standard"
+    assert record["steps"] == 3
+    assert record["settings"]["adversary"]["class"] == "Disrupting"
+    assert str(tmp_path) not in json.dumps(record)
 
 
 def test_an_adapter_by_another_name_is_saved_in_the_same_place(

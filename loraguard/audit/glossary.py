@@ -1,0 +1,90 @@
+"""What the words of an audit mean: metrics, knowledge, flags, controls. Sentences are made of them in `words.py`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from loraguard.metrics import DSR_THRESHOLD, Estimate
+
+KNOWLEDGE_HELP = {
+    "clean": "The photo as it is.",
+    "noise": "Every value moved by the whole budget, up or down at random: the control.",
+    "no-leak": "The defender attacked the untouched generator and knows of no patch.",
+    "leak": "The defender has the very generator that is used, its patch included, and attacked that.",
+    "leak+channel": "The defender also knows what happens to the photo on its way, and attacked through that.",
+}
+
+FLAG_HELP = {
+    "clean-output-changed": "Outputs are spoilt even on photos that nobody perturbed: the patch changes what the "
+    "generator does, and its other figures mean little.",
+    "no-better-than-noise": "The defense does no better than random noise of the same budget.",
+    "transfer-beats-white-box": "Whoever knows less does better: photos crafted on the untouched generator spoil more "
+    "than those crafted on this one, so the attack on this one fails for a reason of its own.",
+    "steps-not-enough": "More steps of the attack spoil more: it was stopped too early.",
+    "restarts-help": "The worst of several random starts spoils more than one: what a single start finds is luck.",
+    "single-step-beats-iterative": "One large step beats a hundred small ones: gradients may be hidden.",
+    "gradient-free-beats-gradients": "An attack that only looks at outputs beats one that sees the gradients: the "
+    "generator hides them, and a low DSR under leak says nothing.",
+    "budget-does-not-count": "Half the budget spoils as much as the whole: the attack is not working.",
+    "does-not-saturate": "Not even a far too large budget breaks everything: the generator ignores the photo or "
+    "blinds the attack.",
+    "stronger-attack-found": "Another attack of the same budget spoils more: the figure says what this defense is "
+    "worth, not what a defender could reach.",
+}
+"""What each check's flag means, in a sentence; docs/audit-checks.md says more."""
+
+CONTROLS = {
+    "ungated": ("the ungated patch", "trained as the patch is, but without its gates"),
+    "clean-only": ("the clean-only patch", "trained as the patch is, but on clean photos alone"),
+    "fine-tune": ("the fine-tuned generator", "all of its weights trained as the patch is"),
+}
+"""What a patch is compared with, by the names that :func:`~loraguard.audit.controls.train_controls` gives."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One metric of the table: its key, its heading, what it means in plain words, and how a figure is written."""
+
+    key: str
+    heading: str
+    help: str
+    form: str = "{:.4f}"
+    scale: float = 1.0
+
+    def number(self, value: float) -> str:
+        """A value in this metric's unit."""
+        return self.form.format(self.scale * value)
+
+    def text(self, value: Estimate) -> str:
+        """The figure as it stands in the table."""
+        return "equal" if value.mean is None else self.number(value.mean)
+
+    def interval(self, value: Estimate) -> str:
+        """Its 95% interval, in the same unit."""
+        if value.low is None or value.high is None:
+            return ""
+        return f"{self.number(value.low)} – {self.number(value.high)}"
+
+
+COLUMNS = (
+    Column("dsr", "DSR", "Defense success rate: the share of photos on which the output is spoilt (MSE over "
+           f"{DSR_THRESHOLD}). High is good for whoever relies on the defense.", "{:.1f}%", 100),
+    Column("mse", "MSE", "Mean squared error between the output and what it should have been, values in [-1, 1]."),
+    Column("masked_mse", "Masked MSE", "The same where the edit changes the photo, as CMUA measures it; 0 where it "
+           "changes nothing."),
+    Column("psnr", "PSNR", "The distance in decibel; over 30 dB the difference is hard to see.", "{:.1f} dB"),
+    Column("ssim", "SSIM", "Structural similarity to what the output should have been; 1 is equal.", "{:.3f}"),
+    Column("lpips", "LPIPS", "How different they are to a network trained on people's judgements; 0 is equal.",
+           "{:.3f}"),
+    Column("stamp_rate", "Stamp", "The share of outputs on which the detector finds the visible warning.", "{:.1f}%",
+           100),
+)  # fmt: skip
+
+FRECHET_HELP = (
+    "The Fréchet distance between the set of outputs and the set that they should have been, as an encoder sees them "
+    "(FID where it is Inception); 0 is equal. It depends on the number of photos."
+)
+INTERVAL_HELP = (
+    "Below or beside a figure: other photos of the same kind would have given means within it, 19 times out of 20. It "
+    "says nothing of other seeds, other defenses or other photos than these kinds."
+)

@@ -1,0 +1,146 @@
+"""Each check's flag goes up exactly when it should, on figures that are known."""
+
+import re
+from pathlib import Path
+
+import pytest
+from setups import made, rows, situation
+
+from loraguard.audit import AuditResult
+from loraguard.audit.checks import examine
+from loraguard.audit.glossary import FLAG_HELP
+from loraguard.audit.plan import check_attacks
+
+SOUND = {"fgsm": 0.6, "pgd-10": 0.7, "pgd-30": 0.8, "pgd-100": 0.8, "pgd-restarts": 0.8, "apgd": 0.8, "square": 0.5,
+         "pgd-half": 0.4, "pgd-far": 1.0}  # fmt: skip
+OF_ATTACKS = {
+    "steps-not-enough": {"pgd-100": 1.0, "apgd": 1.0},
+    "restarts-help": {"pgd-restarts": 1.0},
+    "single-step-beats-iterative": {"fgsm": 1.0},
+    "gradient-free-beats-gradients": {"square": 1.0},
+    "budget-does-not-count": {"pgd-half": 0.8},
+    "does-not-saturate": {"pgd-far": 0.9},
+    "stronger-attack-found": {"apgd": 1.0},
+}
+
+
+def audit(
+    untouched: float = 0.8,
+    patched: tuple[float, float] = (0.1, 0.8),
+    *,
+    noise: float = 0.0,
+    clean: float = 0.0,
+    attacks: dict[str, float] | None = None,
+    on: str = "patch",
+) -> AuditResult:
+    """A defense on an untouched generator and on a patch, with the attacks of the checks, some of other shares."""
+    situations = rows("untouched", {"pgd": (untouched,)}, noise=noise, n=40)
+    situations += rows("patch", {"pgd": patched}, noise=noise, clean=clean, n=40)
+    if attacks is not None:
+        for generator in ("untouched", "patch"):
+            for name, share in {**SOUND, **(attacks if generator == on else {})}.items():
+                eps = {"pgd-half": 0.05, "pgd-far": 0.5}.get(name, 0.1)
+                situations.append(situation(generator, name, "leak", share, eps=eps, role="check", n=40))
+    result = made(situations, patches={"patch": None})
+    result.checks = examine(result)
+    return result
+
+
+def flags(result: AuditResult) -> set[tuple[str, str]]:
+    return {(check.name, check.generator) for check in result.checks if not check.passed}
+
+
+def test_nothing_is_flagged_where_all_is_sound() -> None:
+    result = audit(attacks={})
+    assert not flags(result)
+    assert {check.name for check in result.checks} == set(FLAG_HELP)
+    assert not any(result.flags(one) for one in result.situations)
+
+
+@pytest.mark.parametrize("name", OF_ATTACKS)
+def test_an_attack_raises_its_flag(name: str) -> None:
+    found = flags(audit(attacks=OF_ATTACKS[name]))
+    assert (name, "patch") in found
+    assert not any(generator == "untouched" for _, generator in found)
+    also = {"steps-not-enough": {"stronger-attack-found"}, "restarts-help": {"stronger-attack-found"}}
+    assert {one for one, _ in found} == {name, *also.get(name, ())}
+
+
+def test_what_is_expected_is_enough() -> None:
+    assert not flags(audit(attacks={"pgd-far": 0.95}))  # 38 of 40
+
+
+def test_flags_stand_on_the_rows_that_they_concern() -> None:
+    """On a patch those of the white box; on the untouched generator that is the row without a leak."""
+    result = audit(attacks=OF_ATTACKS["does-not-saturate"])
+    assert [one.photo.knowledge for one in result.situations if result.flags(one)] == ["leak"]
+    result = audit(attacks=OF_ATTACKS["does-not-saturate"], on="untouched")
+    flagged = [(one.generator, one.photo.knowledge) for one in result.situations if result.flags(one)]
+    assert flagged == [("untouched", "no-leak")]
+
+
+def test_a_difference_within_chance_raises_no_flag() -> None:
+    """One image more of 40, at a mean MSE less than a tenth higher."""
+    assert not flags(audit(attacks={"pgd-restarts": 0.825}))
+    few = audit(attacks={"pgd-restarts": 0.95})
+    assert ("restarts-help", "patch") in flags(few)
+
+
+def test_a_stronger_attack_counts_at_the_same_budget_alone() -> None:
+    situations = [*rows("untouched", {"pgd": (0.3,)}, n=40, eps=0.05)]
+    situations += [
+        situation("untouched", name, "leak", share, eps=0.1, role="check", n=40) for name, share in SOUND.items()
+    ]
+    names = {check.name for check in examine(made(situations))}
+    assert "stronger-attack-found" not in names
+    assert "steps-not-enough" in names
+
+
+def test_transfer_beats_white_box() -> None:
+    assert flags(audit(patched=(0.6, 0.2))) == {("transfer-beats-white-box", "patch")}
+    assert flags(audit(patched=(0.2, 0.2))) == set()
+    result = audit(patched=(0.6, 0.2))
+    assert result.flags(result["patch", "leak"]) == ["transfer-beats-white-box"]
+    assert result.flags(result["patch", "no-leak"]) == []
+
+
+def test_no_better_than_noise() -> None:
+    assert flags(audit(untouched=0.5, noise=0.5)) == {("no-better-than-noise", "untouched")}
+    assert flags(audit(untouched=0.5, noise=0.1)) == set()
+
+
+def test_clean_output_changed() -> None:
+    assert flags(audit(clean=0.1)) == {("clean-output-changed", "patch")}
+    assert flags(audit(clean=0.05)) == set()  # 2 of 40 are allowed
+    result = audit(clean=0.1)
+    assert all(result.flags(one) for one in result.find(generator="patch"))
+    assert not any(result.flags(one) for one in result.find(generator="untouched"))
+
+
+def test_checks_without_attacks_are_those_of_the_rows() -> None:
+    names = {check.name for check in audit().checks}
+    assert (
+        names
+        == {"clean-output-changed", "no-better-than-noise", "transfer-beats-white-box"}
+        == (set(FLAG_HELP) - set(OF_ATTACKS))
+    )
+
+
+def test_evidence_has_both_figures_their_difference_and_n() -> None:
+    (check,) = (one for one in audit(attacks=OF_ATTACKS["restarts-help"]).checks if one.name == "restarts-help"
+                and one.generator == "patch")  # fmt: skip
+    assert re.fullmatch(
+        r"pgd-restarts: DSR 100\.0%, MSE 0\.2010; pgd-30: DSR 80\.0%, MSE 0\.1610\. Difference of the DSR \+20\.0 "
+        r"points \(\+\d+\.\d to \+\d+\.\d\), n = 40\.",
+        check.evidence,
+    )
+
+
+def test_the_attacks_are_those_that_the_checks_read() -> None:
+    assert set(check_attacks(0.1)) == set(SOUND)
+
+
+def test_every_flag_has_a_section_in_the_docs() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "audit-checks.md").read_text(encoding="utf-8")
+    sections = set(re.findall(r"^## (\S+)$", page, re.MULTILINE))
+    assert sections == set(FLAG_HELP) == {check.name for check in audit(attacks={}).checks}

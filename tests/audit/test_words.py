@@ -1,0 +1,150 @@
+"""What an audit says, on figures that are known."""
+
+import pytest
+from setups import made, rows, situation
+
+from loraguard.audit import AuditResult, table, verdict
+from loraguard.audit.checks import Check
+from loraguard.audit.words import budget_words, claim, story, tried
+from loraguard.defenses import AntiForgery, Disrupting
+
+STAMPED = {"text": "AI", "image": None}
+
+
+def audit(
+    untouched: dict[str, tuple[float, ...]],
+    standard: dict[str, tuple[float, ...]] | None = None,
+    noise: float | None = 0.0,
+    clean: float = 0.0,
+) -> AuditResult:
+    situations = rows("untouched", untouched, noise=noise)
+    situations += rows("standard", standard, clean=clean) if standard else []
+    result = made(situations, patches={"standard": None} if standard else {})
+    if clean > 0.05:
+        result.checks = [Check("clean-output-changed", False, "standard", None, ("clean", "no-leak", "leak"), "")]
+    return result
+
+
+@pytest.mark.parametrize(
+    ("standard", "reads"),
+    [
+        ((0.9, 0.9), "The protection holds against what was tried"),
+        ((0.95, 0.95), "The protection holds against what was tried"),
+        ((0.6, 0.6), "An adversary who adapts undoes some of it"),
+        ((0.3, 0.4), "An adversary who adapts undoes much of it"),
+        ((0.0, 0.2), "An adversary who adapts undoes nearly all of it"),
+        ((0.0, 0.9), "An adversary who adapts undoes nearly all of it, unless the defender has the adapted generator"),
+    ],
+)
+def test_the_headline_follows_the_figures(standard: tuple[float, float], reads: str) -> None:
+    result = audit({"pgd": (0.95,)}, {"pgd": standard})
+    assert claim(result)[0] == reads
+    assert verdict(result)[0].startswith(
+        f"{reads}: pgd spoils 95.0% of the untouched generator's edits; with the patch "
+    )
+    assert f"{standard[0]:.1%}" in verdict(result)[0]
+    assert ("if the defender has that generator as well" in verdict(result)[0]) == (standard[1] > standard[0])
+
+
+def test_a_defense_that_is_none() -> None:
+    assert verdict(audit({"pgd": (0.4,)}))[0] == (
+        "No protection to speak of, even where nobody adapts: pgd spoils 40.0% of the untouched generator's edits, "
+        "random noise 0.0%."
+    )
+    assert verdict(audit({"pgd": (0.9,)}, noise=0.9))[0].startswith("No protection to speak of")
+    assert verdict(audit({"pgd": (0.4,), "cw": (0.2,)}, noise=None))[0].endswith(
+        "the best of 2 defenses, pgd spoils 40.0% of the untouched generator's edits."
+    )
+
+
+def test_nobody_who_adapts() -> None:
+    for result in (audit({"pgd": (0.9,)}), audit({"pgd": (0.9,)}, {"pgd": (0.0, 0.0)}, clean=0.5)):
+        assert claim(result)[0] == "It works where nobody adapts"
+        assert "no patch that keeps clean outputs was audited" in verdict(result)[0]
+
+
+def test_many_defenses_and_what_a_patch_is_compared_with() -> None:
+    names = [f"d{i}" for i in range(12)]
+    situations = rows("untouched", {name: (0.5 + 0.04 * i,) for i, name in enumerate(names)})
+    for generator, share in (("standard", 0.3), ("ungated", 0.1), ("fine-tune", 0.0), ("other", 0.5)):
+        situations += rows(generator, {name: (share + 0.01 * (i == 3) * 5, share) for i, name in enumerate(names)})
+    result = made(situations, patches={"standard": None, "ungated": None})
+    first, untouched, standard, ungated, tuned, other = verdict(result)
+    assert "with the fine-tuned generator the best defense, d3, spoils 5.0%" in first
+    assert "12 defenses spoil 50.0% (d0) to 95.0% (d11) of the edits" in untouched
+    assert standard.startswith("With the patch 'standard' 12 defenses spoil 30.0% (d0) to 35.0% (d3) when")
+    assert "and 30.0% each when the defender has it and attacks it" in standard
+    assert ungated.startswith("With the ungated patch ")
+    assert tuned.startswith("With the fine-tuned generator ")
+    assert other.startswith("With the network 'other' ")
+    assert "fine-tune, all of its weights trained as the patch is" in tried(result)["Generators"]
+
+
+def test_stamps_are_said_where_somebody_looked() -> None:
+    shares = {"pgd": (0.9, 0.9), "cw": (0.8, 0.8)}
+    looked = [*rows("untouched", shares, stamp_rate=0.0), *rows("warns", shares, stamp_rate=0.95)]
+    assert verdict(made(looked, patches={"warns": STAMPED}))[-1] == (
+        "The patch 'warns' stamps 'AI' on 95.0% of clean outputs, at least 95.0% of defended ones, at least 95.0% when "
+        "the defender has it and attacks it."
+    )
+    blind = made([*rows("untouched", shares), *rows("warns", shares)], patches={"warns": STAMPED})
+    assert verdict(blind)[-1] == "The patch 'warns' stamps its outputs; no detector was there to look for that."
+    assert story(made(looked, patches={"warns": STAMPED}))[-1][1] == "With the patch 'warns': 95.0% carry the warning"
+
+
+def test_flags_stand_beside_what_they_concern() -> None:
+    result = audit({"pgd": (0.95,)}, {"pgd": (0.0, 0.1)})
+    names = ("restarts-help", "steps-not-enough", "does-not-saturate", "stronger-attack-found")
+    result.checks = [Check(name, False, "standard", None, ("leak",), "") for name in names[:2]]
+    first, untouched, standard = verdict(result)
+    assert first.endswith("Under the flags restarts-help and steps-not-enough: what defenders could reach may be more.")
+    assert standard.endswith("Under the flags restarts-help and steps-not-enough.")
+    assert "flag" not in untouched
+    result.checks = [Check(name, False, "standard", None, ("leak",), "") for name in names]
+    assert verdict(result)[-1].endswith("Under the flags restarts-help, steps-not-enough and 2 more.")
+    result.checks = [Check(name, True, "standard", None, ("leak",), "") for name in names]
+    assert not any("flag" in sentence for sentence in verdict(result))
+
+
+def test_channels_have_a_sentence_of_their_own() -> None:
+    situations = rows("untouched", {"pgd": (0.95,)})
+    situations += [
+        situation("untouched", "pgd", "no-leak", share, channel=name) for name, share in (("a", 0.5), ("b", 0.2))
+    ]
+    situations += [situation("untouched", "pgd", "leak+channel", 0.7, channel="b")]
+    assert verdict(made(situations))[-1] == (
+        "Behind b, of 2 channels the one that costs defenses most, the best defense (pgd) spoils 20.0% of the "
+        "untouched generator's edits, and 70.0% (pgd) if the defender crafts through it."
+    )
+
+
+def test_noise_of_several_budgets_is_told_apart() -> None:
+    situations = [*rows("untouched", {"pgd": (0.9,)}), situation("untouched", "noise", "noise", 0.1, eps=0.2)]
+    result = made(situations)
+    labels = [row[1] for row in table(result)[1]]
+    assert labels == ["as it is", "random noise, eps 0.1", "pgd, no leak", "random noise, eps 0.2"]
+    assert "(random noise of the largest budget: 10.0%)" in verdict(result)[1]
+
+
+def test_what_was_tried() -> None:
+    situations = rows("untouched", {"pgd": (0.95,)}, seeds=3)
+    situations += [situation("untouched", "pgd", "no-leak", 0.5, eps=eps, role="budget") for eps in (0.05, 0.2)]
+    situations += [situation("untouched", name, "leak", 0.5, n=4, role="check") for name in ("fgsm", "square")]
+    result = made(situations)
+    result.checks = [Check(name, name == "a", "untouched", None, (), "") for name in "abc"]
+    found = tried(result)
+    assert found["Photos"] == "20, on each of them one of 2 edits: Blond, Smiling."
+    assert found["Budget"] == (
+        "Colour values change by up to 12.8 of 255 levels; photos keep 35.0 dB PSNR to the originals."
+    )
+    assert found["More budgets"] == "0.05 and 0.2."
+    assert "More steps" not in found
+    assert found["Chance"].startswith("Everything random was drawn 3 times (seeds 0, 1 and 2)")
+    assert found["Checks"] == ("2 further attacks on 4 photos tried to prove the figures wrong. 2 of 3 checks failed.")
+    assert tried(audit({"pgd": (0.9,)}))["Checks"] == "No further attacks tried to prove the figures wrong."
+
+
+def test_a_budget_of_its_own_kind_is_not_called_l_infinity_on_images() -> None:
+    assert budget_words({"pgd": Disrupting(0.05), "again": Disrupting(0.05), "lab": AntiForgery(), "given": [0]}) == (
+        f"L-infinity 0.05 on [-1, 1], that is 6.38/255; lab: {AntiForgery().eps:g}, {AntiForgery.budget}"
+    )
