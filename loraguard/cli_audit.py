@@ -186,20 +186,20 @@ def compare(
     shown = next((column for column in COLUMNS if column.key == metric), None)
     form, scale = (shown.form, shown.scale) if shown else ("{:.4f}", 1.0)
 
-    def number(value: float | None, signed: bool = False) -> str:
-        if value is None:
-            return "equal"
-        text = form.format(scale * value)
-        return f"+{text}" if signed and value > 0 else text
+    def number(value: float | None) -> str:
+        return "equal" if value is None else form.format(scale * value)
+
+    def moved(value: float) -> str:
+        return f"{'+' if value > 0 else ''}{number(value)}".replace("%", " points")
 
     rows = [["generator", "photo", "channel", "first", "second", "difference", "95% interval"]]
     shared = [one for one in found.shared if one.situation["role"] == "main"]
     for one in shared:
         low, high, mean = one.difference.low, one.difference.high, one.difference.mean
-        interval = "" if low is None or high is None else f"{number(low, True)} to {number(high, True)}"
+        interval = "" if low is None or high is None else f"{moved(low)} to {moved(high)}"
         rows.append([
             one.situation["generator"], one.photo, one.situation["channel"], number(one.before), number(one.after),
-            "" if mean is None else number(mean, True), interval,
+            "" if mean is None else moved(mean), interval,
         ])  # fmt: skip
     _print_table(rows)
     typer.echo(f"\n{metric}, {'the same photos' if found.paired else 'different photos'}.")

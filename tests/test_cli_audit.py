@@ -65,7 +65,7 @@ def settings_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[...
 FLAGS = (
     "--generator stargan --checkpoint a.ckpt --image-size 128 --patch mine=p --patch q/two --ignore-fingerprint "
     "--train standard --train fine-tune --train-steps 9 --data folder:x --split test --images 5 --fit-images 6 "
-    "--defense disrupting:0.1,steps=3 --defense weak=noise --perturbed theirs=d --channel jpeg:75 "
+    "--defense disrupting:0.1,steps=3 --defense weak=noise --no-leak-only weak --perturbed theirs=d --channel jpeg:75 "
     "--channel jpeg:75+resize:0.5 --no-adaptive --budget 0.1 --budget 1 --strength 5 --seed 1 --seed 2 --checks 0 "
     "--lpips cache --fid inception.pth --batch-size 7 --pictures 1 --device cpu"
 )
@@ -82,6 +82,7 @@ split: test
 images: 5
 fit_images: 6
 defenses: {disrupting: "disrupting:0.1,steps=3", weak: noise}
+no_leak_only: [weak]
 perturbed: {theirs: d}
 channels: ["jpeg:75", "jpeg:75+resize:0.5"]
 adaptive_channels: false

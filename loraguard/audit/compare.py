@@ -48,8 +48,8 @@ class Comparison:
     Attributes:
         paired: whether both looked at the same photos with the same edits, so that differences are image by image.
         shared: the situations that both have, in the first one's order.
-        only_first: those that the first alone has, in words.
-        only_second: those that the second alone has.
+        only_first: those that the first alone has, in words; without the attacks of its checks.
+        only_second: those that the second alone has, likewise.
     """
 
     paired: bool
@@ -94,7 +94,10 @@ def compare(
         first_mean, second_mean = (row["metrics"][metric]["mean"] for row in rows)
         situation = dict(zip(KEY, key, strict=True))
         found.append(Shared(situation, rows[0]["photo"], first_mean, second_mean, difference))
-    alone = [[words(row) for key, row in audit.rows.items() if key not in keys] for audit in audits]
+    alone = [
+        [words(row) for key, row in audit.rows.items() if key not in keys and row["role"] != "check"]
+        for audit in audits
+    ]
     return Comparison(paired, found, alone[0], alone[1])
 
 

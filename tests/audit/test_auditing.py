@@ -60,6 +60,7 @@ def train(folder: Path, stamp: Stamp | None = None) -> Path:
         ({"defenses": {"pgd": 3}}, r"must be names, each with a text"),
         ({"defenses": {"noise": "noise"}}, r"the name 'noise' is taken"),
         ({"defenses": {"a": "noise"}, "perturbed": {"a": "."}}, r"the name 'a' is taken"),
+        ({"no_leak_only": ["tafim"]}, r"no_leak_only=\['tafim'\]: the defenses are disrupting"),
         ({"patches": {"untouched": "."}}, r"the name 'untouched' is taken"),
         ({"patches": {"standard": "."}, "train": ["standard"]}, r"the name 'standard' is taken"),
         ({"patches": {"v1.5": "."}}, r"the name 'v1\.5' must have letters and no dot"),
