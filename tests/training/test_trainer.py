@@ -440,6 +440,26 @@ def test_mixed_precision_leaves_the_model_as_it_was(patched: PeftModel, faces: D
     assert subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout.strip() == "same"
 
 
+def test_a_compiled_generator_trains_alike(faces: DemoFaces, tmp_path: Path, monkeypatch) -> None:
+    """With accumulation; torch's own graphs stand in for compiled code, which takes a minute to build."""
+    graphs, losses = [], []
+
+    def counted(graph: torch.fx.GraphModule, _: list) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    compiles = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda module: compiles(module, backend=counted))
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        model = get_peft_model(DemoEditor(conv_dim=4, num_blocks=1), GatedLoraConfig(r=2))
+        settings = arguments(tmp_path, max_train_steps=2, gradient_accumulation_steps=2, torch_compile=compiled)
+        log = PatchTrainer(model, faces, settings).train().log
+        losses.append([entry["loss_adversarial"] for entry in log])
+        assert bool(graphs) == compiled
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
 def test_images_in_0_1_are_warned_about(patched: PeftModel, faces: DemoFaces, tmp_path: Path) -> None:
     items = [{**faces[i], "image": faces[i]["image"] / 2 + 0.5} for i in range(4)]
     with pytest.warns(UserWarning, match="2 \\* x - 1"):
