@@ -42,7 +42,8 @@ class Job:
     @property
     def cost(self) -> int:
         """About how many passes through a generator it takes, for the progress bar."""
-        steps = getattr(self.defense, "steps", getattr(self.defense, "queries", 0))
+        fitted = hasattr(self.defense, "fitted")  # its steps are those of fitting, once for all photos
+        steps = 0 if fitted else getattr(self.defense, "steps", getattr(self.defense, "queries", 0))
         return 1 + len(self.looks) + 2 * int(steps) * int(getattr(self.defense, "restarts", 1))
 
 
