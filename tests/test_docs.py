@@ -125,7 +125,7 @@ def commands() -> Iterator[tuple[str, list[str]]]:
 
 
 def test_commands_exist() -> None:
-    """Every `loraguard COMMAND --flag`, every script, and every flag of a script on the pages."""
+    """Every `loraguard COMMAND --flag` of the shell blocks, and every script (whose flags are not compared)."""
     known = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     flags = {
         name: {flag for option in command.params for flag in (*option.opts, *option.secondary_opts)}
