@@ -5,7 +5,7 @@ import inspect
 import re
 import shlex
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -125,18 +125,22 @@ def commands() -> Iterator[tuple[str, list[str]]]:
 
 
 def test_commands_exist() -> None:
-    """Every `loraguard COMMAND --flag` of the shell blocks, and every script (whose flags are not compared)."""
+    """Every `loraguard COMMAND --flag` of the shell blocks, and every script with its flags."""
     known = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     flags = {
         name: {flag for option in command.params for flag in (*option.opts, *option.secondary_opts)}
         for name, command in known.items()
     }
+    settings = {f"--{field.name}" for field in fields(PatchTrainingArguments)}
     seen = set()
     for page, words in commands():
         scripts = [word for word in words if word.endswith(".py") and "/" in word]
         for script in scripts:
             assert (ROOT / script).is_file(), f"{page}: {script}"
             seen.add(script)
+            known_here = set(re.findall(r"--[\w-]+", (ROOT / script).read_text(encoding="utf-8"))) | settings
+            given = {word for word in words[words.index(script) :] if word.startswith("--")}
+            assert given <= known_here, f"{page}: {script} has no {given - known_here}"
         if words[0] == "loraguard":
             given = {word.partition("=")[0] for word in words[2:] if word.startswith("--")}
             assert words[1] in known, f"{page}: loraguard {words[1]}"
