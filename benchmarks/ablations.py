@@ -4,7 +4,8 @@
 
 Every run trains a standard patch for the demo's generator with the fast recipe, cut to a few steps, with a cheaper
 adversary and without clipped gradients; one thing is changed at a time. The patched generator is then attacked by PGD
-with 20 steps. A run that `ablations.json` has, with the very same settings, is not repeated: it goes on where it stopped.
+with 20 steps. A run that `ablations.json` has, with the very same settings, is not repeated: an interrupted command
+goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def pgd(steps: int, size: float) -> Disrupting:
     return Disrupting(eps=EPS, steps=steps, step_size=EPS * size)
 
 
-ATTACK = pgd(20, 0.2)
+ATTACK, USUAL_ADVERSARY = pgd(20, 0.2), pgd(2, 1.0)
 RATES = (1e-3, 1e-2, 1e-1, 1.0)
 GATE_AT_START = torch.tensor(-1.0).sigmoid().item()
 
@@ -73,7 +74,7 @@ class Setup:
     init_lora_weights: bool | str = True
     gate_type: str = "scalar"
     learning_rate: float = 1e-2
-    adversary: Defense = Disrupting(eps=EPS, steps=2, step_size=EPS)
+    adversary: Defense = USUAL_ADVERSARY
     features: tuple[str, ...] = ()
     pixel_weight: float = 1.0
     faces: int = 1000
@@ -100,7 +101,7 @@ def setups() -> dict[str, dict[str, Setup]]:
     adversaries: dict[str, Defense] = {
         "random noise": RandomNoise(EPS),
         "PGD 1 x eps": pgd(1, 1.0),
-        "PGD 2 x eps": pgd(2, 1.0),
+        "PGD 2 x eps": USUAL_ADVERSARY,
         "PGD 4 x eps/2 (fast recipe)": pgd(4, 0.5),
         "PGD 10 x eps/5 (paper)": pgd(10, 0.2),
     }
@@ -108,7 +109,7 @@ def setups() -> dict[str, dict[str, Setup]]:
     return {
         "gate": gate_setups(),
         "kind of gate": {
-            f"{kind}, {rate:g}": Setup(gate_type=kind, learning_rate=rate) for rate in (1e-2, 1e-1) for kind in kinds
+            f"{kind}, lr {rate:g}": Setup(gate_type=kind, learning_rate=rate) for rate in (1e-2, 1e-1) for kind in kinds
         },
         "loss": {
             "pixel": Setup(),

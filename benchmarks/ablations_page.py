@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 Rows = dict[str, dict[str, Any]]
 """What runs gave, by name."""
@@ -111,7 +112,7 @@ def plot_gates(rows: Rows, path: Path) -> None:
         3, len(starts), figsize=(8.4, 8), sharex=True, sharey="row", squeeze=False, layout="constrained"
     )
     for column, start in enumerate(starts):
-        for gate in gates:
+        for gate, beside in zip(gates, (0.93, 1.0, 1.075), strict=True):  # intervals would lie on each other
             line = {
                 float(name.rpartition(", ")[2]): row
                 for name, row in rows.items()
@@ -121,7 +122,8 @@ def plot_gates(rows: Rows, path: Path) -> None:
             style = {"color": COLOURS[gate], "marker": "o", "markersize": 4, "label": label}
             for axis, key in zip(axes[:2, column], ("largest_gradient", "loss_at_end"), strict=True):
                 axis.plot(list(line), [row[key] for row in line.values()], **style)
-            _errors(axes[2, column], list(line), [row["leak_dsr"] for row in line.values()], **style)
+            places = [rate * beside for rate in line]
+            _errors(axes[2, column], places, [row["leak_dsr"] for row in line.values()], **style)
         axes[1, column].axhline(
             next(row["loss_at_start"] for name, row in rows.items() if name.startswith(f"{start}, gate, ")),
             color=GREY, linestyle="--", linewidth=1,
@@ -173,7 +175,8 @@ def plot_others(results: dict[str, Rows], path: Path) -> None:
         share.set_ylim(len(rows) - 0.4, -0.6)
         share.set_title(ablation, color=GREY, fontsize=11, loc="left", fontweight="bold")
     axes[0, 0].set_xlim(-3, 103)
-    axes[0, 2].set_xlim(left=0)
+    axes[0, 1].xaxis.set_major_locator(MaxNLocator(3, integer=True))
+    axes[0, 2].xaxis.set_major_locator(MaxNLocator(3, integer=True))
     for axis, label in zip(axes[-1], ("images spoilt, %", "clean PSNR, dB", "CPU s of training"), strict=True):
         axis.set_xlabel(label, color=GREY)
     _legend(figure, axes[0, 0])
