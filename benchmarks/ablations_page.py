@@ -120,17 +120,18 @@ def plot_gates(rows: Rows, path: Path) -> None:
             }
             label = {"gate": "learnt gate, from 0.27", "no gate": "no gate", "fixed": "fixed factor 0.27"}[gate]
             style = {"color": COLOURS[gate], "marker": "o", "markersize": 4, "label": label}
+            style["linestyle"] = "--" if gate == "fixed" else "-"  # it often lies on the learnt gate's
             for axis, key in zip(axes[:2, column], ("largest_gradient", "loss_at_end"), strict=True):
                 axis.plot(list(line), [row[key] for row in line.values()], **style)
             places = [rate * beside for rate in line]
             _errors(axes[2, column], places, [row["leak_dsr"] for row in line.values()], **style)
         axes[1, column].axhline(
             next(row["loss_at_start"] for name, row in rows.items() if name.startswith(f"{start}, gate, ")),
-            color=GREY, linestyle="--", linewidth=1,
+            color=GREY, linestyle=":", linewidth=1.5,
         )  # fmt: skip
         axes[0, column].set_title(start, color=GREY, fontsize=11)
         axes[2, column].set_xlabel("learning rate", color=GREY)
-    labels = ("largest gradient", "loss at the end\n(dashed: at the start)", "leak DSR, %")
+    labels = ("largest gradient", "loss at the end\n(dotted: at the start)", "leak DSR, %")
     for row, label in zip(axes, labels, strict=True):
         row[0].set_ylabel(label, color=GREY)
         for axis in row:
