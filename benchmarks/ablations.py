@@ -1,9 +1,11 @@
-"""What each part of the method brings, on the embedded default: a table and a plot.
+"""What each part of the method brings, on the embedded default: tables and plots.
 
-    python benchmarks/ablations.py --output-dir docs      # 25 minutes; docs/ablations.md and images/ablations.png
+    python benchmarks/ablations.py --output-dir docs   # 25 minutes; tables in ablations.md, plots in images/
 
-Every run trains a standard patch for the demo's generator with the fast recipe, cut to a few steps, one thing changed
-at a time, and is attacked by PGD with 20 steps. It goes on where it was interrupted (`ablations.json`).
+Every run trains a standard patch for the demo's generator with the fast recipe, cut to a few steps, with a cheaper
+adversary and without clipped gradients; one thing is changed at a time. The patched generator is then attacked by PGD
+with 20 steps. A run that `ablations.json` has, with the very same settings, is not repeated: an interrupted command
+goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -11,33 +13,30 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import platform
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import torch
+from ablations_page import plot_gates, plot_others, tables
+from face_reader import accuracy, encoder, trained_reader
 from peft import get_peft_model
 from torch import nn
 from tqdm import tqdm
-from transformers import ResNetConfig, ResNetModel
 
 from loraguard import GatedLoraConfig, PatchTrainer, PatchTrainingArguments, run_audit
-from loraguard.data import DemoFaces
+from loraguard.audit import AuditResult
+from loraguard.data import DemoFaces, collate
 from loraguard.defenses import Defense, Disrupting, RandomNoise
-from loraguard.files import write_json
+from loraguard.files import whole_files, write_json
 from loraguard.generators import DemoEditor
-from loraguard.losses import FeatureEncoder, MMFALoss
+from loraguard.losses import MMFALoss
 
 EPS = 0.1
-STEPS, BATCH, EDITS, FACES, TEST_FACES = 60, 4, 2, 1000, 50
-ATTACK = Disrupting(eps=EPS, steps=20, step_size=EPS / 5)
-SETTINGS: dict[str, Any] = {"r": 8, "lora_alpha": 8, "gate_type": "scalar", "learning_rate": 1e-2}
-GATES = ("scalar", "channel", "input", "input_channel", "none")
-RATES = (1e-3, 1e-2, 1e-1)
 
 
 def pgd(steps: int, size: float) -> Disrupting:
@@ -45,148 +44,190 @@ def pgd(steps: int, size: float) -> Disrupting:
     return Disrupting(eps=EPS, steps=steps, step_size=EPS * size)
 
 
-def encoder() -> FeatureEncoder:
-    """Features to align, of a small ResNet with random weights: no trained ones ship with the package."""
-    torch.manual_seed(0)
-    resnet = ResNetModel(ResNetConfig(embedding_size=16, hidden_sizes=[16, 32, 64], depths=[1, 1, 1]))
-    return FeatureEncoder(_Pooled(resnet), lambda images: images, distance="mse", weight=0.1, name="resnet")
+ATTACK, USUAL_ADVERSARY = pgd(20, 0.2), pgd(2, 1.0)
+RATES = (1e-3, 1e-2, 1e-1, 1.0)
+GATE_AT_START = torch.tensor(-1.0).sigmoid().item()
 
 
-class _Pooled(nn.Module):
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
+@dataclass(frozen=True)
+class Setup:
+    """Everything that a run depends on; as it is here, the run that the others are compared with.
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Pooled features (N, C)."""
-        return self.network(images).pooler_output.flatten(1)
+    Args:
+        r: the rank.
+        lora_alpha: the update's scale is `lora_alpha / sqrt(r)`.
+        init_lora_weights: True for B = 0, "paper" for Kaiming's A and B.
+        gate_type: as :class:`GatedLoraConfig` has it.
+        learning_rate: at its highest; it falls to zero on a cosine.
+        adversary: of the training.
+        features: distances between a reader's features that the loss has, "mse" or "cosine".
+        pixel_weight: of the pixel term.
+        faces: to train on.
+        steps: of the training, with `batch` faces and two of the five edits of each.
+        batch: faces a step.
+        test_faces: of the test split, to attack.
+        seed: of the first weights, of the faces' order and the adversary's starts.
+    """
+
+    r: int = 8
+    lora_alpha: float = 8
+    init_lora_weights: bool | str = True
+    gate_type: str = "scalar"
+    learning_rate: float = 1e-2
+    adversary: Defense = USUAL_ADVERSARY
+    features: tuple[str, ...] = ()
+    pixel_weight: float = 1.0
+    faces: int = 1000
+    steps: int = 60
+    batch: int = 4
+    test_faces: int = 50
+    seed: int = 0
 
 
-def runs() -> dict[str, dict[str, dict[str, Any]]]:
-    """By ablation and name, what is changed."""
+def gate_setups() -> dict[str, Setup]:
+    """Learnt gate, no gate, and no gate with the update scaled by what the gate starts with, from either start."""
+    setups = {}
+    for start, init, alpha in (("B = 0", True, 8), ("paper's start", "paper", 2)):
+        for gate, kind, factor in (("gate", "scalar", 1), ("no gate", "none", 1), ("fixed", "none", GATE_AT_START)):
+            for rate in RATES:
+                setups[f"{start}, {gate}, {rate:g}"] = Setup(
+                    init_lora_weights=init, lora_alpha=alpha * factor, gate_type=kind, learning_rate=rate
+                )
+    return setups
+
+
+def setups() -> dict[str, dict[str, Setup]]:
+    """The runs of each ablation, by name."""
     adversaries: dict[str, Defense] = {
         "random noise": RandomNoise(EPS),
         "PGD 1 x eps": pgd(1, 1.0),
-        "PGD 2 x eps": pgd(2, 1.0),
-        "PGD 3 x eps/2": pgd(3, 0.5),
-        "PGD 10 x eps/5": pgd(10, 0.2),
+        "PGD 2 x eps": USUAL_ADVERSARY,
+        "PGD 4 x eps/2 (fast recipe)": pgd(4, 0.5),
+        "PGD 10 x eps/5 (paper)": pgd(10, 0.2),
     }
+    kinds = ("scalar", "channel", "input", "input_channel", "none")
     return {
-        "gate": {
-            f"{gate}, lr {rate:g}": {"gate_type": gate, "learning_rate": rate} for gate in GATES for rate in RATES
+        "gate": gate_setups(),
+        "kind of gate": {
+            f"{kind}, lr {rate:g}": Setup(gate_type=kind, learning_rate=rate) for rate in (1e-2, 1e-1) for kind in kinds
         },
         "loss": {
-            "pixel": {},
-            "pixel + features": {"loss": "mmfa"},
-            "features alone": {"loss": "mmfa", "pixel_weight": 0.0},
+            "pixel": Setup(),
+            "pixel + features (MSE)": Setup(features=("mse",)),
+            "pixel + features (cosine)": Setup(features=("cosine",)),
+            "pixel + both": Setup(features=("mse", "cosine")),
+            "features alone (both)": Setup(features=("mse", "cosine"), pixel_weight=0.0),
         },
-        "rank": {str(rank): {"r": rank} for rank in (1, 2, 4, 8, 16, 32, 64)},
-        "images": {str(count): {"faces": count} for count in (4, 20, 100, 1000)},
-        "adversary": {name: {"adversary": defense} for name, defense in adversaries.items()},
+        "rank": {str(rank): Setup(r=rank) for rank in (1, 2, 4, 8, 16, 32, 64)},
+        "images": {f"{count:,}": Setup(faces=count) for count in (4, 20, 100, 1000)},
+        "adversary": {name: Setup(adversary=adversary) for name, adversary in adversaries.items()},
+        "seed": {str(seed): Setup(seed=seed) for seed in range(3)},
     }
 
 
-def run(change: dict[str, Any], seed: int = 0) -> dict[str, Any]:
-    """Train with one thing changed, and attack."""
-    settings = {**SETTINGS, "faces": FACES, "adversary": pgd(2, 1.0), "loss": None, "pixel_weight": 1.0, **change}
-    torch.manual_seed(seed)
-    config = GatedLoraConfig(r=settings["r"], lora_alpha=settings["lora_alpha"], gate_type=settings["gate_type"])
+def run(setup: Setup) -> dict[str, Any]:
+    """Train and attack; what comes out is described in the page."""
+    torch.manual_seed(setup.seed)
+    config = GatedLoraConfig(
+        r=setup.r, lora_alpha=setup.lora_alpha, gate_type=setup.gate_type, init_lora_weights=setup.init_lora_weights
+    )  # type: ignore[arg-type]
     model = get_peft_model(DemoEditor.pretrained(), config)
     loss: Callable[..., Any] = nn.functional.mse_loss
-    if settings["loss"]:
-        loss = MMFALoss([encoder()], pixel_weight=settings["pixel_weight"])
+    if setup.features:
+        loss = MMFALoss([encoder(distance) for distance in setup.features], pixel_weight=setup.pixel_weight)
     started = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         arguments = PatchTrainingArguments(
-            folder, recipe="fast", adversary=settings["adversary"], learning_rate=settings["learning_rate"],
-            max_train_steps=STEPS, train_batch_size=BATCH, edits_per_step=EDITS, max_grad_norm=math.inf, seed=seed,
-            max_skipped_steps=STEPS, cpu=True, disable_tqdm=True,
+            folder, recipe="fast", adversary=setup.adversary, learning_rate=setup.learning_rate, seed=setup.seed,
+            max_train_steps=setup.steps, train_batch_size=setup.batch, max_grad_norm=math.inf,
+            max_skipped_steps=setup.steps, cpu=True, disable_tqdm=True,
         )  # fmt: skip
-        trainer = PatchTrainer(model, DemoFaces(settings["faces"]), arguments, loss=loss)
-        log = trainer.train().log
+        log = PatchTrainer(model, DemoFaces(setup.faces), arguments, loss=loss).train().log
     seconds = time.process_time() - started
     found = run_audit(
-        model, DemoFaces(TEST_FACES, split="test"), defenses=ATTACK, patches={"default": None},
-        conditions=DemoEditor.conditions, disable_tqdm=True,
+        model, DemoFaces(setup.test_faces, split="test"), defenses=ATTACK, patches={"default": None},
+        conditions=DemoEditor.conditions, pictures=setup.test_faces, disable_tqdm=True,
     )  # fmt: skip
     norms = [entry["gradient_norm"] for entry in log if entry["gradient_norm"] is not None]
-    rows = {key: found["default", key].estimates for key in ("clean", "no-leak", "leak")}
+    losses = [entry["loss_clean"] + entry["loss_adversarial"] for entry in log if "skipped" not in entry]
+    patched = {key: found["default", key].estimates for key in ("clean", "no-leak", "leak")}
     return {
-        "seconds": seconds,
-        "clean_psnr": rows["clean"]["psnr"].mean,
-        "no_leak": [getattr(rows["no-leak"]["dsr"], part) for part in ("mean", "low", "high")],
-        "leak": [getattr(rows["leak"]["dsr"], part) for part in ("mean", "low", "high")],
+        "clean_psnr": patched["clean"]["psnr"].mean,
+        **{
+            f"{key}_{metric}": [getattr(patched[key][metric], part) for part in ("mean", "low", "high")]
+            for key in ("no-leak", "leak")
+            for metric in ("dsr", "mse")
+        },
+        "labels_kept": labels_kept(found, ("default", "leak")),
+        "first_gradient": norms[0],
         "largest_gradient": max(norms),
+        "loss_at_start": losses[0],
+        "loss_at_end": statistics.mean(losses[-10:]),
         "skipped": sum("skipped" in entry for entry in log),
-        "trained": sum(p.numel() for n, p in model.named_parameters() if "lora_" in n),
+        "parameters": sum(p.numel() for name, p in model.named_parameters() if "lora_" in name),
+        "seconds": seconds,
+        "untouched_dsr": found["untouched", "no-leak"].estimates["dsr"].mean,
+        "untouched_labels_kept": labels_kept(found, ("untouched", "no-leak")),
     }
 
 
-def table(results: dict[str, dict[str, dict[str, Any]]]) -> str:
-    """Markdown."""
-    lines = []
-    for ablation, rows in results.items():
-        lines += [
-            f"\n## {ablation.capitalize()}\n",
-            f"| {ablation} | clean PSNR, dB | no-leak DSR | leak DSR | largest gradient | skipped | parameters | s |",
-            "|---|---|---|---|---|---|---|---|",
-        ]
-        for name, row in rows.items():
-            shares = [f"{100 * m:.0f}% ({100 * a:.0f}-{100 * b:.0f})" for m, a, b in (row["no_leak"], row["leak"])]
-            lines.append(
-                f"| {name} | {row['clean_psnr']:.1f} | {shares[0]} | {shares[1]} | {row['largest_gradient']:.2g} | "
-                f"{row['skipped']} | {row['trained']:,} | {row['seconds']:.0f} |"
-            )
-    return "\n".join(lines) + "\n"
+def labels_kept(found: AuditResult, situation: tuple[str, str]) -> float:
+    """The share of labels that the second reader sees as in the untouched generator's output on the clean photo."""
+    judge = trained_reader(1)
+    seen, wanted = (judge.read(found.pictures[key]) for key in (situation, ("untouched", "clean")))
+    return (seen == wanted).float().mean().item()
 
 
-def plot(results: dict[str, dict[str, dict[str, Any]]], path: Path) -> None:
-    """A panel for each ablation: DSR without and with the leak, and clean PSNR."""
-    figure, axes = plt.subplots(
-        1, len(results), figsize=(19, 4.8), width_ratios=[len(rows) for rows in results.values()]
-    )
-    for axis, (ablation, rows) in zip(axes, results.items(), strict=True):
-        places = range(len(rows))
-        for key, colour, shift in (("no_leak", "#4477aa", -0.18), ("leak", "#cc6677", 0.18)):
-            means = [100 * row[key][0] for row in rows.values()]
-            spread = [[100 * abs(row[key][0] - row[key][i]) for row in rows.values()] for i in (1, 2)]
-            label = "DSR, no leak" if key == "no_leak" else "DSR, leak"
-            axis.bar([p + shift for p in places], means, 0.36, yerr=spread, color=colour, label=label, capsize=2)
-        other = axis.twinx()
-        other.plot(places, [row["clean_psnr"] for row in rows.values()], "k.", label="clean PSNR")
-        other.set_ylim(10, 45)
-        axis.set(title=ablation, ylim=(0, 105))
-        axis.set_xticks(list(places), list(rows), rotation=60, ha="right", rotation_mode="anchor")
-        if axis is axes[0]:
-            axis.set_ylabel("images spoilt, %")
-            axis.legend(loc="upper left", frameon=False)
-        other.set_yticks([] if axis is not axes[-1] else [20, 30, 40])
-    other.set_ylabel("clean PSNR, dB (dots)")
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
+def readers(faces: int = 16) -> dict[str, Any]:
+    """How well the readers read, and how large the loss's terms are where the untouched generator is disrupted."""
+    torch.manual_seed(0)  # of the attack's start
+    batch = collate(DemoFaces(faces).__getitems__(list(range(faces))))
+    editor, edit = DemoEditor.pretrained(), DemoEditor.conditions(batch["labels"])["Eyeglasses"]
+    defended = ATTACK(editor, batch["image"], edit)
+    loss = MMFALoss([encoder("mse"), encoder("cosine")])
+    with torch.no_grad():
+        terms = loss.terms(editor(defended, **edit), editor(batch["image"], **edit))
+    return {
+        "encoder": accuracy(trained_reader(0)),
+        "judge": accuracy(trained_reader(1)),
+        "terms": {name: value.item() for name, value in terms.items()},
+    }
 
 
 def main() -> None:
-    """Run what is missing, write table and plot."""
+    """Run what is missing, write tables and plots."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output-dir", type=Path, default=Path("docs"))
-    parser.add_argument("--only", nargs="+", choices=list(runs()), help="some of the ablations")
+    parser.add_argument("--only", nargs="+", choices=list(setups()), default=list(setups()), help="some ablations")
     flags = parser.parse_args()
     torch.set_num_threads(1)
+    flags.output_dir.mkdir(parents=True, exist_ok=True)
     store = flags.output_dir / "ablations.json"
     done: dict[str, Any] = json.loads(store.read_text()) if store.is_file() else {}
-    wanted = {name: rows for name, rows in runs().items() if not flags.only or name in flags.only}
-    todo = [(a, n, c) for a, rows in wanted.items() for n, c in rows.items() if n not in done.get(a, {})]
-    for ablation, name, change in tqdm(todo):
-        done.setdefault(ablation, {})[name] = run(change)
-        write_json(store, done)
-    results = {a: {n: done[a][n] for n in rows} for a, rows in runs().items() if a in done}
-    (flags.output_dir / "images").mkdir(exist_ok=True)
-    plot(results, flags.output_dir / "images" / "ablations.png")
+    wanted = {name: runs for name, runs in setups().items() if name in flags.only}
+    if "readers" not in done:
+        done["readers"] = readers()
+    for setup in tqdm([setup for runs in wanted.values() for setup in runs.values() if str(setup) not in done]):
+        if str(setup) not in done:  # the same run is in several ablations
+            done[str(setup)] = run(setup)
+            with whole_files(flags.output_dir) as draft:
+                write_json(draft / store.name, done)
+
+    results = {
+        ablation: {name: done[str(setup)] for name, setup in runs.items()}
+        for ablation, runs in setups().items()
+        if all(str(setup) in done for setup in runs.values())
+    }
     page = flags.output_dir / "ablations.md"
-    intro = page.read_text().split("\n## ")[0].rstrip() if page.is_file() else "# Ablations"
-    page.write_text(intro + "\n" + table(results))
-    print(table(results), f"\ntorch {torch.__version__}, {platform.processor() or platform.machine()}, one thread")
+    written = page.read_text() if page.is_file() else "# Ablations\n"
+    text = tables(results, done["readers"], done[str(Setup())])
+    with whole_files(flags.output_dir) as draft:
+        (draft / "images").mkdir()
+        if "gate" in results:
+            plot_gates(results["gate"], draft / "images" / "ablations-gate.png")
+        plot_others({name: runs for name, runs in results.items() if name != "gate"}, draft / "images/ablations.png")
+        (draft / page.name).write_text(written.partition("\n## Tables\n")[0].rstrip() + "\n\n" + text)
+    print(text)
 
 
 if __name__ == "__main__":
