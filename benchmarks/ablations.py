@@ -158,7 +158,7 @@ def run(setup: Setup) -> dict[str, Any]:
             for key in ("no-leak", "leak")
             for metric in ("dsr", "mse")
         },
-        "labels_kept": labels_kept(found, ("default", "leak")),
+        "labels_kept": labels_kept(found, "default", "leak"),
         "first_gradient": norms[0],
         "largest_gradient": max(norms),
         "loss_at_start": losses[0],
@@ -167,14 +167,15 @@ def run(setup: Setup) -> dict[str, Any]:
         "parameters": sum(p.numel() for name, p in model.named_parameters() if "lora_" in name),
         "seconds": seconds,
         "untouched_dsr": found["untouched", "no-leak"].estimates["dsr"].mean,
-        "untouched_labels_kept": labels_kept(found, ("untouched", "no-leak")),
+        "untouched_labels_kept": labels_kept(found, "untouched", "no-leak"),
     }
 
 
-def labels_kept(found: AuditResult, situation: tuple[str, str]) -> float:
+def labels_kept(found: AuditResult, generator: str, knowledge: str) -> float:
     """The share of labels that the second reader sees as in the untouched generator's output on the clean photo."""
     judge = trained_reader(1)
-    seen, wanted = (judge.read(found.pictures[key]) for key in (situation, ("untouched", "clean")))
+    keys = (generator, *found.defenses, knowledge, "none"), ("untouched", "none", "clean", "none")
+    seen, wanted = (judge.read(found.pictures[key]) for key in keys)
     return (seen == wanted).float().mean().item()
 
 
