@@ -268,8 +268,11 @@ def _sentence(result: AuditResult, name: str) -> str:
 def _span(result: AuditResult, generator: str, knowledge: str) -> str:
     """How much the defense, or the weakest and the best of several, spoils: "pgd spoils 12.0%"."""
     rows = _rows(result, generator, knowledge)
-    who = f"{rows[0].photo.defense} spoils" if len(rows) == 1 else f"{len(rows)} defenses spoil"
-    return f"{who} {_range(rows)}"
+    if len(rows) == 1:
+        return f"{rows[0].photo.defense} spoils {_range(rows)}"
+    if len(set(map(_dsr, rows))) == 1:
+        return f"each of {len(rows)} defenses spoils {_dsr(rows[0]):.1%}"
+    return f"{len(rows)} defenses spoil {_range(rows)}"
 
 
 def _range(rows: list[Situation]) -> str:
