@@ -89,7 +89,7 @@ class AuditResult:
         for one in self.situations:
             start = {"generator": one.generator, **asdict(one.photo), "channel": one.channel}
             columns = {metric: values.tolist() for metric, values in one.values.items()}
-            for at, seed in enumerate(self.settings["seeds"]):
+            for at, seed in enumerate(self.settings["seeds"][: len(columns["mse"])]):  # checks take the first one alone
                 for image in range(len(columns["mse"][at])):
                     figures = {metric: values[at][image] for metric, values in columns.items()}
                     yield {**start, "seed": seed, "image": image, "edit": self.edits[image], **figures}

@@ -311,3 +311,13 @@ def test_a_defensive_patch_without_a_detector(audit: Audit, tmp_path: Path) -> N
     result = audit(defenses=RandomNoise(0.1), detectors=None)
     assert "stamp_rate" not in result["defensive", "clean"].values
     assert write_report(result, tmp_path / "made" / "here").is_file()
+
+
+def test_checks_of_one_seed_beside_rows_of_several(tmp_path: Path) -> None:
+    """Attacks of checks run with the first seed alone, on fewer images."""
+    check = situation("untouched", "pgd-30", "leak", 0.5, n=4, role="check")
+    result = made([*rows("untouched", {"pgd": (0.9,)}, seeds=3), check])
+    write_report(result, tmp_path)
+    images = parquet.read_table(tmp_path / "images.parquet").to_pylist()
+    assert [(row["seed"], row["image"]) for row in images if row["role"] == "check"] == [(0, i) for i in range(4)]
+    assert sum(row["role"] == "main" for row in images) == 3 * 3 * 20
