@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 Names = list[str]
 
+MOST_ROWS = 40
+"""Of the whole table on the screen; more are in the report."""
+
 WHAT, PHOTOS, AGAINST, HOW_MUCH, WHERE = "What", "On which photos", "Against what", "How much", "Where and how"
 WEIGHTS = "Its weights: a file, a folder or a Hub id."
 SIZE = "Where its weights do not tell."
@@ -146,8 +149,9 @@ def print_audit(result: AuditResult) -> None:
     from loraguard.audit import matrix, table, verdict
 
     headings, rows = table(result)
-    typer.echo()
-    _print_table([headings, *rows])
+    if len(rows) <= MOST_ROWS:
+        typer.echo()
+        _print_table([headings, *rows])
     if len(result.defenses) > 1:
         typer.echo("\nDSR, without a leak / with it:")
         headings, rows = matrix(result)
@@ -157,8 +161,9 @@ def print_audit(result: AuditResult) -> None:
         typer.echo(sentence)
     if failed := [check for check in result.checks if not check.passed]:
         typer.echo("\nFlags (docs/audit-checks.md says what each means):")
-        for check in failed:
-            typer.echo(f"  {check.name}, {check.generator}: {check.evidence}")
+        for name in dict.fromkeys((check.name, check.generator) for check in failed):
+            first, *more = [check.evidence for check in failed if (check.name, check.generator) == name]
+            typer.echo(f"  {', '.join(name)}: {first}{f' And {len(more)} more.' if more else ''}")
     if result.settings["budget"]:
         typer.echo(f"\nBudget: {result.settings['budget']}.")
 
