@@ -85,6 +85,6 @@ FRECHET_HELP = (
     "(FID where it is Inception); 0 is equal. It depends on the number of photos."
 )
 INTERVAL_HELP = (
-    "How much the choice of photos matters: made like this, 19 of 20 such intervals hold the mean over all photos of the "
+    "How much the choice of photos matters: made like this, 19 of 20 intervals hold the mean over all photos of the "
     "kind. It says nothing of other seeds, other defenses or photos of another kind."
 )
