@@ -85,6 +85,6 @@ FRECHET_HELP = (
     "(FID where it is Inception); 0 is equal. It depends on the number of photos."
 )
 INTERVAL_HELP = (
-    "Below or beside a figure: other photos of the same kind would have given means within it, 19 times out of 20. It "
-    "says nothing of other seeds, other defenses or other photos than these kinds."
+    "How much the choice of photos matters: made like this, 19 of 20 intervals hold the mean over all photos of the "
+    "kind. It says nothing of other seeds, other defenses or photos of another kind."
 )

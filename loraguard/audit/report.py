@@ -23,7 +23,7 @@ PLAIN_BYTES = 200_000
 
 FILES = {
     "audit.json": "settings, figures with intervals, checks with evidence",
-    "images.parquet": "every photo's figures in every situation; `loraguard compare` reads them",
+    "images.parquet": "every photo's figures in every situation, as loraguard compare reads them",
     "images.csv": "the same for a spreadsheet",
     "summary.csv": "a row for each situation",
     "report.md": "the summary as Markdown",
