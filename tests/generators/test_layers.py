@@ -49,7 +49,7 @@ def images() -> Tensor:
 def test_the_latent_is_what_the_encoder_gives(name: str, images: Tensor) -> None:
     generator, condition, by_hand = GENERATORS[name]
     latent = up_to(generator, generator.latent_layer)(images, **condition)
-    assert torch.allclose(latent, by_hand(generator, images), atol=1e-5)  # StarGAN itself runs in channels_last
+    assert torch.allclose(latent, by_hand(generator, images), atol=1e-5)
     assert latent.shape[-1] < 16
 
 
