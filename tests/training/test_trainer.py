@@ -437,7 +437,8 @@ def test_mixed_precision_leaves_the_model_as_it_was(patched: PeftModel, faces: D
         "print('same')"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
-    assert subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout.strip() == "same"
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    assert done.stdout.split()[-1] == "same"  # DeepSpeed, where it is installed, logs to stdout
 
 
 def test_a_compiled_generator_trains_alike(faces: DemoFaces, tmp_path: Path, monkeypatch) -> None:
