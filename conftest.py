@@ -1,10 +1,13 @@
 """For tests and doctests alike: one thread for each test process, as several processes share the cores."""
 
 import logging
+import os
 
 import torch
 
-# Where it is installed, Accelerate imports DeepSpeed, which logs to stdout: into the output of doctests.
+# Where it is installed, Accelerate imports DeepSpeed, which logs to stdout: what it is and that it chose the CPU.
 logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # for processes that tests start
 
 torch.set_num_threads(1)

@@ -119,7 +119,7 @@ def test_its_settings_are_stated(twice: list[DemoResult]) -> None:
     assert settings["n"] == 24
     assert settings["budget"] == "L-infinity 0.1 on [-1, 1], that is 12.75/255"
     assert settings["patches"]["defensive"]["text"] == STAMP.text
-    assert settings["detector"]["calibrated_on"] == 40
+    assert settings["detectors"]["defensive"]["calibrated_on"] == 40
     assert set(found["edits"]) > {"Black_Hair", "Blond_Hair"}
     page = twice[0].report.read_text(encoding="utf-8")
     assert "12.75/255" in page

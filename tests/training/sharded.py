@@ -49,7 +49,7 @@ def train(folder: Path, cpu: bool) -> PatchTrainer:
     trainer = PatchTrainer(model, DemoFaces(13, size=16), arguments, loss=Faulty())
     result = trainer.train()
     assert ["skipped" in entry for entry in result.log] == [False, True, False]
-    print("processes", trainer.accelerator.num_processes, trainer.accelerator.distributed_type.value, flush=True)
+    print(f"processes {trainer.accelerator.num_processes} {trainer.accelerator.distributed_type.value}", flush=True)
     return trainer
 
 

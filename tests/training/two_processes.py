@@ -51,4 +51,4 @@ def train(folder: Path, batch: int, accumulation: int = 1, loss=F.mse_loss) -> P
 
 if __name__ == "__main__":
     trainer = train(Path(sys.argv[1]), int(sys.argv[2]))
-    print("processes", trainer.accelerator.num_processes, trainer.accelerator.distributed_type.value, flush=True)
+    print(f"processes {trainer.accelerator.num_processes} {trainer.accelerator.distributed_type.value}", flush=True)
