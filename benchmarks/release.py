@@ -52,7 +52,14 @@ def stock_norm(module: nn.Module) -> nn.Module | None:
     channels, tracks = len(module.weight), isinstance(module, nn.InstanceNorm2d)
     norm = nn.InstanceNorm2d(channels, affine=True, track_running_stats=tracks).to(module.weight)
     norm.load_state_dict(module.state_dict())
-    return norm.requires_grad_(False)
+    norm.requires_grad_(False)
+    return nn.Sequential(norm, nn.ReLU(inplace=True)) if getattr(module, "relu", False) else norm
+
+
+def contiguous(network: nn.Module) -> nn.Module:
+    """The network with features in torch's default memory format, whatever it would choose itself."""
+    network.main.register_forward_pre_hook(lambda _, args: args[0].contiguous())
+    return network
 
 
 class Release:
@@ -67,11 +74,12 @@ class Release:
 
     def __init__(self, model: PeftModel, *, eps: float = 0.05, steps: int = 10, step_size: float = 0.01) -> None:
         self.eps, self.steps, self.step_size = eps, steps, step_size
-        self.original = with_modules(copy.deepcopy(model).unload(), stock_norm).requires_grad_(False).train()
+        original = with_modules(copy.deepcopy(model).unload(), stock_norm).requires_grad_(False)
+        self.original = contiguous(original).train()
         patched = with_modules(
             copy.deepcopy(model).get_base_model(), lambda m: Branch(m) if isinstance(m, GatedLoraLayer) else None
         )
-        self.patched = with_modules(patched, stock_norm).train()
+        self.patched = contiguous(with_modules(patched, stock_norm)).train()
         self.parameters = [p for p in self.patched.parameters() if p.requires_grad]
 
     def step(self, images: Tensor, labels: Tensor, start: Tensor) -> tuple[float, float]:

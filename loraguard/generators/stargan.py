@@ -6,10 +6,11 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
+import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from .instance_norm import InstanceNorm, can_be_channels_last
 from .labels import append_labels, check_attributes, check_labels, only, switched
 from .preprocessing import check_size, preprocessing
 from .published import PublishedGenerator
@@ -20,33 +21,25 @@ LATENT_LAYER = "main.8"
 """The last of :func:`star_layers` before the residual blocks."""
 
 
-class InstanceNorm(nn.InstanceNorm2d):
-    """Instance norm with the running statistics that official checkpoints hold, which no output depends on.
+Norm = Callable[[int, bool], list[nn.Module]]
+"""From channels, and whether a ReLU follows, to a norm and, if so, the ReLU or what stands in its place."""
 
-    The official code never calls `eval()`, so that its networks always normalise each image by its own statistics. This
-    norm does so in train and in eval mode, and leaves the buffers as they were loaded.
-    """
 
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, affine=True, track_running_stats=True)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Features (N, C, H, W) to features of the same shape."""
-        # Group norm with one channel a group is the same function, computed faster on CPUs.
-        return F.group_norm(features, self.num_features, self.weight, self.bias, self.eps)
+def fused_norm(channels: int, relu: bool) -> list[nn.Module]:
+    """StarGAN's; the module after a norm that has a ReLU within is there for the official names of tensors."""
+    return [InstanceNorm(channels, relu=True), nn.Identity()] if relu else [InstanceNorm(channels)]
 
 
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions, each with a norm of so many channels, beside a skip connection."""
 
-    def __init__(self, channels: int, norm: Callable[[int], nn.Module]) -> None:
+    def __init__(self, channels: int, norm: Norm) -> None:
         super().__init__()
         self.main = nn.Sequential(
             nn.Conv2d(channels, channels, 3, padding=1, bias=False),
-            norm(channels),
-            nn.ReLU(inplace=True),
+            *norm(channels, True),
             nn.Conv2d(channels, channels, 3, padding=1, bias=False),
-            norm(channels),
+            *norm(channels, False),
         )
 
     def forward(self, features: Tensor) -> Tensor:
@@ -54,19 +47,19 @@ class ResidualBlock(nn.Module):
         return features + self.main(features)
 
 
-def star_layers(num_labels: int, conv_dim: int, num_blocks: int, norm: Callable[[int], nn.Module]) -> nn.Sequential:
+def star_layers(num_labels: int, conv_dim: int, num_blocks: int, norm: Norm) -> nn.Sequential:
     """StarGAN's layers, from an image with tiled labels (N, 3 + num_labels, H, W) to an image.
 
     Args:
         num_labels: channels beside the image's.
         conv_dim: channels of the first layer; twice and four times as many follow.
         num_blocks: residual blocks.
-        norm: from a number of channels to the norm after each convolution but the last.
+        norm: makes what follows each convolution but the last.
     """
     d = conv_dim
 
     def stage(convolution: nn.Conv2d | nn.ConvTranspose2d) -> list[nn.Module]:
-        return [convolution, norm(convolution.out_channels), nn.ReLU(inplace=True)]
+        return [convolution, *norm(convolution.out_channels, True)]
 
     return nn.Sequential(
         *stage(nn.Conv2d(3 + num_labels, d, 7, padding=3, bias=False)),
@@ -130,7 +123,7 @@ class StarGAN(
         check_size(size, 4)
         self.attributes = check_attributes(attributes, c_dim)
         self.c_dim, self.size = c_dim, size
-        self.main = star_layers(c_dim, conv_dim, repeat_num, InstanceNorm)
+        self.main = star_layers(c_dim, conv_dim, repeat_num, fused_norm)
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         """Edit images.
@@ -142,7 +135,10 @@ class StarGAN(
         Returns:
             Images of the same shape and range.
         """
-        return self.main(append_labels(images, labels, self.c_dim))
+        features = append_labels(images, labels, self.c_dim)
+        if can_be_channels_last(features):
+            features = features.contiguous(memory_format=torch.channels_last)
+        return self.main(features).contiguous()
 
     def conditions(self, labels: Tensor) -> dict[str, dict[str, Tensor]]:
         """The edits of the official code, one for each attribute.

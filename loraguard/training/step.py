@@ -82,7 +82,8 @@ def patch_step(
         0.0
     """
     network = network or model
-    target = target_of(model, images, condition, stamp)
+    with folded(model):
+        target = target_of(model, images, condition, stamp)
     if hasattr(loss, "prepare"):
         target = loss.prepare(target, keys)
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .fast_conv import Algorithm, algorithm_for, can_run, kind_for, run, run_learning
+from .fast_conv import can_run, faster, keeping_no_input, run, run_learning
 
 _LOCK = threading.Lock()  # for entering and leaving `folded` from several threads
 _SMALL = 2**16  # tensors up to this size are compared whole
@@ -28,8 +28,7 @@ def folded(model: nn.Module, *, learning: bool = False) -> Iterator[nn.Module]:
     without gradients to their parameters, and save no time.
 
     On a CPU, wide 3x3 convolutions and tall kernels to or from images are run by faster algorithms than torch's, which
-    differ from it by rounding. They are differentiated once, not twice, and keep, until the context ends, weights that
-    take 4 times (3x3) or twice (tall kernels) the memory of W; see `FoldingLayer.fast_inside_folded`.
+    differ from it by rounding, and are differentiated once, not twice; see `FoldingLayer.fast_inside_folded`.
 
     With `learning`, gradients reach A, B and the gate as well. The layers with a faster algorithm then run W + dW and,
     in the backward pass, compute A*x again for the gradients of their adapters; the others run as outside. Nothing is
@@ -85,15 +84,7 @@ class Fold:
 
     def __init__(self, weight: Tensor, sources: Sequence[Tensor]) -> None:
         self.weight = weight
-        self._algorithm: tuple[Algorithm | None] | None = None
         self._made_from = [(one, _version(one), _probe(one).clone()) for one in sources]
-
-    def algorithm(self, host: nn.Module) -> Algorithm | None:
-        """What runs the weight faster than torch does, if anything; prepared at the first call."""
-        if self._algorithm is None:
-            with torch.inference_mode(False), torch.no_grad():
-                self._algorithm = (algorithm_for(host, self.weight),)
-        return self._algorithm[0]
 
     def is_of(self, sources: Sequence[Tensor], look_at_values: bool) -> bool:
         """Whether it would come out the same today.
@@ -207,19 +198,21 @@ class FoldingLayer(nn.Module):
             result, branches = frozen(self.host)(x, *args, **kwargs), adapters
         else:
             bias = None if self.host.bias is None else self.host.bias.detach()
-            weight, fold = self._folded_weight([adapter for adapter in adapters if self.is_mergeable(adapter)])
-            # Only `folded` promises calls enough to prepare weights for, and that no weight wants a gradient.
-            fast = fold is not None and self.fast_inside_folded and self._inside_folded() and can_run(x, weight)
-            algorithm = fold.algorithm(self.host) if fold and fast else None
-            if algorithm is None:
-                result = self.run_host(x, weight, bias, *args, **kwargs)
+            weight = self._folded_weight([adapter for adapter in adapters if self.is_mergeable(adapter)])
+            # Outside, the same layer is to give the same to the last bit with and without a gradient.
+            if self._inside_folded() and self._can_be_faster(x):
+                result = run(self.host, x, weight, bias)
             else:
-                result = run(algorithm, self.host, x, bias)
+                with keeping_no_input(x):
+                    result = self.run_host(x, weight, bias, *args, **kwargs)
             branches = [adapter for adapter in adapters if not self.is_mergeable(adapter)]
         dtype = result.dtype
         for adapter in branches:
             result = result + self._update(adapter, x, *args, frozen=True, **kwargs)
         return result.to(dtype)
+
+    def _can_be_faster(self, x: Tensor) -> bool:
+        return self.fast_inside_folded and can_run(x, self.host.weight) and faster(self.host)
 
     def _learning_forward(self, x: Tensor, adapters: list[str]) -> Tensor | None:
         """With W + dW and gradients for the adapters, where a faster algorithm makes that pay; otherwise None."""
@@ -228,34 +221,28 @@ class FoldingLayer(nn.Module):
             return None
         learnt = [p for adapter in adapters for p in self._parameters_of(adapter) if p.requires_grad]
         if (
-            not (self.fast_inside_folded and learnt and can_run(x, weight))
+            not (learnt and self._can_be_faster(x))
             or getattr(host, "padding_mode", "") != "zeros"
             or any(p is not None and p.requires_grad for p in (weight, host.bias))
             or any(p.dtype != weight.dtype for p in learnt)
             or self._host_is_hooked()
-            or kind_for(host) is None
             or not all(self.is_mergeable(adapter) and self._is_plain(adapter) for adapter in adapters)
         ):
             return None
-        prepare, update = partial(self._prepare, adapters), partial(self._updates, adapters)
-        return run_learning(prepare, host, x, host.bias, update, learnt)
-
-    def _prepare(self, adapters: list[str]) -> Algorithm:
-        algorithm = algorithm_for(self.host, self._fold(self.host.weight.detach(), adapters))
-        assert algorithm is not None
-        return algorithm
+        fold, update = partial(self._fold, weight.detach(), adapters), partial(self._updates, adapters)
+        return run_learning(fold, host, x, host.bias, update, learnt)
 
     def _updates(self, adapters: list[str], x: Tensor) -> Tensor:
         return sum((self._update(adapter, x) for adapter in adapters[1:]), start=self._update(adapters[0], x))
 
-    def _folded_weight(self, adapters: list[str]) -> tuple[Tensor, Fold | None]:
-        """W + dW, and what keeps it, if anything does."""
+    def _folded_weight(self, adapters: list[str]) -> Tensor:
+        """W + dW."""
         weight = self.host.weight.detach()
         compiling = torch.compiler.is_compiling() or torch.jit.is_tracing()
         if not adapters:
-            return weight, None
+            return weight
         if compiling or not (self._folding or weight.device.type == "cpu"):
-            return self._fold(weight, adapters), None
+            return self._fold(weight, adapters)
         scales = [self.scaling[adapter] for adapter in adapters]
         # prepare_model_for_compiled_hotswap makes tensors of scales.
         key = (*adapters, *(None if isinstance(scale, Tensor) else scale for scale in scales))
@@ -269,7 +256,7 @@ class FoldingLayer(nn.Module):
                 fold = Fold(self._fold(weight, adapters), sources)
             # Another dict rather than a change of this one: other threads may be reading it.
             self._folds = {**self._folds, key: fold} if self._folding else {key: fold}
-        return fold.weight, fold
+        return fold.weight
 
     def _fold(self, weight: Tensor, adapters: list[str]) -> Tensor:
         with torch.no_grad():

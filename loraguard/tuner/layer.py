@@ -226,6 +226,8 @@ class GatedLoraLayer(FoldingLayer, LoraLayer):
         if self.disable_adapters:
             if self.merged:
                 return self.run_host(x, self._bare_weight(), self.host.bias, *args, **kwargs)
+            if self._inside_folded():
+                return self._folded_forward(x, [], *args, **kwargs)
             return self.base_layer(x, *args, **kwargs)
         if adapter_names is not None:
             self._check_batched(x)
