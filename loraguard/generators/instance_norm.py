@@ -62,27 +62,28 @@ class _InstanceNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, relu: bool) -> Tensor:
         mean = x.mean((2, 3), keepdim=True)
-        y = x - mean
-        # Centred before it is squared: mean(x^2) - mean(x)^2, as torch has it here, loses digits.
-        rstd = (y.square().mean((2, 3), keepdim=True) + eps).rsqrt()
+        # Centred before it is squared, in one pass: mean(x^2) - mean(x)^2, as torch has it here, loses digits.
+        spare = F.mse_loss(x, mean.expand_as(x), reduction="none")
+        rstd = (spare.mean((2, 3), keepdim=True) + eps).rsqrt()
         ctx.save_for_backward(x, weight, bias, mean, rstd)
         ctx.relu = relu
-        torch.addcmul(bias[:, None, None], y, rstd * weight[:, None, None], out=y)
+        scale = rstd * weight[:, None, None]
+        y = torch.addcmul(bias[:, None, None] - mean * scale, x, scale, out=spare)
         return y.relu_() if relu else y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, mean, rstd = ctx.saved_tensors
-        weight, bias = weight[:, None, None], bias[:, None, None]
-        normal = (x - mean).mul_(rstd)
-        spare = torch.addcmul(bias, normal, weight)
+        scale, pixels = rstd * weight[:, None, None], x.shape[2] * x.shape[3]
+        spare = torch.empty_like(x)
         if ctx.relu:
-            gradient = torch.ops.aten.threshold_backward(gradient, spare, 0)
+            y = torch.addcmul(bias[:, None, None] - mean * scale, x, scale, out=spare)
+            gradient = torch.ops.aten.threshold_backward(gradient, y, 0)
         sums = gradient.sum((2, 3), keepdim=True)
-        products = torch.mul(gradient, normal, out=spare).sum((2, 3), keepdim=True)
+        # Of gradient * normal.
+        products = (torch.mul(gradient, x, out=spare).sum((2, 3), keepdim=True) - mean * sums) * rstd
         # scale * (gradient - mean(gradient) - normal * mean(gradient * normal))
-        scale, pixels = rstd * weight, x.shape[2] * x.shape[3]
-        to_x = torch.addcmul(-scale * sums / pixels, normal, -scale * products / pixels, out=normal)
-        to_x.addcmul_(gradient, scale)
+        slope = -scale * rstd * products / pixels
+        to_x = torch.addcmul(-scale * sums / pixels - mean * slope, x, slope, out=spare).addcmul_(gradient, scale)
         return to_x, products.sum((0, 2, 3)), sums.sum((0, 2, 3)), None, None

@@ -21,7 +21,7 @@ from .winograd import memory_format_of, winograd
 
 _MANY, _FEW = 128, 8  # channels
 _TALL = 5  # rows of a kernel
-_PIXELS = 1024
+_PIXELS, _PIXELS_3X3 = 1024, 4096  # of a batch; fewer do not pay for what is done to the weight
 
 Padding = tuple[int, int]
 
@@ -94,7 +94,7 @@ def can_run(x: Tensor, weight: Tensor) -> bool:
     return (
         only_autograd_looks_at(x)
         and x.dim() == weight.dim() == 4
-        and x.shape[0] * x.shape[2] * x.shape[3] >= _PIXELS
+        and x.shape[0] * x.shape[2] * x.shape[3] >= (_PIXELS_3X3 if weight.shape[2] == 3 else _PIXELS)
         and x.shape[1] == weight.shape[1]
         and min(x.shape[2:]) >= max(weight.shape[2:])
         and x.dtype == weight.dtype

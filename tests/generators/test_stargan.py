@@ -139,3 +139,68 @@ def test_bad_input() -> None:
         generator.conditions(torch.zeros(2, 40))
     with pytest.raises(ValueError, match=r"Expected labels \(2, 5\), a row for each image, got \(1, 5\)"):
         generator(torch.zeros(2, 3, 8, 8), torch.zeros(1, 5))
+
+
+class TestChannelsLast:
+    """The path of features in channels_last through the norm, and of the network that takes it."""
+
+    @pytest.fixture(params=[False, True], ids=["norm", "relu"])
+    def norm(self, request: pytest.FixtureRequest, scramble) -> InstanceNorm:
+        return scramble(InstanceNorm(5, relu=request.param))
+
+    @staticmethod
+    def features(offset: float = 0.0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+        features = torch.randn(3, 5, 7, 9, dtype=dtype) + offset
+        return features.contiguous(memory_format=torch.channels_last).requires_grad_()
+
+    def test_same_function(self, norm: InstanceNorm) -> None:
+        norm, x = norm.double(), self.features()
+        sources = [x, norm.weight, norm.bias]
+        fast = norm(x)
+        assert fast.is_contiguous(memory_format=torch.channels_last)
+        truth = F.instance_norm(x, weight=norm.weight, bias=norm.bias)
+        truth = truth.relu() if norm.relu else truth
+        torch.testing.assert_close(fast, truth, rtol=0, atol=1e-12)
+        gradient = torch.randn_like(truth)
+        for one, other in zip(*(torch.autograd.grad(y, sources, gradient) for y in (fast, truth)), strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+
+    def test_gradcheck_and_once(self, norm: InstanceNorm) -> None:
+        norm, x = norm.double(), self.features()
+        assert torch.autograd.gradcheck(norm, x)
+        (gradient,) = torch.autograd.grad(norm(x).square().sum(), x, create_graph=True)
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            gradient.sum().backward()
+
+    def test_rounding_where_the_mean_is_far_from_zero(self, norm: InstanceNorm) -> None:
+        x = self.features(10.0, torch.float32)
+        truth = norm.double()(x.detach().double().contiguous())
+        torch.testing.assert_close(norm.float()(x).double(), truth, rtol=0, atol=3e-5)
+
+    def test_the_network_is_the_same_function(self, scramble, monkeypatch: pytest.MonkeyPatch) -> None:
+        generator = scramble(StarGAN(8, repeat_num=1)).double()
+        images = (torch.rand(2, 3, 16, 24).double() * 2 - 1).requires_grad_()
+        labels = torch.rand(2, generator.c_dim).round()
+        results = []
+        for last in (True, False):
+            if not last:
+                monkeypatch.setattr("loraguard.generators.stargan.can_be_channels_last", lambda _: False)
+            formats = []
+            hook = generator.main[3].register_forward_hook(
+                lambda _, __, y, formats=formats: formats.append(y.stride(1))
+            )
+            y = generator(images, labels)
+            hook.remove()
+            assert (formats == [1]) == last
+            assert y.is_contiguous()
+            results.append((y, *torch.autograd.grad(y.square().sum(), [images, *generator.parameters()])))
+        for one, other in zip(*results, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
+
+    def test_torchs_own_way_under_transforms(self, scramble) -> None:
+        generator, labels = scramble(StarGAN(4, repeat_num=1)).double(), torch.ones(2, 5)
+        images = torch.rand(2, 3, 16, 16).double() * 2 - 1
+        mapped = torch.func.vmap(lambda one, label: generator(one[None], label[None])[0])(images, labels)
+        torch.testing.assert_close(mapped, generator(images, labels))
+        _, tangent = torch.func.jvp(lambda x: generator(x, labels), (images,), (torch.ones_like(images),))
+        assert tangent.isfinite().all()
