@@ -53,7 +53,8 @@ class InstanceNorm(nn.InstanceNorm2d):
 
 def can_be_channels_last(features: Tensor) -> bool:
     """Whether a network gains by running these, (N, C, H, W), in channels_last: on CPUs, where torch works as usual."""
-    return only_autograd_looks_at(features) and features.dtype in (torch.float32, torch.float64)
+    floating = features.dtype in (torch.float32, torch.float64)
+    return only_autograd_looks_at(features) and features.dim() == 4 and floating
 
 
 class _InstanceNorm(torch.autograd.Function):

@@ -70,7 +70,7 @@ def winograd(x: Tensor, weight: Tensor, padding: tuple[int, int]) -> Tensor:
     image = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     into = image.permute(0, 2, 3, 1).view(n, rows, _TILE, columns, _TILE, -1).transpose(2, 3)
     x = F.pad(x, (padding[1], right, padding[0], low))
-    at_points = (kernels @ weight.flatten(2).flatten(0, 1).T).view(-1, *weight.shape[:2])
+    at_points = (kernels @ weight.transpose(0, 1).flatten(2).flatten(0, 1).T).view(_SPAN**2, -1, len(weight))
     images, band = max(1, _AT_ONCE // (rows * columns)), max(1, _AT_ONCE // columns)
     for first in range(0, n, images):
         for top in range(0, rows, band):
@@ -103,12 +103,13 @@ def _map(matrix: Tensor, tiles: Tensor) -> Tensor:
 
 
 def _multiply(values: Tensor, weight: Tensor) -> Tensor:
-    """At each point, from (tiles, 36, in) by (36, out, in) to (tiles, 36, out)."""
+    """At each point, from (tiles, 36, in) by (36, in, out) to (tiles, 36, out)."""
     tiles, points, channels = values.shape
     if values.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
-        return torch.bmm(values.transpose(0, 1), weight.transpose(1, 2)).transpose(0, 1)
-    # As a convolution with groups: oneDNN has vector instructions for processors where MKL, and so bmm, goes without.
-    # F.conv2d would have neither of them compute kernels of 1x1 on one thread.
+        return torch.bmm(values.transpose(0, 1), weight).transpose(0, 1)
+    # oneDNN has vector instructions for processors where MKL, and so bmm, goes without; and it takes weights in this
+    # order with the least work as a transposed convolution, one tile a pixel and one point a group. The stride, along an
+    # axis of length 1, does nothing, but torch calls oneDNN for no 1x1 kernel without one.
     x = values.view(1, 1, tiles, -1).permute(0, 3, 1, 2)
-    y = torch.mkldnn_convolution(x, weight.reshape(-1, channels, 1, 1), None, (0, 0), (1, 1), (1, 1), points)
+    y = F.conv_transpose2d(x, weight.view(points * channels, -1, 1, 1), stride=(2, 1), groups=points)
     return y.permute(0, 2, 3, 1).reshape(tiles, points, -1)
