@@ -6,6 +6,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -29,6 +30,7 @@ from loraguard.hub.provenance import describe_generator, training_record
 from loraguard.tuner import GatedLoraConfig, GatedLoraLayer, parameter_groups
 
 from .arguments import PatchTrainingArguments
+from .compiling import compiled
 from .gradients import asked_for, set_up_zero
 from .interruption import Interruption
 from .run import TrainingRun
@@ -276,18 +278,14 @@ class PatchTrainer:
         network, optimizer, scheduler = accelerator.prepare(self.model, adam, schedule)
         run = TrainingRun(self, network, optimizer, scheduler)
         self.train_mode()
-        if args.torch_compile:
-            self.model.get_base_model().compile()
         try:
-            with Interruption() as interruption:
+            with compiled(self.model) if args.torch_compile else nullcontext(), Interruption() as interruption:
                 run.go(interruption)
             result = TrainingResult(self.output_dir, run.log, run.gates, run.validation)
             self._save(network, result, run.watch.skipped)
         finally:
             self.tracking.end(accelerator)
             run.gradients.close()
-            if args.torch_compile:
-                self.model.get_base_model()._compiled_call_impl = None
             accelerator.unwrap_model(network, keep_fp32_wrapper=False)  # mixed precision wraps forward ...
             vars(self.model).pop("forward", None)  # ... and unwrapping leaves a copy of the class's own
             self.model.eval()

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import image_conv
 from .fast_conv import can_run, faster, keeping_no_input, run, run_learning
 
 _LOCK = threading.Lock()  # for entering and leaving `folded` from several threads
@@ -200,8 +201,11 @@ class FoldingLayer(nn.Module):
             bias = None if self.host.bias is None else self.host.bias.detach()
             weight = self._folded_weight([adapter for adapter in adapters if self.is_mergeable(adapter)])
             # Outside, the same layer is to give the same to the last bit with and without a gradient.
-            if self._inside_folded() and self._can_be_faster(x):
+            inside = self._inside_folded() and self.fast_inside_folded
+            if inside and self._can_be_faster(x):
                 result = run(self.host, x, weight, bias)
+            elif inside and image_conv.pays(self.host, x):
+                result = image_conv.by_rows(x, weight, bias, self.host.padding)
             else:
                 with keeping_no_input(x):
                     result = self.run_host(x, weight, bias, *args, **kwargs)
