@@ -25,7 +25,7 @@ from loraguard.training import patch_step
 from loraguard.training.compiling import compiled
 
 STAYS = contextlib.ExitStack()
-"""What is compiled stays so."""
+"""What is compiled stays so until the end."""
 Step = Callable[[], tuple[float, float]]
 """Accumulates gradients; gives the clean and the adversarial loss, averaged over edits."""
 
@@ -150,7 +150,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--profile", choices=VARIANTS, help="print this variant's kernels instead")
     flags = parser.parse_args()
-    work = Work(flags.conv_dim, flags.size, flags.batch)
+    with STAYS:
+        report(Work(flags.conv_dim, flags.size, flags.batch), flags)
+
+
+def report(work: Work, flags: argparse.Namespace) -> None:
+    """Print what was asked for."""
     if flags.profile:
         profile(work, flags.profile)
         return
