@@ -165,12 +165,19 @@ class TestChannelsLast:
         for one, other in zip(*(torch.autograd.grad(y, sources, gradient) for y in (fast, truth)), strict=True):
             torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
 
-    def test_gradcheck_and_once(self, norm: InstanceNorm) -> None:
-        norm, x = norm.double(), self.features()
+    @pytest.mark.parametrize("learns", [True, False])
+    def test_derivatives(self, norm: InstanceNorm, learns: bool) -> None:
+        norm, x = norm.double().requires_grad_(learns), self.features()
         assert torch.autograd.gradcheck(norm, x)
-        (gradient,) = torch.autograd.grad(norm(x).square().sum(), x, create_graph=True)
-        with pytest.raises(RuntimeError, match="once_differentiable"):
-            gradient.sum().backward()
+        assert torch.autograd.gradgradcheck(norm, x)
+
+    def test_images_that_are_taken_apart(self, norm: InstanceNorm, monkeypatch: pytest.MonkeyPatch) -> None:
+        norm, x = norm.double(), self.features()
+        together = torch.autograd.grad(norm(x).square().sum(), [x, norm.weight, norm.bias])
+        monkeypatch.setattr("loraguard.generators.instance_norm._AT_ONCE", 2 * x[0].numel())
+        apart = torch.autograd.grad(norm(x).square().sum(), [x, norm.weight, norm.bias])
+        for one, other in zip(apart, together, strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
 
     def test_rounding_where_the_mean_is_far_from_zero(self, norm: InstanceNorm) -> None:
         x = self.features(10.0, torch.float32)
@@ -183,8 +190,7 @@ class TestChannelsLast:
         labels = torch.rand(2, generator.c_dim).round()
         results = []
         for last in (True, False):
-            if not last:
-                monkeypatch.setattr("loraguard.generators.stargan.can_be_channels_last", lambda _: False)
+            monkeypatch.setattr("loraguard.generators.stargan._PIXELS", 2 * 16 * 24 + (not last))
             formats = []
             hook = generator.main[3].register_forward_hook(
                 lambda _, __, y, formats=formats: formats.append(y.stride(1))
@@ -197,7 +203,8 @@ class TestChannelsLast:
         for one, other in zip(*results, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
 
-    def test_torchs_own_way_under_transforms(self, scramble) -> None:
+    def test_torchs_own_way_under_transforms(self, scramble, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("loraguard.generators.stargan._PIXELS", 0)
         generator, labels = scramble(StarGAN(4, repeat_num=1)).double(), torch.ones(2, 5)
         images = torch.rand(2, 3, 16, 16).double() * 2 - 1
         mapped = torch.func.vmap(lambda one, label: generator(one[None], label[None])[0])(images, labels)
