@@ -24,7 +24,7 @@ from peft import get_peft_model
 
 from loraguard import PatchTrainer, PatchTrainingArguments, Stamp
 from loraguard.data import open_data, split_photos
-from loraguard.defenses import DEFENSES, Mixture
+from loraguard.defenses import DEFENSES, Mixture, needs_fitting
 from loraguard.generators import load_generator
 from loraguard.losses import FeatureEncoder, MMFALoss
 from loraguard.training import adapter_config
@@ -113,6 +113,16 @@ def adversary_of(flags: argparse.Namespace) -> Any:
     return Mixture(tuple(defense for defense, _ in parts), tuple(weight for _, weight in parts))
 
 
+def fitted(adversary: Any, generator: torch.nn.Module, photos: Any, *, disable_tqdm: bool) -> Any:
+    """The adversary; what of it has to be fitted is, to the untouched generator on the photos of the training."""
+    if not needs_fitting(adversary):
+        return adversary
+    if isinstance(adversary, Mixture):
+        parts = [fitted(one, generator, photos, disable_tqdm=disable_tqdm) for one in adversary.defenses]
+        return replace(adversary, defenses=tuple(parts))
+    return adversary.fit(generator, photos, disable_tqdm=disable_tqdm)
+
+
 def loss_of(flags: argparse.Namespace) -> Any:
     """Pixel MSE, or the multi-modal feature alignment loss."""
     if flags.loss == "pixel" and not flags.encoder:
@@ -160,6 +170,8 @@ def train(flags: argparse.Namespace) -> None:
         seed=arguments.seed,
     )
     torch.manual_seed(arguments.seed)
+    adversary = fitted(arguments.adversary, generator, photos, disable_tqdm=arguments.disable_tqdm)
+    arguments = replace(arguments, adversary=adversary)
     config = adapter_config(generator, arguments, flags.rank)
     own = {"lora_alpha": flags.lora_alpha, "gate_type": flags.gate_type}
     own["init_lora_weights"] = {None: None, "paper": "paper", "identity": True}[flags.init]

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from .channels import published, quantize
 from .data import collate, names_of, open_data
-from .defenses import Fittable, parse_defense
+from .defenses import needs_fitting, parse_defense
 from .files import describe, whole_files, writable_folder, write_json
 from .generators import conditions_of, labels_of, transform_of
 from .hub.provenance import describe_generator
@@ -95,7 +95,7 @@ def protect(
         ('a.png', (64, 64), True)
     """
     made = parse_defense(defense)
-    must_fit = isinstance(made, Fittable) and getattr(made, "fitted", None) is None
+    must_fit = needs_fitting(made)
     if must_fit and fit_on is None:
         raise ValueError(f"{defense!r} has to be fitted: pass photos to fit it on (--fit-on), or {defense}@FILE.")
     generator = generator.to(device)

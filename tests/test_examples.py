@@ -126,6 +126,18 @@ def test_train_patch_without_validation_and_with_a_mistake(tmp_path: Path, capsy
         assert said in capsys.readouterr().err
 
 
+def test_train_patch_against_what_has_to_be_fitted(tmp_path: Path) -> None:
+    """It is fitted before training starts, each part of a mixture by itself."""
+    main = runpy.run_path(str(EXAMPLES / "train_patch.py"))["main"]
+    words = f"--output_dir {tmp_path} --cpu --max_train_steps 1 --train_size 4 --train_batch_size 1 --disable_tqdm"
+    main([*words.split(), "--attack_steps", "1", "--adversary", "class-transferable", "cmua", "noise"])
+    adversary = json.loads((tmp_path / "training_log.json").read_text())["settings"]["adversary"]
+    edits, universal, noise = adversary["defenses"]
+    assert "Smiling" in edits["edits"]
+    assert universal["fitted"]
+    assert noise["class"] == "RandomNoise"
+
+
 def test_train_denoiser(tmp_path: Path) -> None:
     """A few steps on photos in a folder; the result is a channel."""
     (tmp_path / "photos").mkdir()

@@ -21,7 +21,7 @@ from loraguard.channels import Quantize, published, quantize
 from loraguard.data import DemoFaces, collate
 from loraguard.defenses import DEFENSES, Fittable, RandomNoise
 from loraguard.defenses.cmua import CMUA, success
-from loraguard.defenses.features import grad_cam_plus_plus, layer_of, watched
+from loraguard.defenses.features import grad_cam_plus_plus, watched, with_layers
 from loraguard.defenses.fitted import FittedDefense, targets_of
 from loraguard.defenses.idguard import IDGuard, least_norm
 from loraguard.defenses.protector import UNet
@@ -197,7 +197,6 @@ def test_tafims_soft_budget_has_a_closed_form() -> None:
     assert defense.fitted is not None
     assert defense.fitted.pattern.mean().item() == pytest.approx(1 / 11, abs=0.01)
     assert defense.fitted.pattern.std() < 0.05  # it started at uniform noise in [-2, 2]
-    assert "soft" in TAFIM.budget
 
 
 def test_tafim_is_trained_through_its_channel() -> None:
@@ -418,6 +417,17 @@ def test_audited(patched: nn.Module) -> None:
     json.dumps(result.to_dict(), allow_nan=False)
 
 
+def test_tafim_alone_is_audited_beside_noise_and_further_attacks_of_its_budget(patched: nn.Module) -> None:
+    """It clips to L-infinity on images, whatever the paper does."""
+    result = run_audit(
+        patched, DemoFaces(2, size=16, split="test"), defenses={"tafim": fitted("tafim")}, patches={"default": None},
+        no_leak_only=["tafim"], checks=1, disable_tqdm=True,
+    )  # fmt: skip
+    assert [row.photo.eps for row in result.find(knowledge="noise", generator="untouched")] == [EPS]
+    assert result.find(role="check")
+    assert result.settings["budget"].startswith(f"L-infinity {EPS:g} on [-1, 1]")
+
+
 def test_search_for_factors(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same under a seed; torch's own draws stay as they were."""
     generators = [DemoEditor(4, 1), nn.Conv2d(3, 3, 3, padding=1)]
@@ -485,12 +495,13 @@ def test_edits_come_from_labels() -> None:
 def test_layers_by_name_in_whatever_wrapping(editor: DemoEditor) -> None:
     layer = editor.main[9]
     wrapped = get_peft_model(nn.Sequential(editor), GatedLoraConfig(r=1, target_modules=["0.main.0"]))
-    assert layer_of(wrapped, "main.9") is layer
+    found = with_layers(targets_of([wrapped, editor]), ["main.9", "main.6"])
+    assert [target.layer for target in found] == [layer, editor.main[6]]
     with pytest.raises(ValueError, match=r"no layer 'main\.99'"):
-        layer_of(editor, "main.99")
+        with_layers(targets_of(editor), ["main.99"])
     with pytest.raises(ValueError, match="layers="):
-        layer_of(nn.Sequential(nn.ReLU()))
-    assert layer_of(editor) is dict(editor.named_modules())[editor.latent_layer]
+        with_layers(targets_of(nn.Sequential(nn.ReLU())), None)
+    assert with_layers(targets_of(editor), None)[0].layer is dict(editor.named_modules())[editor.latent_layer]
     with (
         pytest.raises(ValueError, match=r"Linear gives \(2, 4\)"),
         watched(linear := nn.Linear(3, 4)),

@@ -134,8 +134,10 @@ def plan(
             if has(defense, "eps") and eps != defense.eps:
                 no_leak_and_leak(name, varied(defense, eps=eps), "budget", [NO_CHANNEL])
         for steps in strengths:
-            if has(defense, "steps") and steps != getattr(defense, "steps", None):
-                no_leak_and_leak(name, varied(defense, steps=steps), "strength", [NO_CHANNEL])
+            if has(defense, "steps") and steps != defense.steps:
+                other = varied(defense, steps=steps)
+                if other.steps == steps:  # FGSM has a single one whatever it is given
+                    no_leak_and_leak(name, other, "strength", [NO_CHANNEL])
     if checks and (largest := _budgets(defenses)[-1:]):
         for name, attack in check_attacks(*largest).items():
             photo = Photo(name, "leak", attack.eps, getattr(attack, "steps", None), "check")

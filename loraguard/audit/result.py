@@ -26,7 +26,7 @@ class AuditResult:
         edits: the edit that was asked for on each image.
         pictures: for the first images, what each situation looked like, (k, 3, H, W) in [-1, 1]: photos under ("photo",
             defense, knowledge, generator that it was crafted on), outputs, at their own size, under (generator,
-            defense, knowledge, channel).
+            defense, knowledge, channel). Of noise those of the smallest budget.
         settings: all that the figures depend on.
         checks: whether they can be trusted.
     """

@@ -40,7 +40,8 @@ _SCHEMA = 1
 def must_fit(job: Job) -> bool:
     """Whether a job's defense is to be fitted: one that was fitted beforehand is taken so for its own main job."""
     as_it_is = job.photo.knowledge == "no-leak" and job.photo.role == "main"
-    return isinstance(job.defense, Fittable) and not (as_it_is and getattr(job.defense, "fitted", None) is not None)
+    ready = as_it_is or getattr(job.defense, "fits_every_generator", False)
+    return isinstance(job.defense, Fittable) and not (ready and getattr(job.defense, "fitted", None) is not None)
 
 
 class Run:
@@ -170,7 +171,7 @@ class Run:
     def result(self, defenses: Mapping[str, Any], seeds: Sequence[int]) -> AuditResult:
         """Everything that the jobs have found."""
         found: dict[tuple[str, Photo, str], dict[str, dict[int, list]]] = {}
-        pictures: dict[tuple[str, str, str, str], list[Tensor]] = defaultdict(list)
+        pictures: dict[tuple[str, str, str, str], dict[Photo, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
         features: dict[tuple[str, Photo, str], list[dict[str, Tensor]]] = defaultdict(list)
         edits: list[str] = []
         hashes: list[str] = []
@@ -185,14 +186,14 @@ class Run:
                 kept = self.store.pictures(key)
                 p = job.photo
                 if "photo" in kept and job.seed == seeds[0]:
-                    pictures["photo", p.defense, p.knowledge, job.crafted_on].append(_floats(kept["photo"]))
+                    pictures["photo", p.defense, p.knowledge, job.crafted_on][p].append(_floats(kept["photo"]))
                 for generator, channel in job.looks:
                     name = self._look_key(generator, channel)
                     figures = found.setdefault((generator, p, channel), {})
                     for metric, values in {**piece["looks"][name], **piece["photo"]}.items():
                         figures.setdefault(metric, defaultdict(list))[job.seed] += map(_number, values)
                     if name in kept and job.seed == seeds[0]:
-                        pictures[generator, p.defense, p.knowledge, channel].append(_floats(kept[name]))
+                        pictures[generator, p.defense, p.knowledge, channel][p].append(_floats(kept[name]))
                     if f"is {name}" in kept:
                         features[generator, p, channel].append({k: kept[f"{k} {name}"] for k in ("is", "ought")})
         order = {name: at for at, name in enumerate(self.subjects.names)}
@@ -207,7 +208,7 @@ class Run:
         return AuditResult(
             situations,
             edits,
-            {key: torch.cat(parts)[: self.pictures] for key, parts in pictures.items()},
+            {key: torch.cat(next(iter(budgets.values()))) for key, budgets in pictures.items()},
             self._settings(defenses, seeds, key_of(hashes)),
         )
 

@@ -54,18 +54,18 @@ def keeps_format(call: Call) -> Call:
     return cast(Call, checked)
 
 
-def clip(images: Tensor) -> Tensor:
-    """Images clipped to [-1, 1], with gradients as if nothing were clipped.
+def clip(images: Tensor, low: float = -1.0, high: float = 1.0) -> Tensor:
+    """Images clipped to their range, [-1, 1], with gradients as if nothing were clipped.
 
     clamp's own gradient is 0 beyond the ends of the range, and in torch 2.15 at the ends, too: white and black areas,
-    which a perturbation can change like any others, would be out of an attack's sight.
+    which a perturbation can change like any others, would be out of sight of an attack or a loss.
 
     Example:
         >>> values = torch.tensor([-1.0, 0.5, 1.1], requires_grad=True)
         >>> torch.autograd.grad(clip(values).sum(), values)[0]
         tensor([1., 1., 1.])
     """
-    return images.detach().clamp(-1, 1) + (images - images.detach())
+    return images.detach().clamp(low, high) + (images - images.detach())
 
 
 class Through(nn.Module):

@@ -6,7 +6,7 @@ from loraguard.registry import Registry, build
 
 from .anti_forgery import AntiForgery
 from .apgd import APGD
-from .base import Defense, Fittable, sign_ascent
+from .base import Defense, Fittable, needs_fitting, sign_ascent
 from .blur_robust import BlurRobust
 from .cmua import CMUA
 from .df_rap import DFRAP
@@ -90,6 +90,7 @@ __all__ = [
     "Unperturbed",
     "WorstOf",
     "edits_of",
+    "needs_fitting",
     "parse_defense",
     "sign_ascent",
 ]

@@ -45,7 +45,9 @@ class Defense(Protocol):
 class Fittable(Protocol):
     """A defense that has to see photos, and the generators that it is against, before it can perturb any.
 
-    Called before it is fitted it raises a ValueError that says so.
+    Called before it is fitted it raises a ValueError that says so. What was fitted is its attribute `fitted`, None
+    before. An audit fits it anew for each generator that is attacked with a leak, unless a class attribute
+    `fits_every_generator` is true.
     """
 
     def fit(
@@ -68,6 +70,19 @@ class Fittable(Protocol):
             A new defense; this one stays as it was.
         """
         ...
+
+
+def needs_fitting(defense: Any) -> bool:
+    """Whether a defense, or one of several that it is made of, has to be fitted before it can be called.
+
+    Example:
+        >>> from loraguard.defenses import CMUA, Disrupting, Mixture
+        >>> needs_fitting(Disrupting()), needs_fitting(Mixture((Disrupting(), CMUA())))
+        (False, True)
+    """
+    if parts := getattr(defense, "defenses", None):
+        return any(map(needs_fitting, parts))
+    return isinstance(defense, Fittable) and getattr(defense, "fitted", None) is None
 
 
 def check_images(images: Tensor) -> None:

@@ -32,7 +32,7 @@ class Disrupting:
 
     Args:
         eps: the budget, L-infinity, in units of images in [-1, 1] (0.05 is 6.375/255).
-        steps: sign steps; 1 for "fgsm" whatever is given.
+        steps: sign steps; for "fgsm" they become 1, whatever is given.
         step_size: of one step; by default `eps` for "fgsm" and 0.2 * `eps` otherwise, 0.01 at the paper's budget.
         method: "fgsm", "ifgsm" or "pgd".
         restarts: attacks from as many starts, of which the worst for the generator is kept, image by image.
@@ -60,6 +60,8 @@ class Disrupting:
         check_settings(self.eps, self.steps, self.step_size)
         if self.restarts < 1:
             raise ValueError(f"Expected restarts >= 1, got restarts={self.restarts}.")
+        if self.method == "fgsm":
+            object.__setattr__(self, "steps", 1)
 
     def __call__(
         self, generator: nn.Module, images: Tensor, condition: Condition, clean: Tensor | None = None
@@ -92,6 +94,6 @@ class Disrupting:
             images,
             start=jitter(images, self.eps if self.method == "pgd" else 0.01 * self.eps),
             eps=self.eps,
-            steps=1 if single else self.steps,
+            steps=self.steps,
             step_size=self.step_size or (self.eps if single else 0.2 * self.eps),
         )

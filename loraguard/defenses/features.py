@@ -10,24 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from loraguard.generators.layers import find_layer
+from loraguard.generators.layers import find_layer, latent_of
 
 from .fitted import Target
-
-
-def layer_of(network: nn.Module, name: str | None = None) -> nn.Module:
-    """A layer by its name; by default the network's own `latent_layer`.
-
-    Raises:
-        ValueError: if there is no such layer, or none is named at all.
-    """
-    name = name or getattr(network, "latent_layer", None)
-    if name is None:
-        raise ValueError(
-            f"{type(network).__name__} does not say which of its layers holds the latent; name one for each generator "
-            "in layers=, as in named_modules()."
-        )
-    return find_layer(network, name)
 
 
 def with_layers(targets: Sequence[Target], names: Sequence[str] | None) -> list[Target]:
@@ -38,7 +23,8 @@ def with_layers(targets: Sequence[Target], names: Sequence[str] | None) -> list[
     """
     if names is not None and len(names) != len(targets):
         raise ValueError(f"Expected a layer for each of {len(targets)} generators, got layers={tuple(names)}.")
-    return [replace(t, layer=layer_of(t.generator, names[i] if names else None)) for i, t in enumerate(targets)]
+    names = names or [latent_of(target.generator) for target in targets]
+    return [replace(t, layer=find_layer(t.generator, name)) for t, name in zip(targets, names, strict=True)]
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from loraguard.generators.base import Condition
-from loraguard.generators.layers import up_to
+from loraguard.generators.layers import latent_of, up_to
 
 from .base import Objective
 from .disrupting import Disrupting
@@ -63,23 +63,3 @@ class LEAT(Disrupting):
     def objective(self, terms: Sequence[Term]) -> Objective:
         """All generators in each step."""
         return together(terms, balanced=True) if self.also else in_turn(terms)
-
-
-def latent_of(generator: nn.Module) -> str:
-    """The name of the layer whose output is a generator's latent.
-
-    Raises:
-        ValueError: if the generator does not say.
-
-    Example:
-        >>> from loraguard.generators import AttGAN
-        >>> latent_of(AttGAN(dim=4, layers=2))
-        'enc_layers.1'
-    """
-    layer = getattr(generator, "latent_layer", None)
-    if layer is None:
-        raise ValueError(
-            f"{type(generator).__name__} has no `latent_layer`; name the layer whose output is its latent: "
-            "LEAT(layer=...), or `generator.latent_layer = ...`."
-        )
-    return layer

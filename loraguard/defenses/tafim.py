@@ -54,7 +54,6 @@ class TAFIM(TrainedDefense):
     fidelity: float = 10.0
     channel: Channel | str | None = None
 
-    budget: ClassVar[str] = "L-infinity by clipping; the paper's own is soft, 10 MSE(x + d, x) in the loss"
     unsaved: ClassVar[tuple[str, ...]] = ("channel",)
     recipe: ClassVar[str] = "tafim"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -56,6 +56,8 @@ class ClassTransferable(Disrupting):
 
     mode: str = "iterative"
     edits: Mapping[str, Condition] | None = field(default=None, compare=False)
+
+    fits_every_generator: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

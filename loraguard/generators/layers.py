@@ -44,6 +44,26 @@ def find_layer(generator: nn.Module, name: str) -> nn.Module:
     return layers[found[0]]
 
 
+def latent_of(generator: nn.Module) -> str:
+    """The name of the layer whose output is a generator's latent.
+
+    Raises:
+        ValueError: if the generator does not say.
+
+    Example:
+        >>> from loraguard.generators import AttGAN
+        >>> latent_of(AttGAN(dim=4, layers=2))
+        'enc_layers.1'
+    """
+    layer = getattr(generator, "latent_layer", None)
+    if layer is None:
+        raise ValueError(
+            f"{type(generator).__name__} has no `latent_layer`; name the layer whose output is its latent: as the "
+            "defense's layer= or layers=, or `generator.latent_layer = ...`."
+        )
+    return layer
+
+
 def up_to(generator: nn.Module, layer: str) -> Callable[..., Tensor]:
     """The generator as far as a layer: called as the generator is, it gives that layer's output instead.
 

@@ -20,6 +20,8 @@ HAIR_COLOURS = ("Black_Hair", "Blond_Hair", "Brown_Hair", "Gray_Hair")
 LATENT_LAYER = "main.8"
 """The last of :func:`star_layers` before the residual blocks."""
 
+_PIXELS = 2**13
+"""Of a batch. Fewer are no faster in channels_last: there, a norm is several calls of torch."""
 
 Norm = Callable[[int, bool], list[nn.Module]]
 """From channels, and whether a ReLU follows, to a norm and, if so, the ReLU or what stands in its place."""
@@ -136,7 +138,7 @@ class StarGAN(
             Images of the same shape and range.
         """
         features = append_labels(images, labels, self.c_dim)
-        if can_be_channels_last(features):
+        if can_be_channels_last(features) and features[:, 0].numel() >= _PIXELS:
             features = features.contiguous(memory_format=torch.channels_last)
         return self.main(features).contiguous()
 

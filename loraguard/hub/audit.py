@@ -58,7 +58,7 @@ def read_audit(folder: str | Path, sha256: str) -> Findings:
     """Read what `write_report` wrote, as far as it is about one patch.
 
     Args:
-        folder: with `audit.json`, `grid.png` and `report.html`.
+        folder: with the files of an audit's report.
         sha256: the patch's fingerprint.
 
     Raises:
@@ -137,7 +137,7 @@ def audit_part(rows: Sequence[Row], sentences: Sequence[str], about: Mapping[str
             "",
             *(_FLAGS if any(_FLAGGED in done for _, done, _ in rows) else ()),
             "Everything that was measured is in [`audit/audit.json`](audit/audit.json), with a page to read, "
-            "[`audit/report.html`](audit/report.html).",
+            "[`audit/report.html`](audit/report.html), and a table, [`audit/summary.csv`](audit/summary.csv).",
             "",
             "![The same photos in every situation, one a row](audit/grid.png)",
         ]
@@ -167,12 +167,19 @@ def audit_results(findings: Findings) -> list[EvalResult]:
 def publishable(findings: Findings) -> dict[str, bytes]:
     """The audit's files as they are pushed, by their paths in the repository: without paths of this machine."""
     found = json.loads((findings.folder / "audit.json").read_text(encoding="utf-8"))
-    page = (findings.folder / "report.html").read_text(encoding="utf-8")
-    for path in sorted(_paths(found), key=len, reverse=True):
-        page = page.replace(html.escape(path), html.escape(str(without_paths(path))))
-    text = json.dumps(without_paths(found), indent=1, ensure_ascii=False) + "\n"
-    contents = (text.encode(), (findings.folder / "grid.png").read_bytes(), page.encode())
-    return dict(zip(AUDIT_FILES, contents, strict=True))
+    pushed: dict[str, bytes] = {}
+    for file in AUDIT_FILES:
+        here = findings.folder / Path(file).name
+        if here.suffix == ".json":
+            pushed[file] = (json.dumps(without_paths(found), indent=1, ensure_ascii=False) + "\n").encode()
+        elif here.suffix == ".png":
+            pushed[file] = here.read_bytes()
+        else:
+            text, written = here.read_text(encoding="utf-8"), html.escape if here.suffix == ".html" else str
+            for path in sorted(_paths(found), key=len, reverse=True):
+                text = text.replace(written(path), written(without_paths(path)))
+            pushed[file] = text.encode()
+    return pushed
 
 
 def _paths(value: Any) -> set[str]:

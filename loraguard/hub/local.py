@@ -17,7 +17,7 @@ from loraguard.tuner.loading import check_finite
 
 LOG = "training_log.json"
 CARD = "README.md"
-AUDIT_FILES = ("audit/audit.json", "audit/grid.png", "audit/report.html")
+AUDIT_FILES = ("audit/audit.json", "audit/grid.png", "audit/report.html", "audit/report.md", "audit/summary.csv")
 NEEDED = (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME)
 PATCH_FILES = (*NEEDED, CARD, LOG, *AUDIT_FILES)
 """Everything that is pushed and pulled; nothing else is looked at."""

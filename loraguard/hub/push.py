@@ -46,9 +46,9 @@ def push_patch(
     Args:
         patch: a model, whose active adapter is pushed; or a folder with a patch.
         repo_id: "owner/name", or a name alone for one of your own. It is made where it does not exist.
-        audit: the folder of an audit of this patch, with `audit.json`, `grid.png` and `report.html`: table, findings
-            and picture go into the card, figures into its `model-index`. By default the folder `audit` beside the
-            patch, if it is of this patch.
+        audit: the folder of an audit of this patch. Its `audit.json`, `grid.png`, `report.html`, `report.md` and
+            `summary.csv` are pushed; table, findings and picture go into the card, figures into its `model-index`. By
+            default the folder `audit` beside the patch, if it is of this patch.
         private: who may see a repository that is made; by default what the owner's settings say.
         revision: a branch; it is made where there is none.
         tag: a name for what was pushed.

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from transformers.image_processing_backends import TorchvisionBackend
 
+from loraguard.channels.base import clip
+
 LEVELS = 255
 TOLERANCE = 2.0
 """How far, in 8-bit levels, our preprocessing may be from the processor's own, which rounds to bytes on the way."""
@@ -60,7 +62,7 @@ class ProcessorPreprocessing:
             return_tensors="pt",
         )
         inputs = {key: value.to(images.device) for key, value in resized.items()}
-        pixels = inputs["pixel_values"].clamp(0, 1) * self.scale
+        pixels = clip(inputs["pixel_values"], 0, 1) * self.scale
         mean, std = (pixels.new_tensor(v) for v in (self.mean, self.std))
         if pixels.ndim == 4:
             inputs["pixel_values"] = (pixels - mean[:, None, None]) / std[:, None, None]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import ResNet50_Weights, resnet50
 
+from loraguard.channels.base import clip
 from loraguard.weights import load_published
 
 from .loading import file_digest
@@ -59,7 +60,7 @@ class WeightsPreprocessing:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Images (N, 3, H, W) in [-1, 1] to normalised ones of the weights' own size, in float32."""
-        return self.transform((images + 1).clamp(0, 2) / 2)
+        return self.transform((clip(images) + 1) / 2)
 
     def settings(self) -> dict[str, Any]:
         """Sizes, filter, mean and standard deviation, as JSON takes them."""

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import get_scheduler
 
 from loraguard.data import DemoFaces, collate
-from loraguard.defenses.base import check_images
+from loraguard.defenses.base import check_images, needs_fitting
 from loraguard.files import whole_files, writable_folder, write_json
 from loraguard.generators import Conditions, conditions_of, expand, labels_of
 from loraguard.hub.card import patch_card
@@ -73,8 +73,8 @@ class PatchTrainer:
 
     Raises:
         TypeError: if the model has no GATED_LORA adapter, or the generator cannot be called with the edits.
-        ValueError: if the data is empty or yields wrong shapes or ranges, the generator does not give one image
-            (3, H', W') for each image, or no gradient reaches the adapter.
+        ValueError: if the adversary has to be fitted first, the data is empty or yields wrong shapes or ranges, the
+            generator does not give one image (3, H', W') for each image, or no gradient reaches the adapter.
         OSError: if the output folder cannot be written to. All of it before training starts.
 
     Example:
@@ -111,6 +111,11 @@ class PatchTrainer:
             )
         if args.validation_steps and validation_dataset is None:
             raise ValueError(f"validation_steps={args.validation_steps} needs a validation_dataset.")
+        if needs_fitting(args.adversary):
+            raise ValueError(
+                f"{type(args.adversary).__name__} has to be fitted before training starts: give what its "
+                "fit(generator, photos) returns; for a Mixture, that of each part."
+            )
         self.model, self.args, self.conditions, self.loss = model, args, conditions, loss
         self.dataset, self.validation_dataset = dataset, validation_dataset
         self.adapter = model.active_adapter

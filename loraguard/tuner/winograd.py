@@ -108,8 +108,8 @@ def _multiply(values: Tensor, weight: Tensor) -> Tensor:
     if values.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
         return torch.bmm(values.transpose(0, 1), weight).transpose(0, 1)
     # oneDNN has vector instructions for processors where MKL, and so bmm, goes without; and it takes weights in this
-    # order with the least work as a transposed convolution, one tile a pixel and one point a group. The stride, along an
-    # axis of length 1, does nothing, but torch calls oneDNN for no 1x1 kernel without one.
+    # order with the least work as a transposed convolution, one tile a pixel and one point a group. The stride does
+    # nothing along an axis of length 1, but torch calls oneDNN for no 1x1 kernel without one.
     x = values.view(1, 1, tiles, -1).permute(0, 3, 1, 2)
     y = F.conv_transpose2d(x, weight.view(points * channels, -1, 1, 1), stride=(2, 1), groups=points)
     return y.permute(0, 2, 3, 1).reshape(tiles, points, -1)

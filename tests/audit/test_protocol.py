@@ -22,7 +22,7 @@ from loraguard import GatedLoraConfig
 from loraguard.audit import AuditResult, fingerprint, run_audit
 from loraguard.channels import JPEG, Through, published
 from loraguard.data import DemoFaces
-from loraguard.defenses import Disrupting, RandomNoise
+from loraguard.defenses import ClassTransferable, Disrupting, RandomNoise
 from loraguard.generators import Condition, DemoEditor
 from loraguard.metrics import psnr
 
@@ -89,6 +89,15 @@ def test_photos_stay_within_the_budget(audit: Audit) -> None:
         assert 0 < row.values["photo_linf"].max() <= row.photo.eps + 1e-6
 
 
+def test_pictures_of_noise_are_of_one_budget(audit: Audit) -> None:
+    """The same budget for all of them where pictures are of several batches, and each of its own photo."""
+    defenses = {"weak": Disrupting(0.05, 1), "strong": Disrupting(0.4, 1)}
+    pictures = audit(defenses=defenses, pictures=12, batch_size=5).pictures
+    clean = pictures["photo", "none", "clean", "untouched"]
+    moved = (pictures["photo", "noise", "noise", "untouched"] - clean).abs().flatten(1).amax(1)
+    assert moved.tolist() == pytest.approx([0.05] * 12, abs=0.01)
+
+
 def test_same_seed_same_audit_and_the_model_as_it_was(audit: Audit, model: PeftModel) -> None:
     model.set_adapter("defensive")
     model.train()
@@ -124,6 +133,9 @@ def test_curves_follow_budgets_and_strengths(audit: Audit) -> None:
     means = [row.values["mse"].mean().item() for row in (budgets[0.02], own, budgets[0.3])]
     assert means[0] < means[1] < means[2]
     assert [row.photo.steps for row in result.find(role="strength", generator="standard")] == [1, 1]
+    single = audit(defenses=Disrupting(0.1, method="fgsm"), strengths=[1, 4])
+    assert single["standard", "leak"].photo.steps == 1
+    assert not single.find(role="strength")  # one step is all that it has
 
 
 def test_every_edit_is_drawn(audit: Audit, model: PeftModel) -> None:
@@ -165,6 +177,15 @@ def test_photos_that_somebody_else_has_perturbed(audit: Audit, faces: DemoFaces)
     assert not result.find(defense="theirs", knowledge="leak+channel")
     with pytest.raises(ValueError, match="12 photos and 3 that 'theirs' has perturbed"):
         audit(defenses={"theirs": perturbed[:3]})
+
+
+def test_edits_that_are_given_have_not_to_be_fitted(audit: Audit) -> None:
+    edits = {"Smiling": {"labels": torch.tensor([[0.0, 1, 0, 0, 1]])}}
+    result = audit(defenses=ClassTransferable(0.1, 2, edits=edits), channels=["grey"])
+    knowledge = {row.photo.knowledge for row in result.find(defense="classtransferable")}
+    assert knowledge == {"no-leak", "leak", "leak+channel"}
+    with pytest.raises(ValueError, match="'classtransferable' has to be fitted: pass fit_on="):
+        audit(defenses=ClassTransferable(0.1, 2))
 
 
 @dataclass(frozen=True)

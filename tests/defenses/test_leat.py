@@ -98,7 +98,7 @@ def test_wrapped_generators(editor: DemoEditor) -> None:
 
 
 def test_a_generator_without_a_latent_says_so() -> None:
-    with pytest.raises(ValueError, match=r"Conv2d has no `latent_layer`.*LEAT\(layer="):
+    with pytest.raises(ValueError, match=r"Conv2d has no `latent_layer`.* layer= or layers="):
         LEAT()(nn.Conv2d(3, 3, 1), torch.zeros(1, 3, 8, 8), {})
     network = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Tanh())
     assert LEAT(steps=1, layer="0")(network, torch.zeros(1, 3, 8, 8), {}).any()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from loraguard.generators import StarGAN
-from loraguard.generators.stargan import InstanceNorm
+from loraguard.generators.instance_norm import InstanceNorm, written_out
 
 NORM = ("weight", "bias", "running_mean", "running_var")
 
@@ -165,12 +165,19 @@ class TestChannelsLast:
         for one, other in zip(*(torch.autograd.grad(y, sources, gradient) for y in (fast, truth)), strict=True):
             torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
 
-    def test_gradcheck_and_once(self, norm: InstanceNorm) -> None:
-        norm, x = norm.double(), self.features()
+    @pytest.mark.parametrize("learns", [True, False])
+    def test_derivatives(self, norm: InstanceNorm, learns: bool) -> None:
+        norm, x = norm.double().requires_grad_(learns), self.features()
         assert torch.autograd.gradcheck(norm, x)
-        (gradient,) = torch.autograd.grad(norm(x).square().sum(), x, create_graph=True)
-        with pytest.raises(RuntimeError, match="once_differentiable"):
-            gradient.sum().backward()
+        assert torch.autograd.gradgradcheck(norm, x)
+
+    def test_images_that_are_taken_apart(self, norm: InstanceNorm, monkeypatch: pytest.MonkeyPatch) -> None:
+        norm, x = norm.double(), self.features()
+        together = torch.autograd.grad(norm(x).square().sum(), [x, norm.weight, norm.bias])
+        monkeypatch.setattr("loraguard.generators.instance_norm._AT_ONCE", 2 * x[0].numel())
+        apart = torch.autograd.grad(norm(x).square().sum(), [x, norm.weight, norm.bias])
+        for one, other in zip(apart, together, strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
 
     def test_rounding_where_the_mean_is_far_from_zero(self, norm: InstanceNorm) -> None:
         x = self.features(10.0, torch.float32)
@@ -183,8 +190,7 @@ class TestChannelsLast:
         labels = torch.rand(2, generator.c_dim).round()
         results = []
         for last in (True, False):
-            if not last:
-                monkeypatch.setattr("loraguard.generators.stargan.can_be_channels_last", lambda _: False)
+            monkeypatch.setattr("loraguard.generators.stargan._PIXELS", 2 * 16 * 24 + (not last))
             formats = []
             hook = generator.main[3].register_forward_hook(
                 lambda _, __, y, formats=formats: formats.append(y.stride(1))
@@ -197,10 +203,24 @@ class TestChannelsLast:
         for one, other in zip(*results, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
 
-    def test_torchs_own_way_under_transforms(self, scramble) -> None:
+    def test_torchs_own_way_under_transforms(self, scramble, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("loraguard.generators.stargan._PIXELS", 0)
         generator, labels = scramble(StarGAN(4, repeat_num=1)).double(), torch.ones(2, 5)
         images = torch.rand(2, 3, 16, 16).double() * 2 - 1
         mapped = torch.func.vmap(lambda one, label: generator(one[None], label[None])[0])(images, labels)
         torch.testing.assert_close(mapped, generator(images, labels))
         _, tangent = torch.func.jvp(lambda x: generator(x, labels), (images,), (torch.ones_like(images),))
         assert tangent.isfinite().all()
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_the_norm_written_out_for_compilers(relu: bool) -> None:
+    x = (3 * torch.randn(2, 4, 5, 6, dtype=torch.float64) + 1).requires_grad_()
+    weight, bias = (torch.randn(4, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    mine, theirs = written_out(x, weight, bias, 1e-5, relu), F.instance_norm(x, None, None, weight, bias)
+    theirs = theirs.relu() if relu else theirs
+    torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
+    slope = torch.randn_like(x)
+    for one, other in zip(*(torch.autograd.grad(y, (x, weight, bias), slope) for y in (mine, theirs)), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+    assert written_out(x.bfloat16(), weight.float(), bias.float(), 1e-5, relu).dtype == torch.bfloat16

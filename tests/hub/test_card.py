@@ -181,10 +181,14 @@ def test_an_audit_is_published_without_paths(patch: Path) -> None:
     found["settings"]["data"]["root"] = "/home/ann & bob/celeba"
     file.write_text(json.dumps(found))
     page.write_text(page.read_text() + "<p>/home/ann &amp; bob/celeba</p>")
+    plain = patch / "audit" / "report.md"
+    plain.write_text(plain.read_text() + "/home/ann & bob/celeba")
     files = publishable(read_audit(patch / "audit", read_patch(patch).sha256))
     assert json.loads(files["audit/audit.json"]) == without_paths(found)
     assert not [name for name, data in files.items() if b"/home/ann" in data]
     assert files["audit/report.html"].endswith(b"<p>celeba</p>")
+    assert files["audit/report.md"].endswith(b"\nceleba")
+    assert files["audit/summary.csv"] == (patch / "audit" / "summary.csv").read_bytes()
 
 
 def test_edits_survive_pushes(hub: LocalHub, client: Client, patch: Path) -> None:

@@ -22,6 +22,8 @@ FILES = {
     "audit/audit.json",
     "audit/grid.png",
     "audit/report.html",
+    "audit/report.md",
+    "audit/summary.csv",
 }
 
 

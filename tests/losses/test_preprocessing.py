@@ -1,12 +1,17 @@
 """Differentiable preprocessing against the processors' own, on bytes, in both of their backends."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 import transformers as tf
 from PIL import Image
 from torch import Tensor
+from torchvision.models import ResNet50_Weights
 
 from loraguard.losses.preprocessing import ProcessorPreprocessing, probe_picture
+from loraguard.losses.torchvision_resnet import WeightsPreprocessing
 
 NEAREST, LANCZOS, BILINEAR, BICUBIC, BOX = 0, 1, 2, 3, 4
 SQUARE = {"height": 32, "width": 32}
@@ -92,6 +97,24 @@ def test_gradients_are_those_of_its_values(kind: str) -> None:
     images = (torch.rand(2, 3, 20, 24, dtype=torch.float64) - 0.5).requires_grad_()
     assert preprocess(images)["pixel_values"].dtype == torch.float64
     assert torch.autograd.gradcheck(lambda x: preprocess(x)["pixel_values"], images, fast_mode=True)
+
+
+@pytest.mark.parametrize("shade", [-1.0, 1.0], ids=["black", "white"])
+@pytest.mark.parametrize("kind", ["blip", "clip", "siglip2", "torchvision"])
+def test_black_and_white_areas_have_gradients_like_any_others(kind: str, shade: float) -> None:
+    """What is done to an image is linear but for clipping, so that its gradient is the same wherever the image is."""
+    preprocess: Callable[[Tensor], Any] = WeightsPreprocessing(ResNet50_Weights.IMAGENET1K_V2)
+    if kind != "torchvision":
+        fast, _, settings = PROCESSORS[kind]
+        preprocess = ProcessorPreprocessing(fast(**settings), kind)
+    gradients = []
+    for level in (0.0, shade):
+        images = torch.full((1, 3, 40, 40), level, requires_grad=True)
+        found = preprocess(images)
+        pixels = found if isinstance(found, Tensor) else found["pixel_values"]
+        gradients += torch.autograd.grad(pixels.sum(), images)
+    assert gradients[0].abs().sum() > 0
+    assert torch.allclose(*gradients, atol=1e-6)
 
 
 def test_processors_that_do_not_fit_are_refused() -> None:

@@ -17,7 +17,7 @@ from torchvision.ops import StochasticDepth
 
 from loraguard import GatedLoraConfig, PatchTrainer, PatchTrainingArguments, Stamp
 from loraguard.data import DemoFaces, collate
-from loraguard.defenses import Disrupting, RandomNoise
+from loraguard.defenses import CMUA, ClassTransferable, Defense, Disrupting, Mixture, RandomNoise
 from loraguard.fingerprint import generator_fingerprint
 from loraguard.generators import DemoEditor, conditions_of, expand
 from loraguard.losses import FeatureCache, FeatureEncoder, MMFALoss
@@ -267,6 +267,14 @@ def test_bad_data_is_refused_before_training(item: dict, words: str, patched: Pe
 def test_items_that_are_no_images(item: object, patched: PeftModel, tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="must be an image tensor"):
         PatchTrainer(patched, Pictures([item] * 4), arguments(tmp_path))
+
+
+@pytest.mark.parametrize("adversary", [CMUA(), Mixture((Disrupting(), ClassTransferable()))])
+def test_an_adversary_that_is_not_fitted_is_refused_before_training(
+    adversary: Defense, patched: PeftModel, faces: DemoFaces, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=r"has to be fitted before training starts.*fit\(generator, photos\)"):
+        PatchTrainer(patched, faces, PatchTrainingArguments(tmp_path, adversary=adversary, cpu=True))
 
 
 def test_bad_data_in_the_middle_leaves_what_was_there(patched: PeftModel, faces: DemoFaces, tmp_path: Path) -> None:
