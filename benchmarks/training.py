@@ -129,7 +129,7 @@ def agreement() -> float:
 def peak_memory(name: str, batch: int, size: int, conv_dim: int) -> float:
     """MiB above the start while one step runs: the median of three processes, as holes in the heap come by chance."""
     code = f"import training; training.print_peak({name!r}, {batch}, {size}, {conv_dim})"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", code]
     runs = [subprocess.run(command, capture_output=True, text=True, check=True, env=environment) for _ in range(3)]
     return statistics.median(float(run.stdout.splitlines()[-1]) for run in runs)

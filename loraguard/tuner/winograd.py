@@ -75,8 +75,10 @@ def winograd(x: Tensor, weight: Tensor, padding: tuple[int, int]) -> Tensor:
     for first in range(0, n, images):
         for top in range(0, rows, band):
             part = into[first : first + images, top : top + band]
-            tiles = _tiles(x[first : first + images, :, _TILE * top :], part.shape[:3])
-            part.copy_(_map(outputs, _multiply(_map(inputs, tiles), at_points)).view(part.shape))
+            pixels = x[first : first + images, :, _TILE * top :]
+            # One expression, so that what is between its steps goes as soon as the next one is done.
+            values = _map(outputs, _multiply(_map(inputs, _tiles(pixels, part.shape[:3])), at_points))
+            part.copy_(values.view(part.shape))
     if image.shape[2:] == (height, width) and memory_format == torch.channels_last:
         return image
     # Not a view: autograd would forbid whoever gets it to write to it.
