@@ -136,15 +136,20 @@ def beats(stronger: Situation, weaker: Situation, *, margin: float = MARGIN) -> 
     mse = paired_difference(a["mse"], b["mse"])
     dsr = paired_difference(a["dsr"], b["dsr"], share=True)
     more = _above_zero(dsr) or (_above_zero(mse) and (mse.mean or 0.0) > margin * b["mse"].mean().item())
-    interval = "" if dsr.low is None or dsr.high is None else f" ({100 * dsr.low:+.1f} to {100 * dsr.high:+.1f})"
 
     def figures(of: dict[str, Tensor]) -> str:
         return f"DSR {of['dsr'].mean().item():.1%}, MSE {of['mse'].mean().item():.4f}"
 
     return more, (
-        f"{_named(stronger)}: {figures(a)}; {_named(weaker)}: {figures(b)}. Difference of the DSR "
-        f"{100 * (dsr.mean or 0.0):+.1f} points{interval}, n = {n}."
+        f"{_named(stronger)}: {figures(a)}; {_named(weaker)}: {figures(b)}. Differences: DSR "
+        f"{_with_interval(dsr, '{:+.1f}', 100)} points, MSE {_with_interval(mse, '{:+.4f}')}, n = {n}."
     )
+
+
+def _with_interval(difference: Difference, form: str, scale: float = 1.0) -> str:
+    """A difference with its interval, as "+20.0 (+11.2 to +33.0)"; where all images differ by the same there is none."""
+    mean, low, high = (form.format(scale * (x or 0.0)) for x in (difference.mean, difference.low, difference.high))
+    return mean if difference.low is None else f"{mean} ({low} to {high})"
 
 
 def _above_zero(difference: Difference) -> bool:

@@ -170,8 +170,8 @@ def test_evidence_has_both_figures_their_difference_and_n() -> None:
     (check,) = (one for one in audit(attacks=OF_ATTACKS["restarts-help"]).checks if one.name == "restarts-help"
                 and one.generator == "patch")  # fmt: skip
     assert re.fullmatch(
-        r"pgd-restarts: DSR 100\.0%, MSE 0\.2010; pgd-30: DSR 80\.0%, MSE 0\.1610\. Difference of the DSR \+20\.0 "
-        r"points \(\+\d+\.\d to \+\d+\.\d\), n = 40\.",
+        r"pgd-restarts: DSR 100\.0%, MSE 0\.2010; pgd-30: DSR 80\.0%, MSE 0\.1610\. Differences: DSR \+20\.0 "
+        r"\(\+\d+\.\d to \+\d+\.\d\) points, MSE \+0\.0400 \(\+0\.0\d+ to \+0\.0\d+\), n = 40\.",
         check.evidence,
     )
 
