@@ -147,7 +147,7 @@ def beats(stronger: Situation, weaker: Situation, *, margin: float = MARGIN) -> 
 
 
 def _with_interval(difference: Difference, form: str, scale: float = 1.0) -> str:
-    """A difference with its interval, as "+20.0 (+11.2 to +33.0)"; where all images differ by the same there is none."""
+    """A difference with its interval, as "+20.0 (+11.2 to +33.0)"; where all are equal there is none."""
     mean, low, high = (form.format(scale * (x or 0.0)) for x in (difference.mean, difference.low, difference.high))
     return mean if difference.low is None else f"{mean} ({low} to {high})"
 
