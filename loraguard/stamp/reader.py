@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import NormalDist
 
 import torch
@@ -14,10 +14,10 @@ from torch.nn import functional as F
 from .detector import FEWEST_OUTPUTS
 from .stamp import Stamp, sprite
 
-SCALES = tuple(0.45 * 1.08**i for i in range(17))
-"""Widths that a stamp is looked for at, of the one that it has by its `size`: from 0.45 to 1.54."""
+SCALES = tuple(0.45 * 1.1**i for i in range(14))
+"""Widths that a stamp is looked for at, of the one that it has by its `size`: from 0.45 to 1.55."""
 
-_AREA = 1000  # pixels that the stamp covers on the copy of an image that is searched
+_AREA = 800  # pixels that the stamp covers on the copy of an image that is searched
 _FRAME = 2  # pixels around it that count as well: a plate without letters is seen by its edge
 _OVERHANG = 0.25  # of its area, that may have been cropped off
 _FLAT = 1e-4  # variance below which nothing can be seen: (1.3 / 255)^2
@@ -28,7 +28,7 @@ _CHUNK = 32  # images at a time, which bounds the memory
 class StampReader:
     """Says which of several stamps an image carries, if any.
 
-    A stamp is looked for at every place of the image, at sizes from 0.45 to 1.54 times its own, and with up to a
+    A stamp is looked for at every place of the image, at sizes from 0.45 to 1.55 times its own, and with up to a
     quarter of its area cropped off. Its score is the highest zero-mean normalised cross-correlation that is found
     (Lewis 1995, Fast Normalized Cross-Correlation; over the part inside the image, as in Padfield, CVPR 2010): near 1
     for the stamp itself, whatever its contrast and brightness. :class:`StampDetector` looks at the stamp's own place
@@ -55,14 +55,14 @@ class StampReader:
     """
 
     stamps: Mapping[str, Stamp]
-    thresholds: Mapping[str, float] | None = None
+    thresholds: Mapping[str, float] = field(default_factory=dict)
     checked_on: int = 0
     false_positives: int = 0
 
     def __post_init__(self) -> None:
         if not self.stamps:
             raise ValueError("There is no stamp to read; give at least one, as in StampReader({'AI': Stamp('AI')}).")
-        self.thresholds = dict.fromkeys(self.stamps, 0.6) if self.thresholds is None else dict(self.thresholds)
+        self.thresholds = dict(self.thresholds) or dict.fromkeys(self.stamps, 0.6)
         if self.thresholds.keys() != self.stamps.keys():
             raise ValueError(f"Thresholds are for {sorted(self.thresholds)}, the stamps are {sorted(self.stamps)}.")
 
@@ -83,6 +83,9 @@ class StampReader:
         ]
         return torch.cat(each)
 
+    def _scores(self, images: Tensor | Sequence[Tensor]) -> Tensor:
+        return self.scores(images) if isinstance(images, Tensor) else torch.cat([self.scores(x[None]) for x in images])
+
     def __call__(self, images: Tensor) -> list[str | None]:
         """The name of the stamp that each of the images (N, 3, H, W) carries, or None.
 
@@ -92,15 +95,19 @@ class StampReader:
 
     def names(self, scores: Tensor) -> list[str | None]:
         """What :meth:`scores` (N, stamps) say: a stamp's name for each image, or None."""
-        names, (margin, which) = list(self.stamps), self._margins(scores).max(1)
-        return [names[i] if over > 0 else None for over, i in zip(margin.tolist(), which.tolist(), strict=True)]
+        above = self._above(scores).amax(1) > 0
+        return [name if carried else None for name, carried in zip(self.nearest(scores), above.tolist(), strict=True)]
 
-    def _margins(self, scores: Tensor) -> Tensor:
-        assert self.thresholds is not None
+    def nearest(self, scores: Tensor) -> list[str]:
+        """The name of the stamp whose score is the furthest above its threshold, or the least below it."""
+        names = list(self.stamps)
+        return [names[i] for i in self._above(scores).argmax(1).tolist()]
+
+    def _above(self, scores: Tensor) -> Tensor:
         return scores - torch.tensor([self.thresholds[name] for name in self.stamps]).to(scores)
 
-    def calibrate(self, unstamped: Tensor, false_positive_rate: float = 0.01) -> StampReader:
-        """Set the thresholds from images (N, 3, H, W) that carry no stamp; returns itself.
+    def calibrate(self, unstamped: Tensor | Sequence[Tensor], false_positive_rate: float = 0.01) -> StampReader:
+        """Set the thresholds from images (N, 3, H, W) that carry no stamp, or a list of (3, H, W); returns itself.
 
         The rate is that of reading any stamp at all, so each of K stamps gets a K-th of it (Bonferroni). Every second
         image sets the thresholds: a third of the way from what a stamp's scores exceed at its rate (the higher of the
@@ -113,11 +120,14 @@ class StampReader:
         """
         if len(unstamped) < FEWEST_OUTPUTS:
             raise ValueError(f"Calibration needs at least {FEWEST_OUTPUTS} unstamped images, got {len(unstamped)}.")
-        scores = self.scores(unstamped).double()
+        scores = self._scores(unstamped).double()
         seen, rate = scores[::2], false_positive_rate / len(self.stamps)
         normal = seen.mean(0) + NormalDist().inv_cdf(1 - rate) * seen.std(0)
         bounds = torch.maximum(seen.quantile(1 - rate, dim=0), normal).tolist()
-        stamped = [self.scores(stamp.compose(unstamped[:FEWEST_OUTPUTS])) for stamp in self.stamps.values()]
+        stamped = [
+            torch.cat([self.scores(stamp.compose(one[None])) for one in unstamped[:FEWEST_OUTPUTS]])
+            for stamp in self.stamps.values()
+        ]
         thresholds = {}
         for i, (name, bound) in enumerate(zip(self.stamps, bounds, strict=True)):
             own = float(stamped[i][:, i].double().quantile(0.01))
@@ -167,7 +177,7 @@ def _search(stamp: Stamp, images: Tensor) -> Tensor:
     """The highest correlation of a stamp at any place and scale of images (N, 3, H, W): (N,)."""
     height, width = sprite(stamp, 256)[0].shape[1:]
     nominal = math.sqrt(_AREA * width / height)
-    factor = nominal / stamp.size / images.shape[-1]
+    factor = nominal / stamp.size / (stamp.of_width or images.shape[-1])
     size = [max(1, round(side * factor)) for side in images.shape[-2:]]
     images = F.interpolate(images.float(), size, mode="bicubic", antialias=True).clamp(-1, 1)
     widths = sorted({round(nominal * scale) for scale in SCALES})

@@ -36,6 +36,9 @@ class Stamp:
             "bottom-right".
         size: width of the stamp as a fraction of the image's width, in (0, 1].
         margin: distance to the image's edge as a fraction of its width.
+        of_width: the width in pixels that `size` and `margin` are fractions of, by default each image's own. With it a
+            stamp has the same pixels on images of any size, which is what a convolutional network can learn from
+            batches of several sizes.
         colour: of the text, as anything that Pillow understands ("white", "#ffcc00").
         opacity: in (0, 1].
         outline: colour of the letters' outline, or None for none.
@@ -66,6 +69,7 @@ class Stamp:
     outline: str | None = "black"
     background: str | None = None
     font: str | None = None
+    of_width: int | None = None
 
     def __post_init__(self) -> None:
         if (self.text is None) == (self.image is None):
@@ -81,6 +85,8 @@ class Stamp:
             )
         if not 0 < self.opacity <= 1:
             raise ValueError(f"opacity={self.opacity!r} must be in (0, 1].")
+        if self.of_width is not None and self.of_width < 1:
+            raise ValueError(f"of_width={self.of_width!r} must be a width in pixels, at least 1, or None.")
         if not 0 <= self.margin < 0.5:
             raise ValueError(f"margin={self.margin!r} is a fraction of the image's width, in [0, 0.5).")
         for name in ("colour", "outline", "background"):
@@ -113,9 +119,9 @@ class Stamp:
 @lru_cache(maxsize=32)
 def _layer(stamp: Stamp, height: int, width: int) -> tuple[Tensor, Tensor]:
     picture = _picture(stamp)
-    target_width = max(1, round(stamp.size * width))
+    target_width = max(1, round(stamp.size * (stamp.of_width or width)))
     target_height = max(1, round(picture.height * target_width / picture.width))
-    margin = round(stamp.margin * width)
+    margin = round(stamp.margin * (stamp.of_width or width))
     if target_height + 2 * margin > height or target_width > width:
         raise ValueError(
             f"The stamp {stamp.text or stamp.image!r} at size={stamp.size} is {target_width}x{target_height} pixels "
