@@ -6,8 +6,8 @@ On one CPU thread each of three defensive patches for the demo's generator train
 takes about ten. With --work-dir patches are kept, and a later run goes on from them.
 
 The patches see faces at 48, 64 and 112 pixels with single edits. Everything is measured on other faces with
-combinations of edits, at 56, 64, 96 and 128 pixels, on the network with the patch merged into its weights. `StampReader`
-is calibrated on what the untouched network makes of a third set of faces.
+combinations of edits, at 56, 64, 96 and 128 pixels, on the network with the patch merged into its weights. The
+reader is calibrated on what the untouched network makes of a third set of faces.
 """
 
 from __future__ import annotations

@@ -199,9 +199,8 @@ class _Correlator:
         inside = F.pad(torch.ones_like(images[:1, :1]), around)
         self.size = padded.shape[-2:]
         self.spectrum, self.inside_spectrum = torch.fft.rfft2(padded), torch.fft.rfft2(inside)
-        self.sums, self.squares, self.counts = (
-            F.pad(x.double().cumsum(-1).cumsum(-2), (1, 0, 1, 0)) for x in (padded, padded.square(), inside)
-        )
+        summed = (padded, padded.square().sum(1, keepdim=True), inside)
+        self.sums, self.squares, self.counts = (F.pad(x.double().cumsum(-1).cumsum(-2), (1, 0, 1, 0)) for x in summed)
 
     def highest(self, templates: list[Tensor]) -> Tensor:
         """The highest correlation with any template at any place: (N,)."""
@@ -221,7 +220,7 @@ class _Correlator:
         count, sums, squares = (_boxes(x, height, width) for x in (self.counts, self.sums, self.squares))
         count = count.clamp_min(1)
         covariance = together - (sums * part / count).sum(1)
-        seen = (squares - sums.square() / count).sum(1).maximum(3 * _FLAT * count[:, 0])
+        seen = (squares - sums.square().sum(1, keepdim=True) / count)[:, 0].maximum(3 * _FLAT * count[:, 0])
         shown = (own - part.square() / count).sum(1).clamp_min(1e-9)
         enough = (count[:, 0] > (1 - _OVERHANG) * height * width - 0.5) & (shown > 0.5 * template.square().sum())
         return torch.where(enough, covariance / (seen * shown).sqrt(), -1.0).flatten(1).amax(1)
