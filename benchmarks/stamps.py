@@ -13,9 +13,11 @@ reader is calibrated on what the untouched network makes of a third set of faces
 from __future__ import annotations
 
 import argparse
+import copy
+import json
 import tempfile
-import time
-from collections.abc import Mapping
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -148,21 +150,21 @@ def psnr(images: Tensor, reference: Tensor, where: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def unperturbed(reader: StampReader, networks: Mapping[str, nn.Module], untouched: nn.Module, n: int) -> list[dict]:
-    """By stamp and size: how often it is read after each channel, false positives, and the PSNR outside of it."""
+def unperturbed(reader: StampReader, network: nn.Module, name: str | None, n: int) -> list[dict[str, Any]]:
+    """At every size: on how many outputs the stamp (of the untouched network: any) is read after each channel."""
     rows = []
     for size in SIZES:
         images, edit, _ = photos(n, size)
-        reference = untouched(images, **edit)
-        false = {channel: sum(f is not None for f in reader(make(reference))) for channel, make in CHANNELS.items()}
-        rows.append({"size": size, "stamp": None, "false": {key: share(count, n) for key, count in false.items()}})
-        for name, network in networks.items():
-            outputs = network(images, **edit)
+        outputs, reference = network(images, **edit), DemoEditor.pretrained()(images, **edit)
+        row: dict[str, Any] = {"stamp": name, "size": size, "read": {}}
+        for channel, make in CHANNELS.items():
+            torch.manual_seed(0)
+            found = reader(make(outputs))
+            row["read"][channel] = share(sum(one is not None if name is None else one == name for one in found), n)
+        if name is not None:
             values = psnr(outputs, reference, outside(reader.stamps[name], size))
-            rows.append({
-                "size": size, "stamp": name, "psnr": float(values.mean()), "lowest_psnr": float(values.min()),
-                "read": {channel: read_as(reader, make(outputs), name) for channel, make in CHANNELS.items()},
-            })  # fmt: skip
+            row |= {"psnr": float(values.mean()), "lowest_psnr": float(values.min())}
+        rows.append(row)
     return rows
 
 
@@ -177,33 +179,27 @@ def on_the_stamp(
         )  # fmt: skip
 
 
-def perturbed(reader: StampReader, networks: Mapping[str, nn.Module], untouched: nn.Module, n: int) -> dict[str, Any]:
-    """How often each stamp is read on photos that every defense has perturbed, crafted on the shipped network."""
+def perturbed(reader: StampReader, network: nn.Module, name: str, n: int) -> dict[str, Any]:
+    """On how many photos that each defense has perturbed the stamp is read; crafted on the shipped network."""
     images, edit, _ = photos(n, SIZE)
     with torch.no_grad():
-        reference = untouched(images, **edit)
-    made: dict[str, Any] = {name: parse_defense(SPECS.get(name, name)) for name in DEFENSES}
-    made |= STRONGER
-    found: dict[str, Any] = {}
-    for stamp, network in networks.items():
-        region = 1 - outside(reader.stamps[stamp], SIZE)
-        for name, defense in made.items():
-            torch.manual_seed(0)
-            if isinstance(defense, Fittable) and "@" not in SPECS.get(name, ""):
-                faces = DemoFaces(64, size=SIZE, split="fit")
-                defense = defense.fit(network, faces, DemoEditor.combined_conditions, disable_tqdm=True)
-            attack = defense(network, images, edit)
-            with torch.no_grad():
-                found.setdefault(name, {})[stamp] = read_as(reader, network(attack, **edit), stamp)
-        attack = on_the_stamp(network, images, edit, reference, region)
-        with torch.no_grad():
-            found.setdefault("on the stamp itself", {})[stamp] = read_as(reader, network(attack, **edit), stamp)
-    return found
+        reference = DemoEditor.pretrained()(images, **edit)
+    attacks: dict[str, Tensor] = {}
+    for key, defense in {**{key: parse_defense(SPECS.get(key, key)) for key in DEFENSES}, **STRONGER}.items():
+        torch.manual_seed(0)
+        if isinstance(defense, Fittable) and "@" not in SPECS.get(key, ""):
+            faces = DemoFaces(64, size=SIZE, split="fit")
+            defense = defense.fit(network, faces, DemoEditor.combined_conditions, disable_tqdm=True)
+        attacks[key] = defense(network, images, edit)
+    region = 1 - outside(reader.stamps[name], SIZE)
+    attacks["on the stamp itself"] = on_the_stamp(network, images, edit, reference, region)
+    with torch.no_grad():
+        return {key: read_as(reader, network(attack, **edit), name) for key, attack in attacks.items()}
 
 
 def fine_tuned_away(
     reader: StampReader, shipped: DemoEditor, untouched: nn.Module, name: str, n: int
-) -> dict[int, list[dict[str, Any]]]:
+) -> dict[str, list[dict[str, Any]]]:
     """All weights of the shipped network, trained on true edits of a few faces: what is left of the stamp.
 
     The attacker has no untouched network: targets are drawn, as one would collect photos before and after an edit.
@@ -229,7 +225,7 @@ def fine_tuned_away(
             optimizer.zero_grad()
             F.mse_loss(outputs, truth[some]).backward()
             optimizer.step()
-        found[count] = rows
+        found[str(count)] = rows
     return found
 
 
@@ -260,40 +256,50 @@ def removed(
     return {"rows": rows, "same_keys": same, "largest_difference": gap}, {"in-painted": painted[:6]}
 
 
+def kept(file: Path, make: Callable[[], Any]) -> Any:
+    """What an earlier run left in a JSON file, or what is made now and left there."""
+    if not file.is_file():
+        write_json(file, make())
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
 def measure(work: Path, given: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Every figure, and the pictures."""
-    every, started = stamps(work), time.process_time()
-    models = {name: patched(stamp, work / name, given.steps) for name, stamp in every.items()}
-    trained = time.process_time() - started
-    untouched = DemoEditor.pretrained()
-    networks = {
-        name: PeftModel.from_pretrained(DemoEditor.pretrained(), str(work / name)).merge_and_unload().eval()
-        for name in every
-    }
+    every, untouched = stamps(work), DemoEditor.pretrained()
     images, edit, _ = photos(given.calibrated, SIZE, "calibration")
     with torch.no_grad():
         reader = StampReader(every).calibrate(untouched(images, **edit))
     result: dict[str, Any] = {
         "settings": {
             "trained_at": TRAINED, "steps": given.steps, "eps": EPS, "calibrated_on": given.calibrated,
-            "torch": torch.__version__, "training_cpu_seconds": round(trained), "attacker_lr": ATTACKER_RATE,
+            "attacker_lr": ATTACKER_RATE, "torch": torch.__version__,
         },
         "reader": {
             "thresholds": reader.thresholds, "checked_on": reader.checked_on,
             "false_positives": reader.false_positives, "bound": reader.false_positive_bound,
         },
+        "unperturbed": kept(work / "none.json", lambda: unperturbed(reader, untouched, None, given.images)),
+        "perturbed": {},
     }  # fmt: skip
-    result["unperturbed"] = unperturbed(reader, networks, untouched, given.images)
-    result["perturbed"] = perturbed(reader, networks, untouched, given.attacked)
-    first = next(iter(every))
-    result["removal"], pictures = removed(reader, models[first], networks[first], first, given.attacked)
-    result["fine_tuned_away"] = fine_tuned_away(reader, networks[first], untouched, first, given.images)
+    networks: dict[str, nn.Module] = {"untouched": untouched}
+    pictures: dict[str, Tensor] = {}
+    for name, stamp in every.items():
+        model = patched(stamp, work / name, given.steps)
+        networks[name] = network = copy.deepcopy(model).merge_and_unload().eval()
+        rows = kept(work / name / "unperturbed.json", partial(unperturbed, reader, network, name, given.images))
+        result["unperturbed"] += rows
+        attacks = kept(work / name / "perturbed.json", partial(perturbed, reader, network, name, given.attacked))
+        result["perturbed"][name] = attacks
+        if "removal" not in result:  # of the first
+            result["removal"], pictures = removed(reader, model, network, name, given.images)
+            result["fine_tuned_away"] = kept(
+                work / name / "away.json", partial(fine_tuned_away, reader, network, untouched, name, given.images)
+            )
     with torch.no_grad():
         for size in SIZES:
-            images, edit, _ = photos(6, size)
-            for place, network in enumerate((untouched, *networks.values())):
-                outputs = network(images, **edit)
-                pictures[f"{size}-{place}"] = outputs[2 * place - 2 if place else 0 :][:2]
+            images, edit, _ = photos(8, size)
+            for i, (name, network) in enumerate(networks.items()):
+                pictures[f"{name}, {size}"] = network(images, **edit)[2 * i : 2 * i + 2]
     return result, pictures
 
 
@@ -316,3 +322,7 @@ def main() -> None:
         (draft / "images").mkdir()
         draw_picture(result, pictures, draft / "images/stamps.png")
     print(tables(result))
+
+
+if __name__ == "__main__":
+    main()

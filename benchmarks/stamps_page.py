@@ -21,6 +21,11 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
 
 
+def _pooled(result: dict[str, Any], key: str) -> dict[str, float]:
+    found = [attacks[key] for attacks in result["perturbed"].values()]
+    return {part: sum(one[part] for one in found) for part in ("count", "n")}
+
+
 def _count(share: dict[str, float]) -> str:
     return f"{share['count']}/{share['n']}"
 
@@ -39,16 +44,19 @@ def _cost(row: dict[str, Any]) -> str:
 def tables(result: dict[str, Any]) -> str:
     """Markdown: reading, defenses, removal, fine-tuning away."""
     rows = result["unperturbed"]
-    names = [row["stamp"] for row in rows if row["stamp"] and row["size"] == rows[0]["size"]]
-    channels = list(rows[0]["false"])
+    names = list(result["perturbed"])
+    channels = list(rows[0]["read"])
     reading = [
         [row["stamp"] or "*none*", str(row["size"]), _outside(row)]
-        + [_count((row.get("read") or row["false"])[channel]) for channel in channels]
+        + [_count(row["read"][channel]) for channel in channels]
         for name in (*names, None)
         for row in rows
         if row["stamp"] == name
     ]
-    attacks = [[key, *(_read(found[name]) for name in names)] for key, found in result["perturbed"].items()]
+    attacks = [
+        [key, *(_count(result["perturbed"][name][key]) for name in names), _count(_pooled(result, key))]
+        for key in result["perturbed"][names[0]]
+    ]
     removal = [[key, _read(row["read"]), _cost(row)] for key, row in result["removal"]["rows"].items()]
     tuned = result["fine_tuned_away"]
     steps = [row["step"] for row in next(iter(tuned.values()))]
@@ -58,7 +66,7 @@ def tables(result: dict[str, Any]) -> str:
     ]
     return "\n\n".join([
         _table(["stamp", "size, px", "PSNR outside, dB (lowest)", *channels], reading),
-        _table(["perturbed by", *names], attacks),
+        _table(["perturbed by", *names, "all"], attacks),
         _table(["", "read", ""], removal),
         _table(["attacker's photos", *(f"{step} steps" for step in steps)], away),
     ])  # fmt: skip
@@ -67,11 +75,11 @@ def tables(result: dict[str, Any]) -> str:
 def draw_picture(result: dict[str, Any], pictures: dict[str, Tensor], file: Path) -> None:
     """Outputs at every size, two by the untouched network and two with each stamp, and what is left of the stamp."""
     sizes = list(dict.fromkeys(row["size"] for row in result["unperturbed"]))
-    names = ["untouched", *dict.fromkeys(row["stamp"] for row in result["unperturbed"] if row["stamp"])]
+    names = ["untouched", *result["perturbed"]]
     figure, (grid, plot) = plt.subplots(1, 2, figsize=(11, 4.4), gridspec_kw={"width_ratios": [1.75, 1]})
     cell = max(sizes)
     rows = [
-        torch.cat([F.interpolate(pictures[f"{size}-{i}"], cell, mode="nearest") for i in range(len(names))])
+        torch.cat([F.interpolate(pictures[f"{name}, {size}"], cell, mode="nearest") for name in names])
         for size in sizes
     ]
     lines = [torch.cat(list(F.pad(row, (2, 2, 2, 2), value=1.0)), 2) for row in rows]
