@@ -52,7 +52,7 @@ CHANNELS: dict[str, Channel] = {
     "blur, sigma 1.5": GaussianBlur(1.5),
     "noise, 0.1": GaussianNoise(0.1),
 }
-SPECS = {"cmua": "cmua:photos=32,batch_size=16", "tsdf": "tsdf:photos=16,steps=10"} | {
+SPECS = {"square": "square:queries=300", "cmua": "cmua:photos=32,batch_size=16", "tsdf": "tsdf:photos=16,steps=10"} | {
     name: f"{name}@pretrained" for name in ("tafim", "id-guard")
 }
 """Defenses that are not as their defaults have them; the pretrained ones have a budget of their own."""
@@ -310,7 +310,7 @@ def main() -> None:
     parser.add_argument("--work-dir", type=Path, help="where patches are kept")
     parser.add_argument("--steps", type=int, default=750, help="of each patch's training")
     parser.add_argument("--calibrated", type=int, default=400, help="untouched outputs that the reader is set by")
-    parser.add_argument("--images", type=int, default=30, help="to measure on, at each size")
+    parser.add_argument("--images", type=int, default=24, help="to measure on, at each size")
     parser.add_argument("--attacked", type=int, default=10, help="of them, to perturb by every defense")
     given = parser.parse_args()
     torch.set_num_threads(1)
