@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,7 @@ def folder(tmp_path: Path) -> Path:
     """A face with "AI", one with "ИИ", one without, and nothing that is an image."""
     faces = DemoFaces(3, size=96, split="cli")
     (tmp_path / "faces").mkdir()
-    for name, stamp, i in (("a", PLATE, 0), ("b", Stamp("ИИ", **{**vars(PLATE), "text": "ИИ"}), 1), ("c", None, 2)):
+    for name, stamp, i in (("a", PLATE, 0), ("b", replace(PLATE, text="ИИ"), 1), ("c", None, 2)):
         image = faces[i]["image"]
         write_png(image if stamp is None else stamp.compose(image[None])[0], tmp_path / f"faces/{name}.png")
     (tmp_path / "faces/notes.txt").write_text("no image")
