@@ -58,7 +58,7 @@ SPECS = {"square": "square:queries=300", "cmua": "cmua:photos=32,batch_size=16",
 """Defenses that are not as their defaults have them; the pretrained ones have a budget of their own."""
 STRONGER = {"disrupting, 0.1": Disrupting(eps=0.1, steps=15, step_size=0.03), "apgd, 0.1": APGD(eps=0.1)}
 """Twice the budget that the patches were trained for."""
-ATTACKER_IMAGES, ATTACKER_STEPS, ATTACKER_RATE = (10, 100, 1000), (0, 5, 10, 20, 40, 80, 160), 1e-3
+ATTACKER_IMAGES, ATTACKER_STEPS, ATTACKER_RATE = (10, 100, 1000), (0, 1, 2, 3, 5, 10, 20, 40, 80, 160), 1e-3
 
 
 def stamps(folder: Path) -> dict[str, Stamp]:
@@ -311,7 +311,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=750, help="of each patch's training")
     parser.add_argument("--calibrated", type=int, default=400, help="untouched outputs that the reader is set by")
     parser.add_argument("--images", type=int, default=24, help="to measure on, at each size")
-    parser.add_argument("--attacked", type=int, default=10, help="of them, to perturb by every defense")
+    parser.add_argument("--attacked", type=int, default=20, help="of them, to perturb by every defense")
     given = parser.parse_args()
     torch.set_num_threads(1)
     folder = writable_folder(given.output_dir)

@@ -38,7 +38,7 @@ def _cost(row: dict[str, Any]) -> str:
     """What the removal leaves of the picture."""
     if "psnr" in row:
         return f"{row['psnr']:.1f} dB PSNR in the region"
-    return f"{100 * row['kept']:.0f}% of the picture" if "kept" in row else ""
+    return f"{100 * row['kept']:.0f}% of the picture is left" if "kept" in row else ""
 
 
 def tables(result: dict[str, Any]) -> str:
@@ -67,8 +67,8 @@ def tables(result: dict[str, Any]) -> str:
     return "\n\n".join([
         _table(["stamp", "size, px", "PSNR outside, dB (lowest)", *channels], reading),
         _table(["perturbed by", *names, "all"], attacks),
-        _table(["", "read", ""], removal),
-        _table(["attacker's photos", *(f"{step} steps" for step in steps)], away),
+        _table(["what is done", "stamp is read", "what it costs"], removal),
+        _table(["attacker's photos", "0 steps", *(str(step) for step in steps[1:])], away),
     ])  # fmt: skip
 
 
