@@ -13,7 +13,7 @@ from .tuner import GatedLoraConfig, GatedLoraModel, convert_checkpoint, folded, 
 if TYPE_CHECKING:
     from .audit import run_audit
     from .hub import load_patch, push_patch
-    from .stamp import Stamp, StampDetector
+    from .stamp import Stamp, StampDetector, StampReader
     from .training import PatchTrainer, PatchTrainingArguments
 
 __version__ = "0.1.0"
@@ -25,6 +25,7 @@ __all__ = [
     "PatchTrainingArguments",
     "Stamp",
     "StampDetector",
+    "StampReader",
     "convert_checkpoint",
     "folded",
     "load_patch",
@@ -38,6 +39,7 @@ _MODULES = {
     "PatchTrainingArguments": "training",
     "Stamp": "stamp",
     "StampDetector": "stamp",
+    "StampReader": "stamp",
     "load_patch": "hub",
     "push_patch": "hub",
     "run_audit": "audit",

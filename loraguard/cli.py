@@ -1,4 +1,4 @@
-"""The command line: `loraguard demo | train | audit | compare | protect | push | pull | info | convert`."""
+"""The command line: `loraguard demo | train | audit | compare | protect | stamp | push | pull | info | convert`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from loraguard import cli_audit, cli_hub
+from loraguard import cli_audit, cli_hub, cli_stamp
 from loraguard.cli_audit import Device, print_audit
 from loraguard.cli_hub import print_patch, said_in_a_line
 
@@ -175,6 +175,7 @@ def convert(
 
 cli_audit.register(app)
 cli_hub.register(app)
+cli_stamp.register(app)
 
 
 def say_warning(message: Warning | str, *_: object, **__: object) -> None:

@@ -127,6 +127,11 @@ def commands() -> Iterator[tuple[str, list[str]]]:
 def test_commands_exist() -> None:
     """Every `loraguard COMMAND --flag` of the shell blocks, and every script with its flags."""
     known = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    known |= {
+        f"{name} {part}": command
+        for name, group in known.items()
+        for part, command in getattr(group, "commands", {}).items()
+    }
     flags = {
         name: {flag for option in command.params for flag in (*option.opts, *option.secondary_opts)}
         for name, command in known.items()
@@ -142,6 +147,7 @@ def test_commands_exist() -> None:
             given = {word for word in words[words.index(script) :] if word.startswith("--")}
             assert given <= known_here, f"{page}: {script} has no {given - known_here}"
         if words[0] == "loraguard":
+            words = [words[0], " ".join(words[1:3]), *words[3:]] if " ".join(words[1:3]) in known else words
             given = {word.partition("=")[0] for word in words[2:] if word.startswith("--")}
             assert words[1] in known, f"{page}: loraguard {words[1]}"
             assert given <= flags[words[1]], f"{page}: loraguard {words[1]} has no {given - flags[words[1]]}"

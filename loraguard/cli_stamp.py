@@ -1,0 +1,153 @@
+"""The command line's `stamp preview` and `stamp check`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .cli_hub import said_in_a_line
+
+if TYPE_CHECKING:
+    from loraguard.stamp import Stamp
+
+Text = Annotated[list[str] | None, typer.Option(help="A stamp that is a text; \\n breaks lines. Repeatable in check.")]
+Logo = Annotated[
+    list[Path] | None, typer.Option(help="A stamp that is a picture, PNG with alpha. Repeatable in check.")
+]
+Patch = Annotated[
+    list[str] | None, typer.Option(help="The stamp of a patch: a folder or a Hub id. Repeatable in check.")
+]
+Place = Annotated[str, typer.Option(help="bottom, bottom-left, top-right, center, ...")]
+Size = Annotated[float, typer.Option(help="Its width, as a fraction of the image's.")]
+Margin = Annotated[float, typer.Option(help="To the edge, as a fraction of the image's width.")]
+Colour = Annotated[str, typer.Option(help="Of the text.")]
+Opacity = Annotated[float, typer.Option(help="In (0, 1].")]
+Outline = Annotated[str, typer.Option(help="A colour, or none.")]
+Background = Annotated[str, typer.Option(help="Of the box behind the text: a colour, or none.")]
+Font = Annotated[str | None, typer.Option(help="A font file or an installed family.")]
+OfWidth = Annotated[int | None, typer.Option(help="Pixels that size and margin are fractions of.")]
+
+app = typer.Typer(no_args_is_help=True, help="Design the visible warning, and look for it in images.")
+
+
+@app.command()
+def preview(
+    output: Annotated[Path, typer.Argument(help="The picture to write, .png.")] = Path("stamp.png"),
+    image: Annotated[Path | None, typer.Option(help="To lay the stamp on; by default a drawn face.")] = None,
+    text: Text = None,
+    logo: Logo = None,
+    patch: Patch = None,
+    place: Place = "bottom",
+    size: Size = 0.9,
+    margin: Margin = 0.02,
+    colour: Colour = "white",
+    opacity: Opacity = 1.0,
+    outline: Outline = "black",
+    background: Background = "none",
+    font: Font = None,
+    of_width: OfWidth = None,
+) -> None:
+    """Lay a stamp onto an image, as a patch that is trained with it will.
+
+    Say which by one of --text, --logo and --patch; the other options are the fields of loraguard.Stamp.
+    """
+    from loraguard.data import DemoFaces
+    from loraguard.stamping import read_tensor, write_png
+
+    look = _look(place, size, margin, colour, opacity, outline, background, font, of_width)
+    with said_in_a_line():
+        if output.suffix.lower() != ".png":
+            raise ValueError(f"The preview {str(output)!r} must end in .png.")
+        stamps = _stamps(text, logo, patch, look)
+        if len(stamps) > 1:
+            raise ValueError(f"A preview shows one stamp, and {len(stamps)} are given: {', '.join(stamps)}.")
+        (name, stamp), *_ = stamps.items()
+        photo = DemoFaces(1, size=256, split="preview")[0]["image"] if image is None else read_tensor(image)
+        write_png(stamp.compose(photo[None])[0], output)
+    typer.echo(f"{name}, on {photo.shape[-1]}x{photo.shape[-2]} pixels: {output.resolve()}")
+
+
+@app.command()
+def check(
+    images: Annotated[list[Path], typer.Argument(help="Image files, and folders of them.")],
+    text: Text = None,
+    logo: Logo = None,
+    patch: Patch = None,
+    unstamped: Annotated[
+        Path | None, typer.Option(help="A folder of images without stamp; by default 400 drawn faces.")
+    ] = None,
+    false_positive_rate: Annotated[
+        float, typer.Option(min=1e-6, max=0.5, help="Of reading any stamp on an image without one.")
+    ] = 0.01,
+    place: Place = "bottom",
+    size: Size = 0.9,
+    margin: Margin = 0.02,
+    colour: Colour = "white",
+    opacity: Opacity = 1.0,
+    outline: Outline = "black",
+    background: Background = "none",
+    font: Font = None,
+    of_width: OfWidth = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Read which of several stamps images carry, whatever happened to them; loraguard.StampReader says how.
+
+    As grep does, it leaves with 0 if every image carries one of the stamps, 1 if an image carries none, and 2 if it
+    could not tell.
+    """
+    from loraguard.stamping import check_images
+
+    look = _look(place, size, margin, colour, opacity, outline, background, font, of_width)
+    with said_in_a_line():
+        found = check_images(images, _stamps(text, logo, patch, look), unstamped, false_positive_rate)
+    if as_json:
+        typer.echo(json.dumps(found.to_dict(), indent=1, ensure_ascii=False))
+    else:
+        width = max(len(row.file) for row in found.images)
+        for row in found.images:
+            said = typer.style(f"{row.stamp or 'none':<12}", fg=None if row.stamp else "yellow")
+            typer.echo(f"{row.file:<{width}}  {said}  {row.score:.2f}  (read above {row.threshold:.2f})")
+        typer.echo(
+            f"\nFalse positives: {found.false_positives} of {found.checked_on} {found.unstamped}; with 95% confidence "
+            f"at most {100 * found.false_positive_bound:.1f}% of such images."
+        )
+    raise typer.Exit(0 if all(row.stamp for row in found.images) else 1)
+
+
+def _look(
+    place: str, size: float, margin: float, colour: str, opacity: float, outline: str, background: str,
+    font: str | None, of_width: int | None,
+) -> dict[str, Any]:  # fmt: skip
+    """Fields of a stamp from options."""
+    nothing = {"none": None}
+    return {
+        "place": place, "size": size, "margin": margin, "colour": colour, "opacity": opacity,
+        "outline": nothing.get(outline, outline), "background": nothing.get(background, background),
+        "font": font, "of_width": of_width,
+    }  # fmt: skip
+
+
+def _stamps(
+    texts: list[str] | None, logos: list[Path] | None, patches: list[str] | None, look: dict[str, Any]
+) -> dict[str, Stamp]:
+    """The stamps that were asked for, by name."""
+    from loraguard.stamp import Stamp
+    from loraguard.stamping import patch_stamp
+
+    named = [(text, Stamp(text.replace("\\n", "\n"), **look)) for text in texts or ()]
+    named += [(logo.name, Stamp(image=logo, **look)) for logo in logos or ()]
+    named += [(Path(patch).name, patch_stamp(patch)) for patch in patches or ()]
+    if not named:
+        raise ValueError("Say which stamp: --text TEXT, --logo PICTURE or --patch FOLDER.")
+    stamps = dict(named)
+    if len(stamps) < len(named):
+        raise ValueError(f"Stamps need different names, got {', '.join(name for name, _ in named)}.")
+    return stamps
+
+
+def register(root: typer.Typer) -> None:
+    """Add the commands."""
+    root.add_typer(app, name="stamp")

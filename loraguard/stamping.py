@@ -1,0 +1,145 @@
+"""Stamps for the command line: of which patch, in which files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor, to_pil_image
+
+from .data import DemoFaces
+from .data.folder import ImageFolder
+from .data.reading import read_image
+from .files import whole_files, writable_folder
+from .stamp import Stamp, StampReader
+
+DRAWN_FACES, DRAWN_SIZE = 400, 128
+
+
+@dataclass(frozen=True)
+class ReadFile:
+    """What was read in an image file.
+
+    Attributes:
+        file: its path.
+        stamp: the name of the stamp that it carries, or None.
+        score: of that stamp; with none, of the one that is nearest to its threshold.
+        threshold: of the same stamp.
+    """
+
+    file: str
+    stamp: str | None
+    score: float
+    threshold: float
+
+
+@dataclass(frozen=True)
+class Check:
+    """What :func:`check_images` found.
+
+    Attributes:
+        images: one for each file, in order.
+        unstamped: what images without stamp the thresholds were set by.
+        checked_on: how many others of them were read.
+        false_positives: on how many of these a stamp was read.
+        false_positive_bound: what their share is at most, with 95% confidence.
+    """
+
+    images: list[ReadFile]
+    unstamped: str
+    checked_on: int
+    false_positives: int
+    false_positive_bound: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON takes it."""
+        return asdict(self)
+
+
+def check_images(
+    paths: Sequence[str | Path],
+    stamps: Mapping[str, Stamp],
+    unstamped: str | Path | None = None,
+    false_positive_rate: float = 0.01,
+) -> Check:
+    """Read which of several stamps image files carry.
+
+    Args:
+        paths: files, and folders of which every image is taken.
+        stamps: by name.
+        unstamped: a folder of images that carry none, to set the thresholds by; by default 400 drawn faces.
+        false_positive_rate: what the thresholds are set for.
+
+    Raises:
+        FileNotFoundError: for a path that is not there, or a folder without images.
+        ValueError: for a file that is no image, and what :meth:`~loraguard.StampReader.calibrate` refuses.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp(), "face.png")
+        >>> stamp = Stamp("AI", size=0.5, background="#b00020")
+        >>> write_png(stamp.compose(DemoFaces(1)[0]["image"][None])[0], file)
+        >>> check_images([file], {"AI": stamp}).images[0].stamp
+        'AI'
+    """
+    files = [file for path in paths for file in _files(Path(path).expanduser())]
+    reader = StampReader(stamps)
+    if unstamped is None:
+        faces = DemoFaces(DRAWN_FACES, size=DRAWN_SIZE, split="unstamped").__getitems__(list(range(DRAWN_FACES)))
+        reader.calibrate(torch.stack([face["image"] for face in faces]), false_positive_rate)
+        what = "drawn faces of loraguard"
+    else:
+        reader.calibrate([read_tensor(file) for file in _files(Path(unstamped).expanduser())], false_positive_rate)
+        what = f"images of {unstamped}"
+    found = []
+    for file in files:
+        scores = reader.scores(read_tensor(file)[None])
+        (name,), (nearest,) = reader.names(scores), reader.nearest(scores)
+        score = float(scores[0, list(stamps).index(nearest)])
+        found.append(ReadFile(str(file), name, score, reader.thresholds[nearest]))
+    return Check(found, what, reader.checked_on, reader.false_positives, reader.false_positive_bound or 1.0)
+
+
+def patch_stamp(patch: str | Path) -> Stamp:
+    """The stamp that a patch was trained to make, as it records.
+
+    Args:
+        patch: a folder, or an id of the Hub.
+
+    Raises:
+        OSError, ValueError: as :func:`~loraguard.load_patch`; for a standard patch; for a stamp that cannot be drawn
+            here.
+    """
+    from .auditing import stamp_of
+    from .hub.local import NEEDED, read_patch
+    from .hub.pull import fetch
+
+    local = Path(patch).expanduser()
+    folder = local if local.is_dir() else fetch(str(patch), NEEDED)
+    stamp = stamp_of(read_patch(folder, str(patch)).config, str(patch))
+    if stamp is None:
+        raise ValueError(f"The patch {patch} records no stamp: it is a standard one, or was not made by PatchTrainer.")
+    return stamp
+
+
+def read_tensor(file: str | Path) -> Tensor:
+    """An image file at its own size, (3, H, W) in [-1, 1]."""
+    return pil_to_tensor(read_image(file)).float() / 127.5 - 1
+
+
+def write_png(image: Tensor, file: Path) -> None:
+    """Write an image (3, H, W) in [-1, 1], whole or not at all; makes the folder if need be."""
+    with whole_files(writable_folder(file.parent)) as draft:
+        to_pil_image((image.clamp(-1, 1) + 1) / 2).save(draft / file.name)
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_dir():
+        return [path / name for name in ImageFolder(path, min_size=1, verify=False).names]
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no image {path}.")
+    return [path]
