@@ -17,7 +17,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,19 @@ class Setup:
     batch: int = 4
     test_faces: int = 50
     seed: int = 0
+
+    def __str__(self) -> str:
+        """What the run is known by: what an adversary leaves at its default is left out, as others may be added."""
+        return _given(self, {f.name: getattr(self, f.name) for f in fields(self)})
+
+
+def _given(thing: Any, settings: dict[str, Any]) -> str:
+    parts = []
+    for name, value in settings.items():
+        if is_dataclass(value):
+            value = _given(value, {f.name: v for f in fields(value) if (v := getattr(value, f.name)) != f.default})
+        parts.append(f"{name}={value}")
+    return f"{type(thing).__name__}({', '.join(parts)})"
 
 
 def gate_setups() -> dict[str, Setup]:

@@ -1,6 +1,6 @@
 """What an audit costs: time grows with images and with situations, memory with neither.
 
-    python benchmarks/audit.py      # five minutes on one idle core
+    python benchmarks/audit.py      # three minutes on one idle core
 
 Each row is an audit in a process of its own, of the embedded default with one standard patch: CPU seconds of the audit
 alone, and the process' peak memory above what it had before the audit.

@@ -145,8 +145,8 @@ def audit(
 
 
 def print_audit(result: AuditResult) -> None:
-    """The audit's table, its findings in words, and the budget."""
-    from loraguard.audit import matrix, table, verdict
+    """The audit's table, defenses at a glance, behind channels and along curves, findings in words, and the budget."""
+    from loraguard.audit import curves, matrix, table, verdict
 
     headings, rows = table(result)
     if len(rows) <= MOST_ROWS:
@@ -156,6 +156,15 @@ def print_audit(result: AuditResult) -> None:
         typer.echo("\nDSR, without a leak / with it:")
         headings, rows = matrix(result)
         _print_table([headings, *rows])
+    for channel in result.settings["channels"]:
+        typer.echo(f"\nDSR behind {channel}, without a leak / with it / with the channel known:")
+        headings, rows = matrix(result, channel=channel)
+        _print_table([headings, *rows])
+    for role, what in (("budget", "budgets"), ("strength", "numbers of steps")):
+        headings, rows = curves(result, role)
+        if rows:
+            typer.echo(f"\nDSR by {what}, without a leak / with it:")
+            _print_table([headings, *rows])
     typer.echo()
     for sentence in verdict(result):
         typer.echo(sentence)

@@ -54,6 +54,13 @@ def test_every_ablation_holds_the_usual_run(ablations: ModuleType) -> None:
     assert all(len(set(runs.values())) == len(runs) for runs in setups.values())
 
 
+def test_a_run_is_known_by_all_that_it_was_given(ablations: ModuleType) -> None:
+    """And not by what a defense has as its default, which may become more."""
+    runs = {setup for one in ablations.setups().values() for setup in one.values()}
+    assert len(set(map(str, runs))) == len(runs)
+    assert "adversary=Disrupting(eps=0.1, steps=2, step_size=0.1), features=()" in str(ablations.Setup())
+
+
 def test_shortest_run(ablations: ModuleType) -> None:
     """Trains, attacks, and gives what the made-up results have."""
     setup = ablations.Setup(r=1, features=("mse", "cosine"), faces=2, steps=2, batch=1, test_faces=2)

@@ -22,6 +22,7 @@ from loraguard.defenses import (
 )
 from loraguard.defenses import DEFENSES as REGISTERED
 from loraguard.defenses.anti_forgery import to_lab
+from loraguard.defenses.fitted import FittedDefense
 from loraguard.generators import DemoEditor
 
 EPS = 0.05
@@ -184,6 +185,11 @@ def test_every_registered_defense_keeps_the_convention() -> None:
         settings = {field.name: field.default for field in fields(REGISTERED[name])}
         assert settings["eps"] == EPS
         assert settings.get("step_size") is None
+    fitted = {
+        name for name in REGISTERED if issubclass(REGISTERED[name], FittedDefense)
+    }  # test_fitted_defenses has them
+    tested = {type(defense) for defense in DEFENSES.values()}
+    assert {name for name in REGISTERED if REGISTERED[name] not in tested} == fitted
 
 
 @pytest.mark.parametrize("name", [name for name in DEFENSES if getattr(DEFENSES[name], "method", "fgsm") != "fgsm"])
@@ -200,6 +206,22 @@ def test_its_own_objective_grows_with_steps(name: str, photos: Tensor, condition
             return sum(term(defended).sum().item() for term in terms)
 
     damages = [damage(steps) for steps in (1, 3, 9)]
+    assert damages == sorted(damages)
+
+
+@pytest.mark.parametrize("attack", [APGD(EPS), Square(EPS)])
+def test_searches_of_their_own_grow_with_what_they_may_try(
+    attack: APGD | Square, photos: Tensor, condition: dict[str, Tensor]
+) -> None:
+    generator, setting = DemoEditor.pretrained(), "steps" if isinstance(attack, APGD) else "queries"
+    with torch.no_grad():
+        clean = generator(photos, **condition)
+    damages = []
+    for much in (1, 4, 16):
+        torch.manual_seed(0)
+        defended = replace(attack, **{setting: much})(generator, photos, condition)
+        with torch.no_grad():
+            damages.append((generator(defended, **condition) - clean).square().mean().item())
     assert damages == sorted(damages)
 
 

@@ -7,7 +7,7 @@ from .checks import Check
 from .compare import Comparison, compare
 from .controls import Controls, train_controls
 from .detection import calibrate_detector
-from .matrix import matrix
+from .matrix import curves, matrix
 from .paired import Difference, paired_difference
 from .protocol import place, run_audit
 from .report import write_report
@@ -26,6 +26,7 @@ __all__ = [
     "Situation",
     "calibrate_detector",
     "compare",
+    "curves",
     "estimate",
     "fingerprint",
     "matrix",

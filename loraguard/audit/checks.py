@@ -70,20 +70,27 @@ def examine(result: AuditResult) -> list[Check]:
 def _of_defenses(result: AuditResult, generator: str) -> Iterator[Check]:
     """Checks among the audit's own rows."""
     rows = {(row.photo.knowledge, row.photo.defense): row for row in _main(result, generator)}
+    noise = {row.photo.eps or 0.0: row for row in _main(result, generator) if row.photo.knowledge == "noise"}
     clean = _share(rows["clean", "none"])
     yield Check(
         "clean-output-changed", clean <= CLEAN_DSR, generator, None, ("clean", "noise", "no-leak", *WHITE_BOX),
         f"Without any perturbation {clean:.1%} of the outputs are over the threshold (allowed: {CLEAN_DSR:.0%}).",
     )  # fmt: skip
     for defense in result.defenses:
-        if generator == UNTOUCHED:
-            noise = next((row for (_, name), row in rows.items() if name == "noise"), None)
-            if noise is not None:
-                beaten, words = beats(rows["no-leak", defense], noise)
-                yield Check("no-better-than-noise", beaten, generator, defense, ("no-leak", *WHITE_BOX), words)
-        elif (leak := rows.get(("leak", defense))) is not None:
-            beaten, words = beats(rows["no-leak", defense], leak)
+        no_leak, leak = rows["no-leak", defense], rows.get(("leak", defense))
+        if generator == UNTOUCHED and noise:
+            own = defense in result.settings["own_budgets"]
+            same = None if own else noise.get(no_leak.photo.eps or 0.0)
+            beaten, words = beats(no_leak, same or noise[max(noise)])
+            yield Check("no-better-than-noise", beaten, generator, defense, ("no-leak", *WHITE_BOX), words)
+        elif leak is not None:
+            beaten, words = beats(no_leak, leak)
             yield Check("transfer-beats-white-box", not beaten, generator, defense, WHITE_BOX, words)
+        white_box = no_leak if generator == UNTOUCHED else leak
+        if white_box is not None and (longest := _longest(result, white_box)) is not None:
+            beaten, words = beats(longest, white_box)
+            knowledge = (white_box.photo.knowledge, "leak+channel")
+            yield Check("steps-not-enough", not beaten, generator, defense, knowledge, words)
 
 
 def _of_generator(result: AuditResult, generator: str) -> Iterator[Check]:
@@ -112,7 +119,8 @@ def _of_generator(result: AuditResult, generator: str) -> Iterator[Check]:
     strongest = max((tried[name] for name in ("pgd-100", "pgd-restarts", "apgd")), key=_mean_mse)
     knowledge = "no-leak" if generator == UNTOUCHED else "leak"
     for row in _main(result, generator):
-        if row.photo.knowledge == knowledge and row.photo.eps == strongest.photo.eps:
+        same = row.photo.eps == strongest.photo.eps and row.photo.defense not in result.settings["own_budgets"]
+        if same and row.photo.knowledge == knowledge:
             beaten, words = beats(strongest, row)
             yield Check("stronger-attack-found", not beaten, generator, row.photo.defense, white_box, words)
 
@@ -128,19 +136,33 @@ def beats(stronger: Situation, weaker: Situation, *, margin: float = MARGIN) -> 
     mse = paired_difference(a["mse"], b["mse"])
     dsr = paired_difference(a["dsr"], b["dsr"], share=True)
     more = _above_zero(dsr) or (_above_zero(mse) and (mse.mean or 0.0) > margin * b["mse"].mean().item())
-    interval = "" if dsr.low is None or dsr.high is None else f" ({100 * dsr.low:+.1f} to {100 * dsr.high:+.1f})"
 
     def figures(of: dict[str, Tensor]) -> str:
         return f"DSR {of['dsr'].mean().item():.1%}, MSE {of['mse'].mean().item():.4f}"
 
     return more, (
-        f"{_named(stronger)}: {figures(a)}; {_named(weaker)}: {figures(b)}. Difference of the DSR "
-        f"{100 * (dsr.mean or 0.0):+.1f} points{interval}, n = {n}."
+        f"{_named(stronger)}: {figures(a)}; {_named(weaker)}: {figures(b)}. Differences: DSR "
+        f"{_with_interval(dsr, '{:+.1f}', 100)} points, MSE {_with_interval(mse, '{:+.4f}')}, n = {n}."
     )
+
+
+def _with_interval(difference: Difference, form: str, scale: float = 1.0) -> str:
+    """A difference with its interval, as "+20.0 (+11.2 to +33.0)"; where all are equal there is none."""
+    mean, low, high = (form.format(scale * (x or 0.0)) for x in (difference.mean, difference.low, difference.high))
+    return mean if difference.low is None else f"{mean} ({low} to {high})"
 
 
 def _above_zero(difference: Difference) -> bool:
     return difference.low is not None and difference.low > 0
+
+
+def _longest(result: AuditResult, row: Situation) -> Situation | None:
+    """The most steps of a row's curve over strengths, if they are more than its own."""
+    curve = result.find(
+        generator=row.generator, defense=row.photo.defense, knowledge=row.photo.knowledge, role="strength"
+    )
+    longer = [one for one in curve if (one.photo.steps or 0) > (row.photo.steps or 0)]
+    return max(longer, key=lambda one: one.photo.steps or 0, default=None)
 
 
 def _main(result: AuditResult, generator: str) -> list[Situation]:
@@ -149,7 +171,8 @@ def _main(result: AuditResult, generator: str) -> list[Situation]:
 
 def _named(situation: Situation) -> str:
     photo = situation.photo
-    return photo.defense if photo.role == "check" else f"{photo.defense} ({photo.knowledge})"
+    steps = f", {photo.steps} steps" if photo.role == "strength" else ""
+    return photo.defense if photo.role == "check" else f"{photo.defense} ({photo.knowledge}{steps})"
 
 
 def _share(situation: Situation) -> float:

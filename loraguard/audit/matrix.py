@@ -1,7 +1,8 @@
-"""Several defenses against several generators at a glance: one metric, a row for each defense."""
+"""Several defenses against several generators at a glance: one metric, at one strength and along curves."""
 
 from __future__ import annotations
 
+from .figures import curve_points
 from .result import AuditResult
 from .situation import NO_CHANNEL
 from .words import COLUMNS
@@ -15,7 +16,8 @@ def matrix(result: AuditResult, metric: str = "dsr", channel: str = NO_CHANNEL) 
     Args:
         result: of an audit.
         metric: one of its metrics.
-        channel: what photos went through, by name; behind one, a third figure is of a defense that knows of it.
+        channel: what photos went through, by name; behind one, a third figure is of a defense that knows of it (the
+            second is "-" where nothing was leaked as there is no patch).
 
     Example:
         >>> import torch
@@ -38,7 +40,43 @@ def matrix(result: AuditResult, metric: str = "dsr", channel: str = NO_CHANNEL) 
         cells = []
         for generator in generators:
             looks = ("clean", "noise", "no-leak", "leak", "leak+channel")
-            cells.append(" / ".join(found[key] for look in looks if (key := (defense, eps, generator, look)) in found))
+            there = {look: found[key] for look in looks if (key := (defense, eps, generator, look)) in found}
+            if "leak+channel" in there and "leak" not in there:
+                there = {"no-leak": there["no-leak"], "leak": "-", "leak+channel": there["leak+channel"]}
+            cells.append(" / ".join(there.values()))
         names = {"none": "(photo as it is)", "noise": "(random noise)"}
         rows.append([names.get(defense, defense), *cells])
     return ["defense", *generators], rows
+
+
+def curves(result: AuditResult, role: str, metric: str = "dsr") -> tuple[list[str], list[list[str]]]:
+    """Headings and rows: each defense against each generator along a curve, without a leak / with it.
+
+    Args:
+        result: of an audit.
+        role: "budget" for curves over `eps`, "strength" for those over `steps`.
+        metric: one of its metrics.
+
+    Returns:
+        A defense's own budget or strength is among the points; no rows where no defense has a curve.
+
+    Example:
+        >>> import torch
+        >>> from loraguard.audit import Photo, Situation
+        >>> situations = [Situation("untouched", Photo("pgd", "no-leak", 0.1, steps, role), "none",
+        ...                         {"dsr": torch.tensor([[1.0, float(steps > 10)]])})
+        ...               for steps, role in ((10, "main"), (100, "strength"))]
+        >>> curves(AuditResult(situations, [], {}, {"defenses": {"pgd": {}}}), "strength")
+        (['defense', 'generator', '10', '100'], [['pgd', 'untouched', '50.0%', '100.0%']])
+    """
+    column = next(one for one in COLUMNS if one.key == metric)
+    found: dict[tuple[str, str], dict[float, list[str]]] = {}
+    for defense in result.defenses:
+        for generator in dict.fromkeys(one.generator for one in result.situations):
+            for knowledge in ("no-leak", "leak"):
+                for at, one in curve_points(result, generator, defense, knowledge, role):
+                    points = found.setdefault((defense, generator), {})
+                    points.setdefault(at, []).append(column.text(one.estimates[metric]))
+    ats = sorted({at for points in found.values() for at in points})
+    rows = [[*names, *(" / ".join(points.get(at, [])) for at in ats)] for names, points in found.items()]
+    return ["defense", "generator", *(f"{at:g}" for at in ats)], rows

@@ -13,6 +13,9 @@ from .situation import NO_CHANNEL, UNTOUCHED, Photo
 STRENGTHS = (10, 30, 100)
 """Steps of the PGD whose curve shows whether more of them would change the picture."""
 
+USUAL = 0.05
+"""The budget of noise and of the checks' attacks where no defense has one of their kind: the one of most papers."""
+
 FAR = 0.5
 """A budget at which everything should break: a quarter of the range."""
 
@@ -138,8 +141,8 @@ def plan(
                 other = varied(defense, steps=steps)
                 if other.steps == steps:  # FGSM has a single one whatever it is given
                     no_leak_and_leak(name, other, "strength", [NO_CHANNEL])
-    if checks and (largest := _budgets(defenses)[-1:]):
-        for name, attack in check_attacks(*largest).items():
+    if checks:
+        for name, attack in check_attacks(_budgets(defenses)[-1]).items():
             photo = Photo(name, "leak", attack.eps, getattr(attack, "steps", None), "check")
             for generator in generators:
                 look = ((generator, NO_CHANNEL),)
@@ -148,8 +151,9 @@ def plan(
 
 
 def _budgets(defenses: Mapping[str, Any]) -> list[float]:
-    """Every L-infinity budget among the defenses; those of another kind say so by an attribute `budget`."""
-    return sorted({one.eps for one in defenses.values() if getattr(one, "eps", None) and not hasattr(one, "budget")})
+    """Every L-infinity budget among the defenses, or :data:`USUAL`; others say so by an attribute `budget`."""
+    same = {one.eps for one in defenses.values() if getattr(one, "eps", None) and not hasattr(one, "budget")}
+    return sorted(same or {USUAL})
 
 
 def check_attacks(eps: float) -> dict[str, Any]:

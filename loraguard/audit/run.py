@@ -222,6 +222,7 @@ class Run:
             "data": describe(dataset) | own,
             "data_sha256": data,
             "budget": budget_words(defenses),
+            "own_budgets": [name for name, one in defenses.items() if hasattr(one, "budget")],
             "defenses": {name: _identity(one) for name, one in defenses.items()},
             "fit_on": None if self.fit_on is None else describe(self.fit_on),
             "channels": {name: describe(one) for name, one in self.channels.items() if name != NO_CHANNEL},

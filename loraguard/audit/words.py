@@ -204,10 +204,15 @@ def _controls(knowledge: Iterable[str]) -> str:
 
 def _budget(result: AuditResult) -> str:
     """Budgets as changes of a colour value, and what photos look like after it."""
-    rows = [one for one in result.find(role="main", generator=UNTOUCHED, knowledge="no-leak", channel=NO_CHANNEL)]
-    budgets = sorted({one.photo.eps for one in rows if one.photo.eps is not None})
-    levels = f"Colour values change by up to {_listed(f'{eps * 127.5:.1f}' for eps in budgets)} of 255 levels" if (
-        budgets) else "Nobody has said how much colour values may change"  # fmt: skip
+    rows = result.find(role="main", generator=UNTOUCHED, knowledge="no-leak", channel=NO_CHANNEL)
+    other = result.settings["own_budgets"]
+    own = [one for one in rows if one.photo.defense in other]
+    budgets = sorted({eps for one in rows if (eps := one.photo.eps) is not None and one.photo.defense not in other})
+    said = [f"by up to {_listed(f'{eps * 127.5:.1f}' for eps in budgets)} of 255 levels"] if budgets else []
+    for one in own:
+        reached = one.values["photo_linf"].max().item() * 127.5
+        said.append(f"in photos of {one.photo.defense}, which has a budget of another kind, by up to {reached:.1f}")
+    levels = f"Colour values change {'; '.join(said)}" if said else "Nobody has said how much colour values may change"
     quality = [mean for one in rows if "photo_psnr" in one.values and (mean := one.estimates["photo_psnr"].mean)]
     if not quality:
         return f"{levels}."
@@ -216,7 +221,7 @@ def _budget(result: AuditResult) -> str:
 
 
 def _on_channels(result: AuditResult) -> list[str]:
-    """What is left of the best defense behind the channel that costs it most."""
+    """What is left of the best defense behind the channel that costs it most, and what knowing one brings."""
     channels = list(result.settings["channels"])
     if not channels:
         return []
@@ -228,10 +233,18 @@ def _on_channels(result: AuditResult) -> list[str]:
         defense, reached = _best(result, UNTOUCHED, "leak+channel", channel=worst)
         known = f", and {reached:.1%} ({defense}) if the defender crafts through it"
     costs = "" if len(channels) == 1 else f", of {len(channels)} channels the one that costs defenses most"
-    return [
+    found = [
         f"Behind {worst}{costs}, the best defense ({best}) spoils {share:.1%} of the untouched generator's edits"
         f"{known}."
     ]
+    name = hardest(result)
+    if name is not None and (rows := result.find(generator=name, knowledge="leak+channel", role="main")):
+        most = max(rows, key=_dsr)
+        found.append(
+            f"With {called(result, name)}, of all who have it and know the channel, {most.photo.defense} behind "
+            f"{most.channel} spoils most: {_dsr(most):.1%}."
+        )
+    return found
 
 
 def _sentence(result: AuditResult, name: str) -> str:

@@ -175,7 +175,7 @@ def publishable(findings: Findings) -> dict[str, bytes]:
         elif here.suffix == ".png":
             pushed[file] = here.read_bytes()
         else:
-            text, written = here.read_text(encoding="utf-8"), html.escape if here.suffix == ".html" else str
+            text, written = here.read_bytes().decode(), html.escape if here.suffix == ".html" else str
             for path in sorted(_paths(found), key=len, reverse=True):
                 text = text.replace(written(path), written(without_paths(path)))
             pushed[file] = text.encode()

@@ -88,6 +88,7 @@ def made(
             "n": n,
             "seeds": list(range(seeds)),
             "budget": "L-infinity 0.1 on [-1, 1], that is 12.75/255",
+            "own_budgets": [],
             "defenses": {d: {"eps": 0.1} for d in dict.fromkeys(s.photo.defense for s in main) if d not in CONTROLS},
             "channels": {one.channel: {} for one in main if one.channel != "none"},
             "patches": {} if patches is None else dict(patches),

@@ -96,6 +96,35 @@ def test_a_stronger_attack_counts_at_the_same_budget_alone() -> None:
     assert "steps-not-enough" in names
 
 
+def test_a_budget_of_another_kind_is_no_attacks_budget() -> None:
+    situations = [*rows("untouched", {"lab": (0.3,)}, n=40)]
+    situations += [situation("untouched", name, "leak", share, role="check", n=40) for name, share in SOUND.items()]
+    for own in ([], ["lab"]):
+        found = {check.name for check in examine(made(situations, own_budgets=own))}
+        assert ("stronger-attack-found" in found) == (not own)
+
+
+def test_a_curve_that_still_rises_says_that_steps_were_not_enough() -> None:
+    """Of the white box alone: crafted on the patch where there is one, and otherwise on the generator as it is."""
+
+    def rising(to: float, steps: int = 100) -> set[tuple[str, str]]:
+        situations = [*rows("untouched", {"pgd": (0.5,)}, n=40, steps=10)]
+        situations += rows("patch", {"pgd": (0.2, 0.5)}, n=40, steps=10)
+        for generator, knowledge in (("untouched", "no-leak"), ("patch", "no-leak"), ("patch", "leak")):
+            share = to if knowledge == "leak" or to < 0.5 else 0.5
+            situations.append(situation(generator, "pgd", knowledge, share, n=40, steps=steps, role="strength"))
+        result = made(situations, patches={"patch": None})
+        result.checks = examine(result)
+        flagged = {(row.generator, row.photo.knowledge) for row in result.find(role="main") if result.flags(row)}
+        assert flagged == ({("patch", "leak")} if flags(result) else set())
+        return flags(result)
+
+    assert rising(0.9) == {("steps-not-enough", "patch")}
+    assert rising(0.55) == set()  # within chance
+    assert rising(0.1) == set()
+    assert rising(0.9, steps=3) == set()  # fewer steps say nothing of more
+
+
 def test_transfer_beats_white_box() -> None:
     assert flags(audit(patched=(0.6, 0.2))) == {("transfer-beats-white-box", "patch")}
     assert flags(audit(patched=(0.2, 0.2))) == set()
@@ -107,6 +136,17 @@ def test_transfer_beats_white_box() -> None:
 def test_no_better_than_noise() -> None:
     assert flags(audit(untouched=0.5, noise=0.5)) == {("no-better-than-noise", "untouched")}
     assert flags(audit(untouched=0.5, noise=0.1)) == set()
+
+
+def test_noise_is_that_of_the_defenses_own_budget() -> None:
+    """More noise than the defense may make says nothing against it."""
+    situations = [
+        *rows("untouched", {"pgd": (0.5,)}, noise=0.1, n=40, eps=0.05),
+        situation("untouched", "noise", "noise", 0.6, n=40, eps=0.1),
+    ]
+    assert all(check.passed for check in examine(made(situations)))
+    (check,) = (one for one in examine(made(situations, own_budgets=["pgd"])) if one.name == "no-better-than-noise")
+    assert not check.passed  # no noise is of its budget, so that it has to beat the largest
 
 
 def test_clean_output_changed() -> None:
@@ -130,8 +170,8 @@ def test_evidence_has_both_figures_their_difference_and_n() -> None:
     (check,) = (one for one in audit(attacks=OF_ATTACKS["restarts-help"]).checks if one.name == "restarts-help"
                 and one.generator == "patch")  # fmt: skip
     assert re.fullmatch(
-        r"pgd-restarts: DSR 100\.0%, MSE 0\.2010; pgd-30: DSR 80\.0%, MSE 0\.1610\. Difference of the DSR \+20\.0 "
-        r"points \(\+\d+\.\d to \+\d+\.\d\), n = 40\.",
+        r"pgd-restarts: DSR 100\.0%, MSE 0\.2010; pgd-30: DSR 80\.0%, MSE 0\.1610\. Differences: DSR \+20\.0 "
+        r"\(\+\d+\.\d to \+\d+\.\d\) points, MSE \+0\.0400 \(\+0\.0\d+ to \+0\.0\d+\), n = 40\.",
         check.evidence,
     )
 

@@ -22,7 +22,7 @@ from loraguard import GatedLoraConfig
 from loraguard.audit import AuditResult, fingerprint, run_audit
 from loraguard.channels import JPEG, Through, published
 from loraguard.data import DemoFaces
-from loraguard.defenses import ClassTransferable, Disrupting, RandomNoise
+from loraguard.defenses import AntiForgery, ClassTransferable, Disrupting, RandomNoise
 from loraguard.generators import Condition, DemoEditor
 from loraguard.metrics import psnr
 
@@ -177,6 +177,14 @@ def test_photos_that_somebody_else_has_perturbed(audit: Audit, faces: DemoFaces)
     assert not result.find(defense="theirs", knowledge="leak+channel")
     with pytest.raises(ValueError, match="12 photos and 3 that 'theirs' has perturbed"):
         audit(defenses={"theirs": perturbed[:3]})
+
+
+def test_a_budget_of_another_kind_has_its_controls_too(audit: Audit) -> None:
+    """Noise and the checks' attacks, at the usual budget."""
+    result = audit(defenses=AntiForgery(0.1, steps=1), checks=1)
+    assert [row.photo.eps for row in result.find(knowledge="noise", generator="untouched")] == [0.05]
+    assert {row.photo.defense for row in result.find(role="check", eps=0.05)} >= {"apgd", "square"}
+    assert "stronger-attack-found" not in {check.name for check in result.checks}  # it is not the same budget
 
 
 def test_edits_that_are_given_have_not_to_be_fitted(audit: Audit) -> None:

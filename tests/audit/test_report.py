@@ -17,7 +17,7 @@ from PIL import Image
 from pyarrow import parquet
 from setups import Audit, made, rows, situation
 
-from loraguard.audit import AuditResult, pictures, report, table, verdict, write_report
+from loraguard.audit import AuditResult, curves, matrix, pictures, report, table, verdict, write_report
 from loraguard.audit import page as page_module
 from loraguard.audit.checks import examine
 from loraguard.audit.glossary import FLAG_HELP
@@ -247,6 +247,31 @@ def test_markdown_says_the_same(tmp_path: Path) -> None:
     assert len(lines) == 1 + len(body)
     assert "![The same photos in every situation, one a row](grid.png)" in text
     assert "- **transfer-beats-white-box**" in text
+
+
+def test_defenses_at_a_glance_and_along_curves() -> None:
+    """Each figure where it belongs, and nothing where nothing was measured."""
+    situations = [*rows("untouched", {"a": (0.9,), "b": (0.5,)}), *rows("patch", {"a": (0.1, 0.2), "b": (0.0, 0.1)})]
+    for generator, share in (("untouched", 1.0), ("patch", 0.3)):
+        situations.append(situation(generator, "a", "no-leak", share, eps=0.2, role="budget"))
+    situations.append(situation("patch", "a", "leak", 0.4, eps=0.2, role="budget"))
+    for generator in ("untouched", "patch"):
+        situations.append(situation(generator, "b", "no-leak", 0.7, channel="grey"))
+        situations.append(situation(generator, "b", "leak+channel", 0.8, channel="grey"))
+    situations.append(situation("patch", "b", "leak", 0.6, channel="grey"))
+    result = made(situations)
+    assert matrix(result)[1] == [
+        ["(photo as it is)", "0.0%", "0.0%"],
+        ["(random noise)", "0.0%", "0.0%"],
+        ["a", "90.0%", "10.0% / 20.0%"],
+        ["b", "50.0%", "0.0% / 10.0%"],
+    ]
+    assert matrix(result, channel="grey")[1] == [["b", "70.0% / - / 80.0%", "70.0% / 60.0% / 80.0%"]]
+    assert curves(result, "budget") == (
+        ["defense", "generator", "0.1", "0.2"],
+        [["a", "untouched", "90.0%", "100.0%"], ["a", "patch", "10.0% / 20.0%", "30.0% / 40.0%"]],
+    )
+    assert curves(result, "strength")[1] == []
 
 
 @pytest.fixture

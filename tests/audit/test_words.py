@@ -1,6 +1,7 @@
 """What an audit says, on figures that are known."""
 
 import pytest
+import torch
 from setups import made, rows, situation
 
 from loraguard.audit import AuditResult, table, verdict
@@ -118,6 +119,15 @@ def test_channels_have_a_sentence_of_their_own() -> None:
     )
 
 
+def test_who_knows_a_channel_may_do_more_against_a_patch_than_who_does_not() -> None:
+    situations = [*rows("untouched", {"pgd": (0.95,)}), *rows("standard", {"pgd": (0.0, 0.1)})]
+    situations += [situation("untouched", "pgd", "no-leak", 0.5, channel=name) for name in "ab"]
+    situations += [situation("standard", "pgd", "leak+channel", x, channel=n) for n, x in (("a", 0.5), ("b", 0.2))]
+    assert verdict(made(situations, patches={"standard": None}))[-1] == (
+        "With the patch 'standard', of all who have it and know the channel, pgd behind a spoils most: 50.0%."
+    )
+
+
 def test_noise_of_several_budgets_is_told_apart() -> None:
     situations = [*rows("untouched", {"pgd": (0.9,)}), situation("untouched", "noise", "noise", 0.1, eps=0.2)]
     result = made(situations)
@@ -142,6 +152,18 @@ def test_what_was_tried() -> None:
     assert found["Chance"].startswith("Everything random was drawn 3 times (seeds 0, 1 and 2)")
     assert found["Checks"] == ("2 further attacks on 4 photos tried to prove the figures wrong. 2 of 3 checks failed.")
     assert tried(audit({"pgd": (0.9,)}))["Checks"] == "No further attacks tried to prove the figures wrong."
+
+
+def test_how_far_a_budget_of_its_own_kind_goes_is_measured() -> None:
+    """A budget of 0.1 in Lab is not 12.8 levels of a colour value."""
+    shares: dict[str, tuple[float, ...]] = {"pgd": (0.95,), "lab": (0.9,)}
+    result = made(rows("untouched", shares), own_budgets=["lab"])
+    for one in result.find(defense="lab"):
+        one.values["photo_linf"] = torch.tensor([[0.1, 0.5]])
+    assert tried(result)["Budget"].startswith(
+        "Colour values change by up to 12.8 of 255 levels; in photos of lab, which has a budget of another kind, by up "
+        "to 63.8; photos keep"
+    )
 
 
 def test_a_budget_of_its_own_kind_is_not_called_l_infinity_on_images() -> None:
