@@ -21,9 +21,8 @@ FLOORS = [
     {"training"},
     {"audit"},
     {"audit_settings"},
-    {"demo", "train", "info", "auditing", "cli_hub"},
+    {"demo", "train", "info", "auditing", "stamping"},
     {"protecting"},
-    {"cli_audit"},
     {"cli"},
 ]
 

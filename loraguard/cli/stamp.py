@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .cli_hub import said_in_a_line
+from .hub import said_in_a_line
 
 if TYPE_CHECKING:
     from loraguard.stamp import Stamp

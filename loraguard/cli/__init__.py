@@ -9,9 +9,9 @@ from typing import Annotated
 
 import typer
 
-from loraguard import cli_audit, cli_hub, cli_stamp
-from loraguard.cli_audit import Device, print_audit
-from loraguard.cli_hub import print_patch, said_in_a_line
+from . import audit, hub, stamp
+from .audit import Device, print_audit
+from .hub import print_patch, said_in_a_line
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
@@ -173,9 +173,9 @@ def convert(
     typer.echo(f"{layers} adapted layers, rank {patch.config.r}. Patch: {output_dir.resolve()}")
 
 
-cli_audit.register(app)
-cli_hub.register(app)
-cli_stamp.register(app)
+audit.register(app)
+hub.register(app)
+stamp.register(app)
 
 
 def say_warning(message: Warning | str, *_: object, **__: object) -> None:
@@ -187,7 +187,3 @@ def main() -> None:
     """Entry point of the console script."""
     warnings.showwarning = say_warning
     app()
-
-
-if __name__ == "__main__":
-    main()

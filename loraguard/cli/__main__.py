@@ -1,0 +1,5 @@
+"""`python -m loraguard.cli` is `loraguard`."""
+
+from . import main
+
+main()
