@@ -21,8 +21,8 @@ FLOORS = [
     {"training"},
     {"audit"},
     {"audit_settings"},
-    {"demo", "train", "info", "auditing", "stamping"},
-    {"protecting"},
+    {"demo", "train", "info", "auditing"},
+    {"protecting", "stamping"},
     {"cli"},
 ]
 
