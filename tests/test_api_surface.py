@@ -12,7 +12,7 @@ LIST = Path(__file__).with_name("api_surface.txt")
 
 def public_names() -> list[str]:
     """What `__all__` of the package, its subpackages and its modules without one offers, with functions' arguments."""
-    modules = ["loraguard", "loraguard.stamp"]
+    modules = ["loraguard"]
     modules += [f"loraguard.{module.name}" for module in pkgutil.iter_modules(loraguard.__path__) if module.ispkg]
     lines = []
     for name in sorted(modules):
