@@ -45,7 +45,7 @@ def demo(
 ) -> None:
     """Protect drawn faces, train a standard and a defensive patch, audit all of it, and write a report.
 
-    Offline and without a GPU; three to four minutes on two cores.
+    Offline and without a GPU; two minutes on two cores.
     """
     from loraguard.demo import DemoSettings, run_demo
 
