@@ -94,7 +94,16 @@ def build(registry: Mapping[str, Any], spec: str) -> Any:
                 raise ValueError(f"{key}={value!r} must be {words(kinds[key])}.")
         return made(*given, **named)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{spec!r}: {error} ({name} takes {inspect.signature(made)}.)") from error
+        raise ValueError(f"{spec!r}: {error} ({name} takes {_settings(made)}.)") from error
+
+
+def _settings(made: Any) -> str:
+    """What a class or function takes, as it is written in a spec."""
+    parameters = inspect.signature(made).parameters.values()
+    return (
+        ", ".join(one.name if one.default is one.empty else f"{one.name}={one.default}" for one in parameters)
+        or "no settings"
+    )
 
 
 def _kinds(made: Any) -> dict[str, Any]:

@@ -369,7 +369,7 @@ def test_specs(spec: str, channel: Channel) -> None:
         ("jpeg:75+resise:0.5", ValueError, "Did you mean 'resize'"),
         ("", ValueError, "no '' among"),
         ("jpeg+", ValueError, r"no 'jpeg\+' among"),
-        ("grey:3", ValueError, r"'grey:3'.*\(grey takes \(\)"),
+        ("grey:3", ValueError, r"'grey:3'.*\(grey takes no settings"),
         ("jpeg:qualty=75", ValueError, "unexpected keyword argument 'qualty'"),
         ("jpeg:0", ValueError, "quality=0 must be a whole number from 1 to 100"),
         ("jpeg:101", ValueError, "quality=101"),

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from loraguard.defenses import DEFENSES
 from loraguard.generators import GENERATORS, DemoEditor, StarGAN, load_generator
-from loraguard.registry import Registry
+from loraguard.registry import Registry, build
 
 DOCS = Path(__file__).parents[1] / "docs" / "own-network.md"
 
@@ -135,3 +136,8 @@ def test_an_id_of_the_hub_may_have_a_dot(where: str, error: type, monkeypatch: p
     with pytest.raises(error):
         load_generator("stargan", where)
     assert asked == [where] * (error is OSError)
+
+
+def test_a_wrong_setting_is_told_which_there_are_as_they_are_written() -> None:
+    with pytest.raises(ValueError, match=r"\(disrupting takes eps=0\.05, steps=10, .*, method=pgd, restarts=1"):
+        build(DEFENSES, "disrupting:5")

@@ -40,7 +40,7 @@ def find_font(font: str | None, text: str) -> str:
                 return path
         raise ValueError(
             f"No installed font has the characters {missing_characters(default, text)!r} of the stamp {text!r}: "
-            "install one (for example Noto Sans) or pass font='path/to/font.ttf'."
+            "install one (Noto has them for every script) or pass font='path/to/font.ttf' (--font)."
         )
     if Path(font).suffix.lower() in (".ttf", ".otf", ".ttc"):
         if not Path(font).is_file():
