@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from click.testing import Result
+from command_line import refused, run
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -25,22 +25,6 @@ from loraguard.cli import app
 
 QUICK = ["--defense", "disrupting:0.1,steps=2", "--batch-size", "2"]
 SCRIPT = Path(__file__).with_name("tiny.py")
-
-
-def run(*arguments: object) -> Result:
-    """Without the bars."""
-    result = CliRunner().invoke(app, [str(one) for one in arguments])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result
-
-
-def refused(*arguments: object) -> str:
-    """The one line that is said, with exit code 2."""
-    result = run(*arguments)
-    assert result.exit_code == 2, result.output
-    assert result.stderr.startswith("Error: ")
-    assert result.stderr.count("\n") == 1, result.stderr
-    return result.stderr
 
 
 @pytest.fixture

@@ -8,13 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import Result
+from command_line import refused, run
 from peft import get_peft_model
 from PIL import Image
-from typer.testing import CliRunner
 
 from loraguard import GatedLoraConfig, PatchTrainer, PatchTrainingArguments, Stamp
-from loraguard.cli import app
 from loraguard.data import DemoFaces
 from loraguard.defenses import Disrupting
 from loraguard.generators import DemoEditor
@@ -22,20 +20,6 @@ from loraguard.stamping import read_tensor, write_png
 
 LOOK = ["--place", "bottom-left", "--size", "0.4", "--background", "#b00020", "--outline", "none"]
 PLATE = Stamp("AI", place="bottom-left", size=0.4, background="#b00020", outline=None)
-
-
-def run(*arguments: object) -> Result:
-    result = CliRunner().invoke(app, ["stamp", *map(str, arguments)])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result
-
-
-def refused(*arguments: object) -> str:
-    result = run(*arguments)
-    assert result.exit_code == 2, result.output
-    assert result.stderr.startswith("Error: ")
-    assert result.stderr.count("\n") == 1, result.stderr
-    return result.stderr
 
 
 @pytest.fixture
@@ -53,7 +37,7 @@ def folder(tmp_path: Path) -> Path:
 def test_preview_is_what_the_stamp_composes(tmp_path: Path) -> None:
     face = tmp_path / "face.png"
     write_png(DemoFaces(1, size=96)[0]["image"], face)
-    result = run("preview", tmp_path / "new/out.png", "--image", face, "--text", "AI", *LOOK)
+    result = run("stamp", "preview", tmp_path / "new/out.png", "--image", face, "--text", "AI", *LOOK)
     assert result.exit_code == 0, result.output
     expected = PLATE.compose(read_tensor(face)[None])[0]
     assert (read_tensor(tmp_path / "new/out.png") - expected).abs().max() <= 1.01 / 127.5
@@ -62,17 +46,18 @@ def test_preview_is_what_the_stamp_composes(tmp_path: Path) -> None:
 def test_preview_of_a_logo_and_of_lines(tmp_path: Path) -> None:
     Image.new("RGBA", (8, 8), "#00ff00").save(tmp_path / "logo.png")
     out = tmp_path / "out.png"
-    assert run("preview", out, "--logo", tmp_path / "logo.png", "--size", "0.1", "--place", "top-left").exit_code == 0
+    done = run("stamp", "preview", out, "--logo", tmp_path / "logo.png", "--size", "0.1", "--place", "top-left")
+    assert done.exit_code == 0
     assert (np.asarray(Image.open(out))[10:20, 10:20] == (0, 255, 0)).all()
-    run("preview", out, "--text", "AI\\nAI", "--size", "0.3")
+    run("stamp", "preview", out, "--text", "AI\\nAI", "--size", "0.3")
     two_lines = Image.open(out).copy()
-    run("preview", out, "--text", "AI", "--size", "0.3")
+    run("stamp", "preview", out, "--text", "AI", "--size", "0.3")
     assert two_lines.tobytes() != Image.open(out).tobytes()
 
 
 def test_check_says_which_stamp_and_leaves_as_grep_does(folder: Path) -> None:
     both = ["--text", "AI", "--text", "ИИ", *LOOK]
-    result = run("check", folder, "--json", *both)
+    result = run("stamp", "check", folder, "--json", *both)
     found = json.loads(result.stdout)
     assert [(Path(one["file"]).name, one["stamp"]) for one in found["images"]] == [
         ("a.png", "AI"), ("b.png", "ИИ"), ("c.png", None),
@@ -81,7 +66,7 @@ def test_check_says_which_stamp_and_leaves_as_grep_does(folder: Path) -> None:
     assert found["checked_on"] == 200
     assert found["false_positive_bound"] < 0.05
     assert result.exit_code == 1
-    result = run("check", folder / "a.png", folder / "b.png", *both)
+    result = run("stamp", "check", folder / "a.png", folder / "b.png", *both)
     assert result.exit_code == 0
     assert "False positives: 0 of 200 drawn faces" in result.stdout
 
@@ -89,7 +74,7 @@ def test_check_says_which_stamp_and_leaves_as_grep_does(folder: Path) -> None:
 def test_check_with_images_of_ones_own(folder: Path, tmp_path: Path) -> None:
     for i, face in enumerate(DemoFaces(24, size=48, split="own").__getitems__(list(range(24)))):
         write_png(face["image"][:, :, i % 3 :], tmp_path / f"own/{i}.png")
-    result = run("check", folder / "a.png", "--text", "AI", *LOOK, "--unstamped", tmp_path / "own")
+    result = run("stamp", "check", folder / "a.png", "--text", "AI", *LOOK, "--unstamped", tmp_path / "own")
     assert result.exit_code == 0, result.output
     assert f"of 12 images of {tmp_path / 'own'}" in result.stdout
 
@@ -99,19 +84,19 @@ def test_the_stamp_of_a_patch(folder: Path, tmp_path: Path) -> None:
         tmp_path / "patch", stamp=PLATE, adversary=Disrupting(steps=1), max_train_steps=1, cpu=True, disable_tqdm=True
     )
     PatchTrainer(get_peft_model(DemoEditor(conv_dim=4), GatedLoraConfig(r=2)), DemoFaces(8), arguments).train()
-    result = run("check", folder / "a.png", "--patch", tmp_path / "patch", "--json")
+    result = run("stamp", "check", folder / "a.png", "--patch", tmp_path / "patch", "--json")
     assert json.loads(result.stdout)["images"][0]["stamp"] == "patch"
-    assert run("preview", tmp_path / "out.png", "--patch", tmp_path / "patch").exit_code == 0
+    assert run("stamp", "preview", tmp_path / "out.png", "--patch", tmp_path / "patch").exit_code == 0
 
 
 def test_what_is_refused(folder: Path, tmp_path: Path) -> None:
-    assert "Say which stamp" in refused("preview")
-    assert "must end in .png" in refused("preview", "a.jpg", "--text", "AI")
-    assert "one stamp, and 2 are given: AI, ИИ" in refused("preview", "--text", "AI", "--text", "ИИ")
-    assert "different names" in refused("check", folder, "--text", "AI", "--text", "AI")
-    assert "There is no image" in refused("check", folder / "d.png", "--text", "AI")
-    assert "notes.txt" in refused("check", folder / "notes.txt", "--text", "AI")
-    assert "No installed font" in refused("preview", "--text", "\U000f0000")
-    assert "'octarine'" in refused("preview", "--text", "AI", "--colour", "octarine")
+    assert "Say which stamp" in refused("stamp", "preview")
+    assert "must end in .png" in refused("stamp", "preview", "a.jpg", "--text", "AI")
+    assert "one stamp, and 2 are given: AI, ИИ" in refused("stamp", "preview", "--text", "AI", "--text", "ИИ")
+    assert "different names" in refused("stamp", "check", folder, "--text", "AI", "--text", "AI")
+    assert "There is no image" in refused("stamp", "check", folder / "d.png", "--text", "AI")
+    assert "notes.txt" in refused("stamp", "check", folder / "notes.txt", "--text", "AI")
+    assert "No installed font" in refused("stamp", "preview", "--text", "\U000f0000")
+    assert "'octarine'" in refused("stamp", "preview", "--text", "AI", "--colour", "octarine")
     get_peft_model(DemoEditor(conv_dim=4), GatedLoraConfig(r=2)).save_pretrained(str(tmp_path / "standard"))
-    assert "records no stamp" in refused("check", folder, "--patch", tmp_path / "standard")
+    assert "records no stamp" in refused("stamp", "check", folder, "--patch", tmp_path / "standard")

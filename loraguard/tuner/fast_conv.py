@@ -73,19 +73,27 @@ def faster(host: Any) -> bool:
     - kernels of 3x3 with at least 128 channels on either side, and
     - kernels of at least 5 rows with at most 8 channels on one side and at least four times as many on the other.
     """
-    if not isinstance(host, nn.Conv2d) or host.weight.device.type != "cpu":
+    if not is_plain(host) or host.weight.device.type != "cpu":
         return False
     if host.weight.dtype not in (torch.float32, torch.float64):
-        return False
-    if (*host.stride, *host.dilation, host.groups) != (1, 1, 1, 1, 1):
         return False
     if host.padding_mode == "zeros" and (
         isinstance(host.padding, str) or any(p >= k for p, k in zip(host.padding, host.kernel_size, strict=True))
     ):
         return False
-    few, many = sorted(host.weight.shape[:2])
     if host.kernel_size == (3, 3):
-        return few >= _MANY
+        return min(host.weight.shape[:2]) >= _MANY
+    return is_of_images(host)
+
+
+def is_plain(host: Any) -> bool:
+    """Whether a layer is a convolution in two dimensions of stride 1 without dilation and groups."""
+    return isinstance(host, nn.Conv2d) and (*host.stride, *host.dilation, host.groups) == (1, 1, 1, 1, 1)
+
+
+def is_of_images(host: Any) -> bool:
+    """Whether a plain convolution has 5 rows or more, and 8 channels or fewer on a side beside 4 times as many."""
+    few, many = sorted(host.weight.shape[:2])
     return host.kernel_size[0] >= _TALL and few <= _FEW and many >= 4 * few
 
 

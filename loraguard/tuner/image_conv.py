@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-_FEW, _TALL = 8, 5  # channels; rows of a kernel
+from .fast_conv import is_of_images, is_plain
 
 
 def pays(host: Any, x: Tensor) -> bool:
@@ -17,12 +17,9 @@ def pays(host: Any, x: Tensor) -> bool:
     That is on CUDA, for convolutions of stride 1 without dilation, groups and padding modes, of at least 5 rows, with
     at most 8 channels on one side and at least four times as many on the other.
     """
-    if x.device.type != "cuda" or x.dim() != 4 or not isinstance(host, nn.Conv2d):
+    if x.device.type != "cuda" or x.dim() != 4 or not is_plain(host):
         return False
-    if (*host.stride, *host.dilation, host.groups) != (1, 1, 1, 1, 1) or host.padding_mode != "zeros":
-        return False
-    few, many = sorted((host.in_channels, host.out_channels))
-    return host.kernel_size[0] >= _TALL and few <= _FEW and many >= 4 * few and not isinstance(host.padding, str)
+    return host.padding_mode == "zeros" and not isinstance(host.padding, str) and is_of_images(host)
 
 
 def by_rows(x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, int]) -> Tensor:
