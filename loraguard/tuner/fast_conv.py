@@ -138,8 +138,11 @@ def keeping_no_input(x: Tensor) -> AbstractContextManager[Any]:
     if not (only_autograd_looks_at(x) and torch.is_grad_enabled() and x.requires_grad):
         return nullcontext()
 
+    # Not x itself, which would live as long as the hook.
+    data, shape = x.data_ptr(), x.shape
+
     def pack(kept: Tensor) -> Any:
-        same = kept.data_ptr() == x.data_ptr() and kept.shape == x.shape
+        same = kept.data_ptr() == data and kept.shape == shape
         return (kept.shape, kept.stride(), kept.dtype) if same else kept
 
     def unpack(kept: Any) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import pytest
@@ -131,6 +132,18 @@ def test_a_layer_keeps_its_inputs_shape_alone(host: nn.Module, memory_format: to
     assert torch.equal(torch.autograd.grad(y.square().sum(), leaf)[0], expected)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         own.square().sum().backward()
+
+
+def test_a_layers_input_goes_with_its_last_user() -> None:
+    leaf = torch.randn(1, 2, 8, 8, requires_grad=True)
+    x = leaf * 2
+    gone = weakref.ref(x)
+    with fast_conv.keeping_no_input(x):
+        y = nn.Conv2d(2, 4, 4, 2).requires_grad_(False)(x)
+    del x
+    assert gone() is None
+    y.sum().backward()
+    assert leaf.grad is not None
 
 
 @pytest.mark.parametrize(
