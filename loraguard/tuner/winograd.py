@@ -111,7 +111,7 @@ def _multiply(values: Tensor, weight: Tensor) -> Tensor:
     if values.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
         return torch.bmm(values.transpose(0, 1), weight.transpose(1, 2)).transpose(0, 1)
     # oneDNN has vector instructions for processors where MKL, and so bmm, goes without. To it, a tile is a pixel and a
-    # point a group. The stride does nothing along an axis of length 1, but is what has torch call oneDNN for 1x1 kernels.
+    # point a group. The stride does nothing along an axis of length 1, but has torch call oneDNN for 1x1 kernels.
     x = values.view(1, 1, tiles, -1).permute(0, 3, 1, 2)
     y = F.conv2d(x, weight.reshape(-1, channels, 1, 1), stride=(2, 1), groups=points)
     return y.permute(0, 2, 3, 1).reshape(tiles, points, -1)
