@@ -112,7 +112,7 @@ CHECKS = {
     "bf16": lambda folder: check_precision(folder, mixed_precision="bf16"),
     "fp16": lambda folder: check_precision(folder, mixed_precision="fp16"),
     "compile": lambda folder: check_precision(folder, mixed_precision="bf16", torch_compile=True),
-    "stamp": lambda folder: check_precision(folder, mixed_precision="bf16", stamp=Stamp("AI"), recipe="paper"),
+    "stamp": lambda folder: check_precision(folder, mixed_precision="bf16", stamp=Stamp("AI"), max_train_steps=200),
     "resume": lambda folder: check_resumption(folder, mixed_precision="no"),
     "resume-fp16": lambda folder: check_resumption(folder, mixed_precision="fp16"),
     "audit": check_audit,

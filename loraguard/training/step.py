@@ -82,7 +82,7 @@ def patch_step(
         0.0
     """
     network = network or model
-    with folded(model):
+    with model.disable_adapter(), folded(model):
         target = target_of(model, images, condition, stamp)
     if hasattr(loss, "prepare"):
         target = loss.prepare(target, keys)

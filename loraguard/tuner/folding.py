@@ -69,6 +69,9 @@ def folded(model: nn.Module, *, learning: bool = False) -> Iterator[nn.Module]:
         for layer in layers:
             setattr(layer, name, (*getattr(layer, name), thread))
     try:
+        if not learning:
+            for layer in layers:
+                layer.fold_ahead()
         yield model
     finally:
         with _LOCK:
@@ -129,12 +132,15 @@ class FoldingLayer(nn.Module):
     Attributes:
         folds_in_eval_mode: Whether it does so outside `folded`; set it to False, on the class or a layer, to save the
             memory of a second W.
-        fast_inside_folded: Whether convolutions inside `folded` may use the algorithms of `fast_conv`; set it to False,
-            on the class or a layer, to have torch's own.
+        fast_inside_folded: Whether convolutions inside `folded` may use the algorithms of `fast_conv` and `image_conv`;
+            set it to False, on the class or a layer, to have torch's own.
+        is_compiled: Whether the layer is part of compiled code, which cannot keep W + dW by itself: `folded` makes it
+            beforehand.
     """
 
     folds_in_eval_mode = True
     fast_inside_folded = True
+    is_compiled = False
 
     # Defined by the layer.
     host: Any
@@ -148,6 +154,10 @@ class FoldingLayer(nn.Module):
 
     def run_host(self, x: Tensor, weight: Tensor, bias: Tensor | None, *args: Any, **kwargs: Any) -> Tensor:
         """The host's forward, with another weight and bias."""
+        raise NotImplementedError
+
+    def _adapters(self) -> list[str]:
+        """The adapters that the layer runs with."""
         raise NotImplementedError
 
     def is_mergeable(self, adapter: str) -> bool:
@@ -168,13 +178,14 @@ class FoldingLayer(nn.Module):
     def _update(self, adapter: str, x: Tensor, *args: Any, frozen: bool = False, **kwargs: Any) -> Tensor:
         raise NotImplementedError
 
-    def _inside_folded(self) -> bool:
+    def _inside_folded(self, *, learning: bool = False) -> bool:
+        threads = self._learning if learning else self._folding
         # Compiled code serves all threads.
-        return bool(self._folding) and (torch.compiler.is_compiling() or threading.get_ident() in self._folding)
+        return bool(threads) and (torch.compiler.is_compiling() or threading.get_ident() in threads)
 
     def _may_fold(self, adapters: list[str]) -> bool:
         weight = self.host.weight
-        if self.training or not self.folds_in_eval_mode or self._host_is_hooked():
+        if self.training or not self.folds_in_eval_mode or is_hooked(self.host):
             return False
         if weight.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled(weight.device.type):
             return False
@@ -184,18 +195,8 @@ class FoldingLayer(nn.Module):
             return False
         return all(type(p) is nn.Parameter for p in involved) and any(map(self.is_mergeable, adapters))
 
-    def _host_is_hooked(self) -> bool:
-        host = self.host
-        return bool(
-            host._forward_hooks
-            or host._forward_pre_hooks
-            or host._backward_hooks
-            or host._backward_pre_hooks
-            or "forward" in vars(host)  # accelerate's hooks
-        )
-
     def _folded_forward(self, x: Tensor, adapters: list[str], *args: Any, **kwargs: Any) -> Tensor:
-        if self._host_is_hooked():
+        if is_hooked(self.host):
             result, branches = frozen(self.host)(x, *args, **kwargs), adapters
         else:
             bias = None if self.host.bias is None else self.host.bias.detach()
@@ -215,13 +216,22 @@ class FoldingLayer(nn.Module):
             result = result + self._update(adapter, x, *args, frozen=True, **kwargs)
         return result.to(dtype)
 
+    def _run_branch(self, layer: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The host or A as it is; while it learns on a GPU, row by row where that pays."""
+        rows = self._inside_folded(learning=True) and self.fast_inside_folded and not (args or kwargs)
+        if rows and image_conv.pays(layer, x) and not is_hooked(layer):
+            host: Any = layer
+            return image_conv.by_rows(x, host.weight, host.bias, host.padding)
+        result: Tensor = layer(x, *args, **kwargs)
+        return result
+
     def _can_be_faster(self, x: Tensor) -> bool:
         return self.fast_inside_folded and can_run(x, self.host.weight) and faster(self.host)
 
     def _learning_forward(self, x: Tensor, adapters: list[str]) -> Tensor | None:
         """With W + dW and gradients for the adapters, where a faster algorithm makes that pay; otherwise None."""
         host, weight = self.host, self.host.weight
-        if torch.compiler.is_compiling() or threading.get_ident() not in self._learning or not torch.is_grad_enabled():
+        if torch.compiler.is_compiling() or not self._inside_folded(learning=True) or not torch.is_grad_enabled():
             return None
         learnt = [p for adapter in adapters for p in self._parameters_of(adapter) if p.requires_grad]
         if (
@@ -229,7 +239,7 @@ class FoldingLayer(nn.Module):
             or getattr(host, "padding_mode", "") != "zeros"
             or any(p is not None and p.requires_grad for p in (weight, host.bias))
             or any(p.dtype != weight.dtype for p in learnt)
-            or self._host_is_hooked()
+            or is_hooked(self.host)
             or not all(self.is_mergeable(adapter) and self._is_plain(adapter) for adapter in adapters)
         ):
             return None
@@ -242,14 +252,16 @@ class FoldingLayer(nn.Module):
     def _folded_weight(self, adapters: list[str]) -> Tensor:
         """W + dW."""
         weight = self.host.weight.detach()
-        compiling = torch.compiler.is_compiling() or torch.jit.is_tracing()
         if not adapters:
             return weight
-        if compiling or not (self._folding or weight.device.type == "cpu"):
-            return self._fold(weight, adapters)
         scales = [self.scaling[adapter] for adapter in adapters]
         # prepare_model_for_compiled_hotswap makes tensors of scales.
         key = (*adapters, *(None if isinstance(scale, Tensor) else scale for scale in scales))
+        if self.is_compiled and torch.compiler.is_compiling() and key in self._folds:
+            return self._folds[key].weight
+        compiling = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if compiling or not (self._folding or weight.device.type == "cpu"):
+            return self._fold(weight, adapters)
         sources = [self.host.weight, *(scale for scale in scales if isinstance(scale, Tensor))]
         sources += [p for adapter in adapters for p in self._parameters_of(adapter)]
         fold = self._folds.get(key)
@@ -261,6 +273,11 @@ class FoldingLayer(nn.Module):
             # Another dict rather than a change of this one: other threads may be reading it.
             self._folds = {**self._folds, key: fold} if self._folding else {key: fold}
         return fold.weight
+
+    def fold_ahead(self) -> None:
+        """Make the W + dW of active adapters for compiled code to find."""
+        if self.is_compiled:
+            self._folded_weight([adapter for adapter in self._adapters() if self.is_mergeable(adapter)])
 
     def _fold(self, weight: Tensor, adapters: list[str]) -> Tensor:
         with torch.no_grad():
@@ -281,6 +298,17 @@ class FoldingLayer(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what was kept when the layer is copied or pickled."""
         return {**self.__dict__, "_folds": {}, "_folding": (), "_learning": ()}
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether a module expects to be called, and not only its weights to be used."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in vars(module)  # accelerate's hooks
+    )
 
 
 def frozen(module: nn.Module) -> Any:

@@ -52,8 +52,10 @@ def by_rows(x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, 
         x = torch.cat([x[:, :, row : row + height] for row in range(tall)], dim=1).contiguous(memory_format=layout)
         kernel = weight.transpose(1, 2).flatten(1, 2).unsqueeze(2).contiguous(memory_format=layout)
         return F.conv2d(x, kernel, bias, padding=(0, columns))
-    kernel = weight.permute(2, 0, 1, 3).flatten(0, 1).unsqueeze(2).contiguous(memory_format=layout)
-    parts = F.conv2d(x, kernel, padding=padding).chunk(tall, dim=1)
+    kernel = weight.permute(2, 0, 1, 3).flatten(0, 1).unsqueeze(2)
+    # cuDNN wants multiples of 8 channels in half precision, or copies the output to have them.
+    kernel = F.pad(kernel, (0, 0, 0, 0, 0, 0, 0, -len(kernel) % 8)).contiguous(memory_format=layout)
+    parts = F.conv2d(x, kernel, padding=padding).split(len(weight), dim=1)
     result = parts[0][:, :, :height]
     for row in range(1, tall):
         result = result + parts[row][:, :, row : row + height]

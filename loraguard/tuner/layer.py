@@ -232,17 +232,22 @@ class GatedLoraLayer(FoldingLayer, LoraLayer):
         if adapter_names is not None:
             self._check_batched(x)
             return self._mixed_batch_forward(x, *args, adapter_names=adapter_names, **kwargs)
-        adapters = [adapter for adapter in self.active_adapters if adapter in self.lora_A and not self.merged]
+        adapters = self._adapters()
         if adapters and (self._inside_folded() or self._may_fold(adapters)):
             return self._folded_forward(x, adapters, *args, **kwargs)
         if adapters and self._learning and not (args or kwargs):
             learnt = self._learning_forward(x, adapters)
             if learnt is not None:
                 return learnt
-        base = result = self.base_layer(x, *args, **kwargs)
+        base = result = self._run_branch(self.base_layer, x, *args, **kwargs)
         for adapter in adapters:
             result = result + self._update(adapter, x, *args, **kwargs)
         return result.to(base.dtype)
+
+    def _adapters(self) -> list[str]:
+        if self.disable_adapters or self.merged:
+            return []
+        return [adapter for adapter in self.active_adapters if adapter in self.lora_A]
 
     def _update(self, adapter: str, x: Tensor, *args: Any, frozen: bool = False, **kwargs: Any) -> Tensor:
         modules = (*self._factors(adapter), self._gate(adapter))
@@ -250,7 +255,7 @@ class GatedLoraLayer(FoldingLayer, LoraLayer):
         x = self._cast_input_dtype(x, factor_a.weight.dtype)
         if not frozen:
             x = self.drop(adapter, x)
-        return gate(factor_a(x, *args, **kwargs), factor_b, self.scaling[adapter])
+        return gate(self._run_branch(factor_a, x, *args, **kwargs), factor_b, self.scaling[adapter])
 
     def _check_batched(self, x: Tensor) -> None:
         if x.dim() < self.dims + 2:

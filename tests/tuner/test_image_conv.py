@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from loraguard import GatedLoraConfig
 from loraguard.tuner import folded, image_conv
+from loraguard.tuner.fast_conv import is_of_images, is_plain
 from loraguard.tuner.image_conv import by_rows, pays
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
@@ -89,4 +90,22 @@ def test_inside_folded_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not calls
         with folded(model):
             assert model(photos).shape == (2, 3, 14, 14)
-    assert calls == [(16, 3, 7, 7), (3, 16, 7, 7)]
+        inside = calls.copy()
+        calls.clear()
+        with folded(model, learning=True):
+            assert model(photos).shape == (2, 3, 14, 14)
+    assert inside == [(16, 3, 7, 7), (3, 16, 7, 7)]
+    assert calls == [(16, 3, 7, 7), (3, 16, 7, 7), (2, 16, 7, 7)]  # A has two channels, which is few beside 16
+
+
+def test_learning_row_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 16, 7, padding=3), nn.Conv2d(16, 3, 7, padding=3))
+    model = get_peft_model(net, GatedLoraConfig(r=2, init_lora_weights="paper")).double()
+    photos = torch.randn(1, 3, 12, 12, dtype=torch.float64, requires_grad=True)
+    learnt = [photos, *(p for p in model.parameters() if p.requires_grad)]
+    expected = torch.autograd.grad(model(photos).square().sum(), learnt)
+    monkeypatch.setattr(image_conv, "pays", lambda host, x: is_plain(host) and is_of_images(host))
+    with folded(model, learning=True):
+        found = torch.autograd.grad(model(photos).square().sum(), learnt)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
