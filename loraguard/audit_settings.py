@@ -142,9 +142,11 @@ class AuditSettings:
             FileNotFoundError: if there is none.
             ValueError: if it is no YAML, for a key that does not exist, or a value that cannot be.
         """
+        if not file.is_file():
+            raise FileNotFoundError(f"There is no file {file} with settings of an audit.")
         try:
             found = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ValueError(f"{file} is no YAML: {' '.join(str(error).split())}") from None
         return cls().updated({} if found is None else found, str(file))
 

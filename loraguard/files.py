@@ -30,9 +30,8 @@ def writable_folder(path: str | Path) -> Path:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".loraguard-"):
             pass
     except OSError as error:
-        raise type(error)(
-            error.errno, f"Cannot write to the output folder ({error.strerror}); choose another one", str(folder)
-        ) from None
+        why = "it is a file" if folder.is_file() else error.strerror
+        raise type(error)(f"Cannot write to the output folder {folder} ({why}); choose another one.") from None
     return folder
 
 

@@ -58,6 +58,7 @@ def load_published(
         state = load_file(file) if safe else torch.load(file, map_location="cpu", weights_only=True)
         network.load_state_dict(state, assign=True)
     except (RuntimeError, TypeError, KeyError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ValueError(f"{file} holds no whole state dict of {name}, or objects beside tensors: {reason}") from error
+        unsafe = isinstance(error, pickle.UnpicklingError)  # torch's words for it advise to read it all the same
+        reason = "" if unsafe else f": {str(error).strip().partition(chr(10))[0]}"
+        raise ValueError(f"{file} holds no whole state dict of {name}, or objects beside tensors{reason}") from error
     return file

@@ -76,8 +76,16 @@ def said_in_a_line() -> Iterator[None]:
         typer.secho(str(interrupt) or "Interrupted.", err=True)
         raise typer.Exit(130) from None
     except (OSError, ValueError, TypeError, ImportError, FloatingPointError) as error:
-        typer.secho(f"Error: {error}", fg="red", err=True)
+        typer.secho(f"Error: {_in_a_line(error)}", fg="red", err=True)
         raise typer.Exit(2) from None
+
+
+def _in_a_line(error: Exception) -> str:
+    """What an error says; the operating system's without its number."""
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        text = f"{error.filename}: {error.strerror}."
+    return " ".join(text.split())
 
 
 def register(app: typer.Typer) -> None:

@@ -126,11 +126,15 @@ class ImageFolder(PhotoDataset):
         if table is not None:
             found += [(name, f"in {table.path.name} but not in the folder") for name in table.names if name not in seen]
         if not usable:
-            what = f"Left out: {listed(found)}" if found else f"None of its {len(self)} files is an image."
+            what = f"Left out: {listed(found)}" if found else _no_image(len(self))
             raise FileNotFoundError(f"There is no photo in {self.root} that can be used. {what}")
         self.skipped = found
         self.warn_of(found, len(usable) + len(found))
         self.keep(usable)
+
+
+def _no_image(files: int) -> str:
+    return f"None of its {files} files is an image." if files else "It is empty."
 
 
 def _files(root: Path) -> list[str]:

@@ -44,11 +44,10 @@ def read_checkpoint(path: str | Path, nested: Iterable[str] = ()) -> dict[str, T
         state: Any = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
         raise ValueError(f"{path} is no whole safetensors file: {error}") from error
-    except Exception as error:  # what torch.load raises on broken files is not laid down
-        reason = str(error).strip().partition("\n")[0]
+    except Exception as error:  # what torch.load raises is not laid down, and its words advise to read it unsafely
         raise ValueError(
-            f"{path} cannot be read as tensors alone ({reason}). It is damaged, no checkpoint of torch.save, or holds "
-            "objects that would run code; loraguard does not run any. Save its state_dict anew."
+            f"{path} cannot be read as tensors alone. It is damaged, no checkpoint of torch.save, or holds objects "
+            "that would run code; loraguard does not run any. Save its state_dict anew."
         ) from error
     for key in nested:
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):

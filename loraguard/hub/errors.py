@@ -47,7 +47,8 @@ def explained(repo_id: str, doing: str, after: str = "") -> Iterator[None]:
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise FileNotFoundError(
             f"{repo_id} is not whole in the local cache {constants.HF_HUB_CACHE}, and the Hub cannot be asked now "
-            f"({doing}). The client says: {error}"
+            f"({doing}). Check the connection; should a folder be meant, there is none of that name. The client says: "
+            f"{error}"
         ) from error
     except HfHubHTTPError as error:
         status = error.response.status_code

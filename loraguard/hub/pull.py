@@ -121,10 +121,16 @@ def fetch(repo_id: str, files: Sequence[str], *, revision: str | None = None, to
         FileNotFoundError, PermissionError, ConnectionError: as :func:`load_patch`.
         ValueError: if a file is not what the Hub says that it is; it is removed from the cache.
     """
+    if Path(repo_id).expanduser().is_file():
+        raise FileNotFoundError(f"{repo_id} is a file; a patch is a folder, or OWNER/NAME on the Hub.")
     try:
         validate_repo_id(repo_id)
+        if "/" not in repo_id:
+            raise HFValidationError("It has no owner.")
     except HFValidationError as error:
-        raise FileNotFoundError(f"There is no patch {repo_id}: no such folder, and no id of the Hub. {error}") from None
+        raise FileNotFoundError(
+            f"There is no patch {repo_id}: no such folder, and no id OWNER/NAME of the Hub. {error}"
+        ) from None
     doing = f"pulling revision {revision!r}" if revision else "pulling"
     with explained(repo_id, doing, " Nothing was loaded."):
         folder = Path(

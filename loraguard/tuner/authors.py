@@ -52,6 +52,7 @@ def convert_checkpoint(path: str | Path, alpha: float = 2.0) -> AuthorsPatch:
         alpha: The lora_alpha it was trained with; the paper's is 2.
 
     Raises:
+        FileNotFoundError: If there is no such file.
         ValueError: If the file is not whole, holds anything but tensors, has no adapted layer, or has one whose parts
             are missing or do not fit together.
 
@@ -95,12 +96,15 @@ def convert_checkpoint(path: str | Path, alpha: float = 2.0) -> AuthorsPatch:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no checkpoint file {path}.")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # what torch.load raises on broken files is not laid down
-        raise ValueError(f"{path} is no whole file of tensors: {error}") from error
+    except Exception as error:  # what torch.load raises is not laid down, and its words advise to read it unsafely
+        raise ValueError(
+            f"{path} is no whole file of tensors: it is damaged, was not written by torch.save, or holds objects that "
+            "would run code; loraguard does not run any."
+        ) from error
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path} holds a {type(state).__name__}; expected a state dict, names with tensors.")
     return {str(name): value for name, value in state.items()}

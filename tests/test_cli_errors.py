@@ -1,0 +1,75 @@
+"""What the command line says of things that are not there, or are something else: a line, with no traceback in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from command_line import refused
+from peft import get_peft_model
+
+from loraguard import GatedLoraConfig
+from loraguard.generators import DemoEditor
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    file = tmp_path / "notes.txt"
+    file.write_bytes(b"\xff\xfe notes")
+    return file
+
+
+@pytest.mark.parametrize("name", ["nope.ckpt", "folder"])
+def test_a_checkpoint_that_is_no_file(name: str, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    said = refused("convert", tmp_path / name, tmp_path / "out")
+    assert said == f"Error: There is no checkpoint file {tmp_path / name}.\n"
+
+
+def test_nobody_is_told_to_read_a_checkpoint_unsafely(text: Path, tmp_path: Path) -> None:
+    """As torch's own words do."""
+    for file in (text, tmp_path / "model.pt"):
+        if file != text:
+            torch.save(torch.nn.Linear(1, 1), file)
+        converted = refused("convert", file, tmp_path / "out")
+        assert "or holds objects that would run code" in converted
+        generator = ["--generator", "stargan", "--checkpoint", file, "--output-dir", tmp_path / "out"]
+        assert "or holds objects that would run code" in (trained := refused("train", *generator))
+        assert "weights_only" not in converted + trained
+
+
+def test_settings_that_are_no_settings(text: Path, tmp_path: Path) -> None:
+    out = ["--output-dir", tmp_path / "out"]
+    for missing in (tmp_path / "nope.yaml", tmp_path):
+        assert f"There is no file {missing} with settings" in refused("audit", "--config", missing, *out)
+    assert f"{text} is no YAML: 'utf-8' codec" in refused("audit", "--config", text, *out)
+
+
+def test_an_output_folder_that_is_a_file(text: Path) -> None:
+    said = refused("protect", "demo", "--output-dir", text)
+    assert said == f"Error: Cannot write to the output folder {text} (it is a file); choose another one.\n"
+
+
+def test_a_file_is_named_without_a_number(tmp_path: Path) -> None:
+    get_peft_model(DemoEditor(conv_dim=4), GatedLoraConfig(r=1)).save_pretrained(tmp_path)
+    missing = tmp_path / "nope.md"
+    said = refused("push", tmp_path, "me/x", "--card", missing)
+    assert said == f"Error: {missing}: No such file or directory.\n"
+
+
+@pytest.mark.parametrize("command", [("info",), ("stamp", "preview", "--patch")])
+def test_a_patch_that_is_not_there_is_not_looked_for_on_the_hub(
+    command: tuple[str, ...], text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it cannot be: ids there have an owner, and a file of this machine is none."""
+    monkeypatch.setattr("loraguard.hub.pull.snapshot_download", None)
+    assert f"{text} is a file; a patch is a folder" in refused(*command, text)
+    if command != ("info",):
+        assert "There is no patch nope: no such folder, and no id OWNER/NAME of the Hub" in refused(*command, "nope")
+
+
+def test_an_empty_folder_is_called_empty(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    said = refused("protect", tmp_path / "empty", "--output-dir", tmp_path / "out")
+    assert said == f"Error: There is no photo in {tmp_path / 'empty'} that can be used. It is empty.\n"
