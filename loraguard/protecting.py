@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .channels import published, quantize
-from .data import collate, names_of, open_data
+from .data import ImageFolder, collate, names_of, open_data
 from .defenses import needs_fitting, parse_defense
 from .files import describe, whole_files, writable_folder, write_json
 from .generators import conditions_of, labels_of, transform_of
@@ -35,19 +36,21 @@ class Protected:
     Attributes:
         file: where it is.
         edit: what the generator was asked for.
+        size: width and height, in pixels: what the generator sees.
         psnr: to the photo at the size that the generator sees, in dB; infinite where nothing was changed.
         spoilt: whether that edit, by this generator as it is, is spoilt (MSE over 0.05).
     """
 
     file: Path
     edit: str
+    size: tuple[int, int]
     psnr: float
     spoilt: bool
 
 
 def protect(
     generator: nn.Module,
-    photos: str | Path,
+    photos: str | Path | Sequence[str | Path],
     defense: str,
     output_dir: str | Path,
     *,
@@ -58,15 +61,16 @@ def protect(
     say: Callable[[str], None] = print,
     disable_tqdm: bool = False,
 ) -> list[Protected]:
-    """Perturb every photo of a folder, and write each as a PNG of the size that the generator sees.
+    """Perturb photos, and write each as a PNG of the size that the generator sees.
 
     Whether that protects anybody is what an audit tells: whoever runs the generator can adapt it.
 
     Args:
         generator: what the photos are protected from; its `transform` crops and resizes them.
-        photos: a folder, or what else `open_data` takes.
+        photos: files, or a folder, or what else `open_data` takes.
         defense: a spec, as :func:`~loraguard.defenses.parse_defense` takes it.
-        output_dir: gets the photos, under their names and folders, and `protect.json` with settings and figures.
+        output_dir: gets the photos, under their names and folders (of several files from the folder that holds all),
+            and `protect.json` with settings and figures.
         edit: which of the generator's edits to craft against; by default all in turn, photo by photo. Where the photos
             have no labels, all labels are taken to be 0.
         fit_on: photos that a defense is fitted on, if it has to be.
@@ -81,7 +85,8 @@ def protect(
     Raises:
         ValueError: for an unknown edit, photos that would get one name, or a defense that has to be fitted and nothing
             to do it on.
-        FileExistsError: if a file is in the way that is not from here, or the output would lie among the photos.
+        FileExistsError: if a file is in the way that is not from here, or the output would lie, or lies, among the
+            photos of a folder.
         OSError: if photos or output folder cannot be used. All of it before any photo is written.
 
     Example:
@@ -99,51 +104,86 @@ def protect(
     if must_fit and fit_on is None:
         raise ValueError(f"{defense!r} has to be fitted: pass photos to fit it on (--fit-on), or {defense}@FILE.")
     generator = generator.to(device)
-    dataset = _opened(str(photos), generator, say)
+    notes: list[str] = []  # said once nothing stands in the way
+    given = [photos] if isinstance(photos, (str, Path)) else list(photos)
+    dataset = _opened([str(one) for one in given], generator, notes.append)
     names = names_of(dataset) if hasattr(dataset, "names") else [f"{i:05}" for i in range(len(dataset))]
     folder = Path(output_dir).expanduser()
-    files, earlier = _files(names, folder, getattr(dataset, "root", None))
+    files, earlier = _files(names, folder, None if _are_files(given) else getattr(dataset, "root", None))
     load = getattr(dataset, "load", dataset.__getitem__)  # no neighbour in place of a photo that breaks
     edits = _edits(generator, load(0))[1]
     if edit is not None and edit not in edits:
         raise ValueError(f"There is no edit {edit!r}; the generator has {', '.join(edits)}.")
     writable_folder(folder)
+    for note in notes:
+        say(note)
     torch.manual_seed(seed)
     if must_fit:
         assert fit_on is not None
-        made = made.fit(generator, _opened(fit_on, generator, say), disable_tqdm=disable_tqdm)
+        made = made.fit(generator, _opened([fit_on], generator, say), disable_tqdm=disable_tqdm)
     about = {"defense": describe(made), "generator": describe_generator(generator), "seed": seed}
     found: list[Protected] = []
-    for index, file in enumerate(tqdm(files, desc="protect", unit="photo", disable=disable_tqdm)):
-        images, edits = _edits(generator, load(index))
-        name = edit or list(edits)[index % len(edits)]
-        torch.manual_seed(mixed(seed, index))  # the same whatever photos are before it
-        with torch.no_grad():
-            clean = generator(images, **edits[name])
-        perturbed = published(made(generator, images, edits[name], clean=clean), images)
-        with torch.no_grad():
-            spoilt = bool(defense_succeeds(generator(perturbed, **edits[name]), clean))
-        found.append(Protected(folder / file, name, psnr(perturbed, quantize(images)).item(), spoilt))
-        earlier.discard(file)
-        record = {**about, "photos": [_row(one, folder) for one in found], "earlier": sorted(earlier)}
-        with whole_files(folder) as draft:
-            (draft / file).parent.mkdir(parents=True, exist_ok=True)
-            _picture(perturbed[0]).save(draft / file)
-            write_json(draft / RECORD, record)
+    try:
+        for index, file in enumerate(tqdm(files, desc="protect", unit="photo", disable=disable_tqdm)):
+            images, edits = _edits(generator, load(index))
+            name = edit or list(edits)[index % len(edits)]
+            torch.manual_seed(mixed(seed, index))  # the same whatever photos are before it
+            perturbed, one = _protected(generator, made, images, name, edits[name], folder / file)
+            found.append(one)
+            earlier.discard(file)
+            record = {**about, "photos": [_row(one, folder) for one in found], "earlier": sorted(earlier)}
+            with whole_files(folder) as draft:
+                (draft / file).parent.mkdir(parents=True, exist_ok=True)
+                _picture(perturbed[0]).save(draft / file)
+                write_json(draft / RECORD, record)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"Interrupted after {len(found)} of {len(files)} photos, which are kept in {folder}. The same command "
+            "starts with the first one again."
+        ) from None
     return found
 
 
-def _opened(where: str, generator: nn.Module, say: Callable[[str], None]) -> Any:
+def _protected(
+    generator: nn.Module, defense: Any, images: Tensor, edit: str, condition: Any, file: Path
+) -> tuple[Tensor, Protected]:
+    """A photo, perturbed and as 8 bits hold it, and what became of it."""
+    with torch.no_grad():
+        clean = generator(images, **condition)
+    perturbed = published(defense(generator, images, condition, clean=clean), images)
+    with torch.no_grad():
+        spoilt = bool(defense_succeeds(generator(perturbed, **condition), clean))
+    height, width = perturbed.shape[-2:]
+    return perturbed, Protected(file, edit, (width, height), psnr(perturbed, quantize(images)).item(), spoilt)
+
+
+def _are_files(given: Sequence[str | Path]) -> bool:
+    """Whether single photos are meant; a .parquet file holds many."""
+    return all(Path(one).expanduser().is_file() and Path(one).suffix != ".parquet" for one in given)
+
+
+def _photos(given: Sequence[str], **options: Any) -> Any:
+    """Files as a part of the folder that holds them all, or what else `open_data` takes."""
+    if len(given) == 1 and not _are_files(given):
+        return open_data(given[0], **options)
+    paths = [Path(one).expanduser().absolute() for one in given]
+    if folders := [one for one, path in zip(given, paths, strict=True) if path.is_dir()]:
+        raise ValueError(f"{folders[0]} is a folder; give a folder alone, or files.")
+    root = Path(os.path.commonpath([path.parent for path in paths]))
+    return ImageFolder(root, files=[path.relative_to(root) for path in paths], **options)
+
+
+def _opened(given: Sequence[str], generator: nn.Module, say: Callable[[str], None]) -> Any:
     """The data set with its labels, or with zeros where it has none that the generator takes."""
     attributes, transform = tuple(getattr(generator, "attributes", ())), transform_of(generator)
     try:
-        return open_data(where, attributes=attributes, transform=transform)
+        return _photos(given, attributes=attributes, transform=transform)
     except (ValueError, FileNotFoundError) as error:
         if not attributes:
             raise
-        dataset: Any = open_data(where, transform=transform)
+        dataset: Any = _photos(given, transform=transform)
         dataset.labels = torch.zeros(len(dataset), len(attributes))
-        say(f"All labels are taken to be 0. {error}")
+        say(f"Without labels every photo is taken to have none of them. {error}")
         return dataset
 
 
@@ -163,8 +203,13 @@ def _files(names: list[str], folder: Path, photos: Path | None) -> tuple[list[st
     if twice := [file for file, count in Counter(files).items() if count > 1]:
         same = [name for name, file in zip(names, files, strict=True) if file == twice[0]]
         raise ValueError(f"{' and '.join(same)} would both become {twice[0]}; rename one.")
-    if photos is not None and folder.resolve().is_relative_to(photos.resolve()):
-        raise FileExistsError(f"{folder} lies in {photos}, among the originals; choose a folder outside of it.")
+    if photos is not None:
+        if folder.resolve().is_relative_to(photos.resolve()):
+            own = folder.resolve() == photos.resolve()
+            there = "is the folder of the originals" if own else f"lies in {photos}, among the originals"
+            raise FileExistsError(f"{folder} {there}; choose a folder outside of it.")
+        if (inside := next(photos.rglob(RECORD), None)) is not None:
+            raise FileExistsError(f"{inside.parent} holds protected photos, among the originals; move it elsewhere.")
     earlier: set[str] = set()
     if (record := folder / RECORD).is_file():
         known = json.loads(record.read_text(encoding="utf-8"))

@@ -222,6 +222,16 @@ def test_protected_photos_are_audited(tiny: list[str], photos: Path, tmp_path: P
                                              "--output-dir", tmp_path / "none")  # fmt: skip
 
 
+def test_a_single_photo_by_the_default_settings(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Into a folder of its own, here; what its size is and that the demo's network is no real one is said."""
+    monkeypatch.chdir(tmp_path)
+    done = run("protect", photos / "3.jpg")
+    assert done.exit_code == 0, done.output
+    assert "1 photo, cropped and resized to 64x64 pixels; " in done.stdout
+    assert "It edits drawn faces, to try things out" in done.stdout
+    assert [file.suffix for file in sorted((tmp_path / "loraguard-protected").iterdir())] == [".png", ".json"]
+
+
 def test_what_cannot_be_protected(tiny: list[str], photos: Path, tmp_path: Path) -> None:
     words = ["--generator", "tiny", "--output-dir", tmp_path / "out"]
     for changes, said in (

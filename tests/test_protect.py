@@ -42,7 +42,7 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
-def run(generator: nn.Module, photos: Path, out: Path, spec: str = SPEC, **changes) -> list[Protected]:
+def run(generator: nn.Module, photos: Path | list[Path], out: Path, spec: str = SPEC, **changes) -> list[Protected]:
     return protect(generator, photos, spec, out, say=changes.pop("say", lambda _: None), disable_tqdm=True, **changes)
 
 
@@ -90,6 +90,49 @@ def test_the_record_is_true(generator: Editor, photos: Path, tmp_path: Path) -> 
         assert row["psnr_db"] == pytest.approx(one.psnr, abs=0.005)
 
 
+def test_single_photos(generator: Editor, photos: Path, tmp_path: Path) -> None:
+    """One under its name, several under their names in the folder that holds all."""
+    (one,) = run(generator, photos / "bob" / "ann.png", tmp_path / "one")
+    assert one.file == tmp_path / "one" / "ann.png"
+    found = run(generator, [photos / "bob" / "cy.photo.png", photos / "ann.jpg"], tmp_path / "two")
+    assert [each.file.relative_to(tmp_path / "two").as_posix() for each in found] == ["ann.png", "bob/cy.photo.png"]
+    for file, name in ((one.file, "bob/ann.png"), (found[0].file, "ann.jpg"), (found[1].file, "bob/cy.photo.png")):
+        assert 1 <= (levels(file) - seen(photos / name)).abs().max() <= 6
+    assert one.size == (16, 16)
+
+
+def test_a_single_photo_may_be_protected_beside_itself_but_not_over_itself(
+    generator: Editor, photos: Path, tmp_path: Path
+) -> None:
+    (done,) = run(generator, photos / "ann.jpg", photos)
+    assert done.file == photos / "ann.png"
+    png = photos / "bob" / "ann.png"
+    before = png.read_bytes()
+    with pytest.raises(FileExistsError, match=r"holds ann\.png, which is not from here"):
+        run(generator, png, png.parent)
+    assert png.read_bytes() == before
+
+
+def test_what_is_no_photo_and_no_folder(generator: Editor, photos: Path, tmp_path: Path) -> None:
+    (photos / "broken.jpg").write_bytes(b"not a photo")
+    with pytest.raises(FileNotFoundError, match=r"can be used. Left out: broken\.jpg \(not a whole image"):
+        run(generator, photos / "broken.jpg", tmp_path / "out")
+    with pytest.raises(FileNotFoundError, match=r"There is no photo .*nobody\.jpg"):
+        run(generator, [photos / "ann.jpg", photos / "nobody.jpg"], tmp_path / "out")
+    with pytest.raises(ValueError, match="bob is a folder; give a folder alone, or files"):
+        run(generator, [photos / "ann.jpg", photos / "bob"], tmp_path / "out")
+    with pytest.warns(UserWarning, match=r"1 of 2 photos is not used: broken\.jpg"):
+        assert len(run(generator, [photos / "ann.jpg", photos / "broken.jpg"], tmp_path / "out")) == 1
+
+
+def test_protected_photos_are_not_taken_for_originals(generator: Editor, photos: Path, tmp_path: Path) -> None:
+    """Also where a single photo's were put into the folder, and the whole folder comes next."""
+    run(generator, photos / "ann.jpg", photos / "protected")
+    with pytest.raises(FileExistsError, match=r"protected holds protected photos, among the originals; move it"):
+        run(generator, photos, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_again_is_the_same_and_a_photo_does_not_depend_on_others(
     generator: Editor, photos: Path, tmp_path: Path
 ) -> None:
@@ -119,7 +162,7 @@ def test_labels_are_used_where_there_are_some(generator: Editor, photos: Path, t
     run(generator, photos, tmp_path / "out", say=said.append)
     assert not torch.cat(asked).any()
     assert len(said) == 1
-    assert said[0].startswith("All labels are taken to be 0. There is no table")
+    assert said[0].startswith("Without labels every photo is taken to have none of them. There is no table")
     asked.clear()
     said.clear()
     rows = [f"{name},1,0,0,0,{index % 2}" for index, name in enumerate(("ann.jpg", "bob/ann.png", "bob/cy.photo.png"))]
@@ -142,8 +185,8 @@ def test_nothing_is_lost(generator: Editor, photos: Path, tmp_path: Path) -> Non
     with pytest.raises(ValueError, match=r"ann\.jpg and ann\.png would both become ann\.png; rename one"):
         run(generator, photos, tmp_path / "out")
     (photos / "ann.png").unlink()
-    for inside in (photos, photos / "out"):
-        with pytest.raises(FileExistsError, match="among the originals"):
+    for inside, why in ((photos, "is the folder of the originals"), (photos / "out", "lies in .*among the originals")):
+        with pytest.raises(FileExistsError, match=why):
             run(generator, photos, inside)
     (tmp_path / "out" / "bob").mkdir(parents=True)
     (tmp_path / "out" / "bob" / "ann.png").write_text("mine")
@@ -169,7 +212,7 @@ def test_an_interrupt_keeps_what_is_done_and_is_no_obstacle(
 
     with monkeypatch.context() as patch:
         patch.setattr(Disrupting, "__call__", call)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt, match=r"after 1 of 3 photos, which are kept in .*out"):
             run(generator, photos, out, "disrupting:0.1,steps=2")
     record = json.loads((out / "protect.json").read_text())
     assert [row["file"] for row in record["photos"]] == ["ann.png"]

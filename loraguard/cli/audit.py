@@ -241,10 +241,12 @@ def _print_table(rows: list[list[str]]) -> None:
 
 
 def protect(
-    images: Annotated[str, typer.Argument(help="A folder of photos.")],
-    output_dir: Annotated[Path, typer.Option(help="For the protected photos, as PNG.")],
+    images: Annotated[Names, typer.Argument(help="Photos: files, or one folder.")],
+    output_dir: Annotated[Path, typer.Option(help="For the protected photos.")] = Path("loraguard-protected"),
     defense: Annotated[str, typer.Option(help="`loraguard info defenses` lists names.", metavar="SPEC")] = "disrupting",
-    generator: Annotated[str, typer.Option(help="What they are protected from, by name.")] = "demo",
+    generator: Annotated[
+        str, typer.Option(help="What they are protected from; `loraguard info generators` lists names.")
+    ] = "demo",
     checkpoint: Annotated[str | None, typer.Option(help=WEIGHTS)] = None,
     image_size: Annotated[int | None, typer.Option(help=SIZE)] = None,
     edit: Annotated[str | None, typer.Option(help="Craft against this edit; by default all in turn.")] = None,
@@ -254,7 +256,8 @@ def protect(
 ) -> None:
     """Perturb photos by a defense. Whether that protects anybody is what `loraguard audit` tells.
 
-    Each becomes a PNG of the size that the generator sees; protect.json beside them says what was done.
+    Each becomes a PNG, cropped and resized to what the generator sees; protect.json beside them says what was done.
+    The generator "demo" edits drawn faces of 64 pixels, to try things out; name the one that you fear.
     """
     from accelerate import PartialState
 
@@ -268,8 +271,14 @@ def protect(
             network, images, defense, output_dir, edit=edit, fit_on=fit_on, seed=seed, device=where, say=typer.echo
         )
     spoilt = sum(one.spoilt for one in found)
-    typer.echo(f"{len(found)} photos, {min(one.psnr for one in found):.1f} dB PSNR or more to the originals.")
-    typer.echo(f"The generator as it is fails on {spoilt} of them; one that adapts may not: loraguard audit.")
+    photos, (width, height) = "1 photo" if len(found) == 1 else f"{len(found)} photos", found[0].size
+    psnr = min(one.psnr for one in found)
+    typer.echo(f"{photos}, cropped and resized to {width}x{height} pixels; {psnr:.1f} dB PSNR or more to that.")
+    typer.echo(
+        f"The generator {generator} as it is fails on {spoilt} of {len(found)}; one that adapts may not: audit it."
+    )
+    if generator == "demo":
+        typer.echo("It edits drawn faces, to try things out; name the one that you fear: --generator, --checkpoint.")
     typer.echo(f"Photos: {output_dir.resolve()}")
 
 

@@ -32,6 +32,7 @@ class ImageFolder(PhotoDataset):
 
     Args:
         root: the folder.
+        files: those of its files to look at, by paths in the folder; by default all.
         transform: from an RGB photo to (3, H, W) in [-1, 1]; by default :func:`default_transform` to 256 pixels.
         labels: a table, values separated by commas: a column `file_name` with paths in the folder, and columns of 0/1
             or -1/1. By default the folder's `metadata.csv`, where `attributes` or `identity` are asked for.
@@ -63,6 +64,7 @@ class ImageFolder(PhotoDataset):
         self,
         root: str | Path,
         *,
+        files: Sequence[str | Path] | None = None,
         transform: Transform | None = None,
         labels: str | Path | None = None,
         attributes: Sequence[str] = (),
@@ -78,8 +80,9 @@ class ImageFolder(PhotoDataset):
             attributes = [name for name in table.columns if name != identity] if labels else ()
         label_rows = table.labels(attributes) if table and attributes else None
         people = as_identities(table.column(identity)) if table and identity else None
-        super().__init__(_files(self.root), transform=transform, attributes=attributes, min_size=min_size)
-        self._leave_out(table, verify)
+        names = _files(self.root) if files is None else _given(self.root, files)
+        super().__init__(names, transform=transform, attributes=attributes, min_size=min_size)
+        self._leave_out(table, verify, whole=files is None)
         if table is not None:
             rows = torch.tensor([table.row_of[name] for name in self.names], dtype=torch.long)
             self.labels = None if label_rows is None else label_rows[rows]
@@ -102,8 +105,8 @@ class ImageFolder(PhotoDataset):
         """The file of the photo with this index."""
         return self.root / self.names[index]
 
-    def _leave_out(self, table: Table | None, decode: bool) -> None:
-        """Drop what is no photo, and photos that cannot be used, with one warning."""
+    def _leave_out(self, table: Table | None, decode: bool, whole: bool) -> None:
+        """Drop what is no photo, and photos that cannot be used, with one warning; also of rows, of a whole folder."""
 
         def reason(index: int) -> str | None:
             try:
@@ -123,7 +126,7 @@ class ImageFolder(PhotoDataset):
                 self._verified |= {name: None} if decode else {}
             elif why not in (NO_IMAGE, EMPTY) or name.lower().endswith(_PHOTO_SUFFIXES):
                 found.append((name, why))
-        if table is not None:
+        if table is not None and whole:
             found += [(name, f"in {table.path.name} but not in the folder") for name in table.names if name not in seen]
         if not usable:
             what = f"Left out: {listed(found)}" if found else _no_image(len(self))
@@ -131,6 +134,14 @@ class ImageFolder(PhotoDataset):
         self.skipped = found
         self.warn_of(found, len(usable) + len(found))
         self.keep(usable)
+
+
+def _given(root: Path, files: Sequence[str | Path]) -> list[str]:
+    """Some files of a folder, as :func:`_files` gives all of them."""
+    names = sorted({Path(file).as_posix() for file in files})
+    if missing := [name for name in names if not (root / name).is_file()]:
+        raise FileNotFoundError(f"There is no photo {root / missing[0]}.")
+    return names
 
 
 def _no_image(files: int) -> str:

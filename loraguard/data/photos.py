@@ -140,9 +140,8 @@ class PhotoDataset(Replacing):
     def warn_of(self, found: Sequence[Skipped], of: int) -> None:
         """One warning that some of so many photos are not used; none if all are."""
         if found:
-            warnings.warn(
-                f"{len(found):,} of {of:,} photos are not used (all are in `.skipped`): {listed(found)}", stacklevel=3
-            )
+            are = "is" if len(found) == 1 else "are"
+            warnings.warn(f"{len(found):,} of {of:,} photos {are} not used: {listed(found)}", stacklevel=3)
 
     def keep(self, indices: Sequence[int]) -> None:
         """Drop every photo but these."""

@@ -55,6 +55,21 @@ def test_photos_are_found_by_content_and_sorted(folder: Path) -> None:
         photos[3]
 
 
+def test_some_of_its_files_alone(folder: Path) -> None:
+    """With their rows of the table, and no word about the others'."""
+    names = ImageFolder(folder).names
+    rows = "\n".join(f"{name},{index % 2}" for index, name in enumerate(names))
+    (folder / "metadata.csv").write_text(f"file_name,Smiling\n{rows}\n")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        some = ImageFolder(folder, files=[names[1], names[0]], attributes=["Smiling"])
+    assert some.names == names[:2]
+    assert some.labels is not None
+    assert some.labels[:, 0].tolist() == [0, 1]
+    with pytest.raises(FileNotFoundError, match=r"There is no photo .*nobody\.png"):
+        ImageFolder(folder, files=["nobody.png"])
+
+
 def test_links_are_followed_once(folder: Path) -> None:
     (folder / "again").symlink_to(folder)
     (folder / "z.png").symlink_to(folder / "b.png")
@@ -186,7 +201,7 @@ def test_what_is_missing(folder: Path, tmp_path: Path) -> None:
         ImageFolder(folder, attributes=["Smiling"])
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(FileNotFoundError, match=r"no photo in .*empty that can be used. None of its 0 files"):
+    with pytest.raises(FileNotFoundError, match=r"no photo in .*empty that can be used. It is empty"):
         ImageFolder(empty)
     (empty / "a.jpg").write_text("text")
     with pytest.raises(FileNotFoundError, match=r"Left out: a\.jpg \(not a whole image"):
