@@ -1,6 +1,8 @@
 """The command line, in processes of its own."""
 
 import json
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,8 +14,11 @@ import pytest
 import torch
 from peft import PeftModel
 from PIL import Image
+from typer.core import TyperGroup as Group
+from typer.main import get_command
 
 import loraguard
+from loraguard.cli import app
 from loraguard.generators import StarGAN
 
 
@@ -26,6 +31,27 @@ def test_help_and_version() -> None:
     assert "demo" in run("--help").stdout
     assert "--output-dir" in run("demo", "--help").stdout
     assert run("--version").stdout.strip() == f"loraguard {loraguard.__version__}"
+    package = [sys.executable, "-m", "loraguard", "--version"]
+    assert (
+        subprocess.run(package, capture_output=True, text=True, check=True).stdout
+        == f"loraguard {loraguard.__version__}\n"
+    )
+
+
+def test_the_examples_of_the_help_are_understood() -> None:
+    """Every command shows one, of options and arguments that it has, on a line of a narrow terminal."""
+    group = get_command(app)
+    assert isinstance(group, Group)
+    stamp = group.commands["stamp"]
+    assert isinstance(stamp, Group)
+    for name, command in {**group.commands, **stamp.commands}.items():
+        if command is not stamp:
+            shown = re.findall(r"`(loraguard .+)`", command.epilog or "")
+            assert shown, name
+            for line in shown:
+                assert len(line) < 80
+                words = shlex.split(line.partition(f" {name}")[2])
+                command.make_context(name, words)
 
 
 def test_an_unwritable_folder_is_said_at_once(tmp_path: Path) -> None:

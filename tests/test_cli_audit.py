@@ -228,7 +228,7 @@ def test_a_single_photo_by_the_default_settings(photos: Path, tmp_path: Path, mo
     done = run("protect", photos / "3.jpg")
     assert done.exit_code == 0, done.output
     assert "1 photo, cropped and resized to 64x64 pixels; " in done.stdout
-    assert "It edits drawn faces, to try things out" in done.stdout
+    assert "That was 'demo', which edits drawn faces; name" in done.stdout
     assert [file.suffix for file in sorted((tmp_path / "loraguard-protected").iterdir())] == [".png", ".json"]
 
 

@@ -114,9 +114,10 @@ def test_a_single_photo_may_be_protected_beside_itself_but_not_over_itself(
 
 
 def test_what_is_no_photo_and_no_folder(generator: Editor, photos: Path, tmp_path: Path) -> None:
-    (photos / "broken.jpg").write_bytes(b"not a photo")
-    with pytest.raises(FileNotFoundError, match=r"can be used. Left out: broken\.jpg \(not a whole image"):
-        run(generator, photos / "broken.jpg", tmp_path / "out")
+    for name in ("broken.jpg", "notes.txt"):
+        (photos / name).write_bytes(b"not a photo")
+        with pytest.raises(FileNotFoundError, match=rf"can be used. Left out: {name} \(not a whole image"):
+            run(generator, photos / name, tmp_path / "out")
     with pytest.raises(FileNotFoundError, match=r"There is no photo .*nobody\.jpg"):
         run(generator, [photos / "ann.jpg", photos / "nobody.jpg"], tmp_path / "out")
     with pytest.raises(ValueError, match="bob is a folder; give a folder alone, or files"):

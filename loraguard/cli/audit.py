@@ -1,14 +1,14 @@
-"""The command line's `audit`, `compare` and `protect`."""
+"""The command line's `audit` and `compare`."""
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .hub import said_in_a_line
+from .options import CHECKPOINT, DATA, DEVICE, GENERATOR, IMAGE_SIZE, JUDGE, SEED, SPLIT, Device, examples
 
 if TYPE_CHECKING:
     from loraguard.audit import AuditResult
@@ -19,93 +19,144 @@ MOST_ROWS = 40
 """Of the whole table on the screen; more are in the report."""
 
 WHAT, PHOTOS, AGAINST, HOW_MUCH, WHERE = "What", "On which photos", "Against what", "How much", "Where and how"
-WEIGHTS = "Its weights: a file, a folder or a Hub id."
-SIZE = "Where its weights do not tell."
-
-
-class Device(str, Enum):
-    """Where to compute: on the CPU, or on the accelerator that is there."""
-
-    cpu = "cpu"
-    auto = "auto"
 
 
 def audit(
-    generator: Annotated[str | None, typer.Option(help="By name (demo).", rich_help_panel=WHAT)] = None,
-    checkpoint: Annotated[str | None, typer.Option(help=WEIGHTS, rich_help_panel=WHAT)] = None,
-    image_size: Annotated[int | None, typer.Option(help=SIZE, rich_help_panel=WHAT)] = None,
+    generator: Annotated[str | None, typer.Option(help=GENERATOR, show_default="demo", rich_help_panel=WHAT)] = None,
+    checkpoint: Annotated[str | None, typer.Option(help=CHECKPOINT, rich_help_panel=WHAT)] = None,
+    image_size: Annotated[int | None, typer.Option(help=IMAGE_SIZE, rich_help_panel=WHAT)] = None,
     patch: Annotated[
-        Names | None, typer.Option(help="NAME=FOLDER or NAME=HUB_ID. *", metavar="PATCH", rich_help_panel=WHAT)
+        Names | None,
+        typer.Option(
+            help="A patch to audit: a folder or a Hub id, or NAME=one. *", metavar="PATCH", rich_help_panel=WHAT
+        ),
     ] = None,
     ignore_fingerprint: Annotated[
-        bool | None, typer.Option("--ignore-fingerprint", help="Take patches for other weights.", rich_help_panel=WHAT)
+        bool | None,
+        typer.Option("--ignore-fingerprint", help="Take patches made for other weights.", rich_help_panel=WHAT),
     ] = None,
     train: Annotated[
         Names | None,
-        typer.Option(help="standard, ungated, clean-only or fine-tune. *", metavar="KIND", rich_help_panel=WHAT),
+        typer.Option(
+            help="An adversary to train: standard, ungated, clean-only or fine-tune. *",
+            metavar="KIND",
+            rich_help_panel=WHAT,
+        ),
     ] = None,
-    train_steps: Annotated[int | None, typer.Option(help="Of each that is trained.", rich_help_panel=WHAT)] = None,
-    data: Annotated[
-        str | None, typer.Option(help="NAME, NAME:PATH, PATH or HUB_ID (demo).", rich_help_panel=PHOTOS)
+    train_steps: Annotated[
+        int | None, typer.Option(help="Steps of each; by default the fast recipe's epochs.", rich_help_panel=WHAT)
     ] = None,
-    split: Annotated[str | None, typer.Option(help="Of the data set's own.", rich_help_panel=PHOTOS)] = None,
-    images: Annotated[int | None, typer.Option(help="Photos to audit on (100).", rich_help_panel=PHOTOS)] = None,
+    data: Annotated[str | None, typer.Option(help=DATA, show_default="demo", rich_help_panel=PHOTOS)] = None,
+    split: Annotated[str | None, typer.Option(help=SPLIT, rich_help_panel=PHOTOS)] = None,
+    images: Annotated[
+        int | None, typer.Option(help="How many photos to audit on.", show_default="100", rich_help_panel=PHOTOS)
+    ] = None,
     fit_images: Annotated[
-        int | None, typer.Option(help="Others, to fit and train on (200).", rich_help_panel=PHOTOS)
+        int | None,
+        typer.Option(help="How many others to fit and train on.", show_default="200", rich_help_panel=PHOTOS),
     ] = None,
     defense: Annotated[
-        Names | None, typer.Option(help="SPEC or NAME=SPEC (disrupting). *", metavar="SPEC", rich_help_panel=AGAINST)
+        Names | None,
+        typer.Option(
+            help="NAME:SETTINGS, or OTHER_NAME=that; `loraguard info defenses` lists names. *",
+            metavar="SPEC",
+            show_default="disrupting",
+            rich_help_panel=AGAINST,
+        ),
     ] = None,
     no_leak_only: Annotated[
-        Names | None, typer.Option(help="Not crafted anew with a leak. *", metavar="NAME", rich_help_panel=AGAINST)
+        Names | None,
+        typer.Option(
+            help="A defense that is not made anew against each patch. *", metavar="NAME", rich_help_panel=AGAINST
+        ),
     ] = None,
     perturbed: Annotated[
         Names | None,
-        typer.Option(help="Photos perturbed elsewhere. *", metavar="NAME=FOLDER", rich_help_panel=AGAINST),
+        typer.Option(
+            help="A folder of photos that another tool has perturbed. *", metavar="NAME=FOLDER", rich_help_panel=AGAINST
+        ),
     ] = None,
     channel: Annotated[
-        Names | None, typer.Option(help="Such as jpeg:75+resize:0.5. *", metavar="SPEC", rich_help_panel=AGAINST)
+        Names | None,
+        typer.Option(
+            help="What happens to photos before the generator, such as jpeg:75+resize:0.5. *",
+            metavar="SPEC",
+            rich_help_panel=AGAINST,
+        ),
     ] = None,
     adaptive_channels: Annotated[
         bool | None,
-        typer.Option("--adaptive/--no-adaptive", help="Craft through channels, too (yes).", rich_help_panel=AGAINST),
+        typer.Option(
+            "--adaptive/--no-adaptive",
+            help="Make defenses through each channel, too.",
+            show_default="adaptive",
+            rich_help_panel=AGAINST,
+        ),
     ] = None,
     budget: Annotated[
-        list[float] | None, typer.Option(help="A further eps. *", metavar="EPS", rich_help_panel=HOW_MUCH)
+        list[float] | None,
+        typer.Option(
+            help="A further budget, for a curve: the largest change on [-1, 1]. *",
+            metavar="EPS",
+            rich_help_panel=HOW_MUCH,
+        ),
     ] = None,
     strength: Annotated[
         list[int] | None,
-        typer.Option(help="A further number of steps. *", metavar="STEPS", rich_help_panel=HOW_MUCH),
+        typer.Option(
+            help="A further number of a defense's steps, for a curve. *", metavar="STEPS", rich_help_panel=HOW_MUCH
+        ),
     ] = None,
     seed: Annotated[
-        list[int] | None, typer.Option(help="Of what is drawn (0). *", metavar="SEED", rich_help_panel=HOW_MUCH)
+        list[int] | None,
+        typer.Option(help=f"{SEED} *", metavar="SEED", show_default="0", rich_help_panel=HOW_MUCH),
     ] = None,
     checks: Annotated[
-        int | None, typer.Option(help="Photos to try other attacks on (50).", rich_help_panel=HOW_MUCH)
+        int | None,
+        typer.Option(
+            help="On how many photos to try other attacks, which takes most of the time.",
+            show_default="50",
+            rich_help_panel=HOW_MUCH,
+        ),
     ] = None,
     lpips: Annotated[
-        str | None, typer.Option(help="'cache' or AlexNet's file.", metavar="FILE", rich_help_panel=HOW_MUCH)
+        str | None,
+        typer.Option(
+            help="Measure LPIPS, by AlexNet's weights in this file, or 'cache'.",
+            metavar="FILE",
+            rich_help_panel=HOW_MUCH,
+        ),
     ] = None,
     fid: Annotated[
-        str | None, typer.Option(help="'cache' or Inception's file.", metavar="FILE", rich_help_panel=HOW_MUCH)
+        str | None,
+        typer.Option(
+            help="Measure FID, by Inception's weights in this file, or 'cache'.",
+            metavar="FILE",
+            rich_help_panel=HOW_MUCH,
+        ),
     ] = None,
     output_dir: Annotated[
-        Path | None, typer.Option(help="For the report and all findings.", rich_help_panel=WHERE)
+        Path | None, typer.Option(help="A folder for the report and all findings. Needed.", rich_help_panel=WHERE)
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="YAML with all of this; flags go first.", rich_help_panel=WHERE)
+        Path | None, typer.Option(help="A YAML file with settings; flags go before it.", rich_help_panel=WHERE)
     ] = None,
     resume: Annotated[
         Path | None, typer.Option(help="Go on with the audit in this folder.", rich_help_panel=WHERE)
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Photos at a time (25).", rich_help_panel=WHERE)] = None,
-    pictures: Annotated[int | None, typer.Option(help="Photos to show (6).", rich_help_panel=WHERE)] = None,
-    device: Annotated[Device | None, typer.Option(help="(auto)", rich_help_panel=WHERE)] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Photos at a time.", show_default="25", rich_help_panel=WHERE)
+    ] = None,
+    pictures: Annotated[
+        int | None, typer.Option(help="Photos to show in the report.", show_default="6", rich_help_panel=WHERE)
+    ] = None,
+    device: Annotated[Device | None, typer.Option(help=DEVICE, show_default="auto", rich_help_panel=WHERE)] = None,
 ) -> None:
     """Measure what defenses are worth against a generator, as it is and as adversaries adapt it, and write a report.
 
-    Options with * may be repeated. Everything that is found is kept: the same command goes on where it was stopped, and
-    so does --resume FOLDER. docs/cli.md has examples, and the keys of the YAML file.
+    It needs --output-dir alone, and writes report.html there. Options with * may be repeated. Everything that is found
+    is kept: the same command goes on where it was stopped, and so does --resume FOLDER. docs/cli.md has the keys of the
+    YAML file, and docs/audit.md says how to read a report.
     """
     from loraguard.audit import place
     from loraguard.audit_settings import SETTINGS, AuditSettings
@@ -180,17 +231,15 @@ def print_audit(result: AuditResult) -> None:
 def compare(
     first: Annotated[Path, typer.Argument(help="An audit's folder, or its audit.json.")],
     second: Annotated[Path, typer.Argument(help="Another one.")],
-    metric: Annotated[str, typer.Option(help="dsr, mse, psnr, ssim, stamp_rate, ...")] = "dsr",
+    metric: Annotated[str, typer.Option(help="What to compare: dsr, mse, psnr, ssim, stamp_rate, ...")] = "dsr",
     rename: Annotated[
         Names | None,
-        typer.Option(
-            help="Take the second's patch or defense SECOND for the first's. Repeatable.", metavar="SECOND=FIRST"
-        ),
+        typer.Option(help="Take the second's patch or defense SECOND for the first's FIRST. *", metavar="SECOND=FIRST"),
     ] = None,
 ) -> None:
     """Compare two audits situation by situation: paired, image by image, where both looked at the same photos.
 
-    The difference is second less first, with its 95% interval.
+    The difference is second less first, with its 95% interval. The option with * may be repeated.
     """
     from loraguard.audit import compare as compared
     from loraguard.audit.words import COLUMNS
@@ -240,49 +289,11 @@ def _print_table(rows: list[list[str]]) -> None:
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-def protect(
-    images: Annotated[Names, typer.Argument(help="Photos: files, or one folder.")],
-    output_dir: Annotated[Path, typer.Option(help="For the protected photos.")] = Path("loraguard-protected"),
-    defense: Annotated[str, typer.Option(help="`loraguard info defenses` lists names.", metavar="SPEC")] = "disrupting",
-    generator: Annotated[
-        str, typer.Option(help="What they are protected from; `loraguard info generators` lists names.")
-    ] = "demo",
-    checkpoint: Annotated[str | None, typer.Option(help=WEIGHTS)] = None,
-    image_size: Annotated[int | None, typer.Option(help=SIZE)] = None,
-    edit: Annotated[str | None, typer.Option(help="Craft against this edit; by default all in turn.")] = None,
-    fit_on: Annotated[str | None, typer.Option(help="Photos to fit a defense on, if it has to be.")] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of what is drawn.")] = 0,
-    device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.auto,
-) -> None:
-    """Perturb photos by a defense. Whether that protects anybody is what `loraguard audit` tells.
-
-    Each becomes a PNG, cropped and resized to what the generator sees; protect.json beside them says what was done.
-    The generator "demo" edits drawn faces of 64 pixels, to try things out; name the one that you fear.
-    """
-    from accelerate import PartialState
-
-    from loraguard.generators import load_generator
-    from loraguard.protecting import protect as protect_photos
-
-    with said_in_a_line():
-        network = load_generator(generator, checkpoint, **({} if image_size is None else {"size": image_size}))
-        where = "cpu" if device is Device.cpu else PartialState().device
-        found = protect_photos(
-            network, images, defense, output_dir, edit=edit, fit_on=fit_on, seed=seed, device=where, say=typer.echo
-        )
-    spoilt = sum(one.spoilt for one in found)
-    photos, (width, height) = "1 photo" if len(found) == 1 else f"{len(found)} photos", found[0].size
-    psnr = min(one.psnr for one in found)
-    typer.echo(f"{photos}, cropped and resized to {width}x{height} pixels; {psnr:.1f} dB PSNR or more to that.")
-    typer.echo(
-        f"The generator {generator} as it is fails on {spoilt} of {len(found)}; one that adapts may not: audit it."
-    )
-    if generator == "demo":
-        typer.echo("It edits drawn faces, to try things out; name the one that you fear: --generator, --checkpoint.")
-    typer.echo(f"Photos: {output_dir.resolve()}")
-
-
 def register(app: typer.Typer) -> None:
     """Add these commands."""
-    for command in (audit, compare, protect):
-        app.command()(command)
+    shown = examples(
+        "loraguard audit --output-dir first --images 20 --checks 0",
+        "loraguard audit --output-dir second --data photos --patch patch",
+    )
+    app.command(rich_help_panel=JUDGE, epilog=shown)(audit)
+    app.command(rich_help_panel=JUDGE, epilog=examples("loraguard compare first second --metric psnr"))(compare)

@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from .options import SHARE, examples
+
 Revision = Annotated[str | None, typer.Option(help="A branch, tag or commit.")]
 
 
@@ -90,5 +92,6 @@ def _in_a_line(error: Exception) -> str:
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    app.command()(push)
-    app.command()(pull)
+    shown = examples("loraguard push patch me/stargan-warning", "loraguard push patch me/stargan-warning --private")
+    app.command(rich_help_panel=SHARE, epilog=shown)(push)
+    app.command(rich_help_panel=SHARE, epilog=examples("loraguard pull me/stargan-warning a-new-folder"))(pull)

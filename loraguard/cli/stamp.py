@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .hub import said_in_a_line
+from .options import PATCHES, examples
 
 if TYPE_CHECKING:
     from loraguard.stamp import Stamp
@@ -30,10 +31,12 @@ Background = Annotated[str, typer.Option(help="Of the box behind the text: a col
 Font = Annotated[str | None, typer.Option(help="A font file or an installed family.")]
 OfWidth = Annotated[int | None, typer.Option(help="Pixels that size and margin are fractions of.")]
 
-app = typer.Typer(no_args_is_help=True, help="Design the visible warning, and look for it in images.")
+app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode="markdown", help="Design the visible warning, and look for it in images."
+)
 
 
-@app.command()
+@app.command(epilog=examples("loraguard stamp preview out.png --image photo.jpg --text AI --place top"))
 def preview(
     output: Annotated[Path, typer.Argument(help="The picture to write, .png.")] = Path("stamp.png"),
     image: Annotated[Path | None, typer.Option(help="To lay the stamp on; by default a drawn face.")] = None,
@@ -70,7 +73,7 @@ def preview(
     typer.echo(f"{name}, on {photo.shape[-1]}x{photo.shape[-2]} pixels: {output.resolve()}")
 
 
-@app.command()
+@app.command(epilog=examples("loraguard stamp check edited.png --text AI-EDITED"))
 def check(
     images: Annotated[list[Path], typer.Argument(help="Image files, and folders of them.")],
     text: Text = None,
@@ -93,7 +96,7 @@ def check(
     of_width: OfWidth = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Read which of several stamps images carry, whatever happened to them; loraguard.StampReader says how.
+    """Read which of several stamps images carry, whatever happened to them; docs/stamps.md says how.
 
     As grep does, it leaves with 0 if every image carries one of the stamps, 1 if an image carries none, and 2 if it
     could not tell.
@@ -150,4 +153,4 @@ def _stamps(
 
 def register(root: typer.Typer) -> None:
     """Add the commands."""
-    root.add_typer(app, name="stamp")
+    root.add_typer(app, name="stamp", rich_help_panel=PATCHES)

@@ -124,7 +124,7 @@ class ImageFolder(PhotoDataset):
             if why is None:
                 usable.append(index)
                 self._verified |= {name: None} if decode else {}
-            elif why not in (NO_IMAGE, EMPTY) or name.lower().endswith(_PHOTO_SUFFIXES):
+            elif not whole or why not in (NO_IMAGE, EMPTY) or name.lower().endswith(_PHOTO_SUFFIXES):
                 found.append((name, why))
         if table is not None and whole:
             found += [(name, f"in {table.path.name} but not in the folder") for name in table.names if name not in seen]

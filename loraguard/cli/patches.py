@@ -1,0 +1,108 @@
+"""The command line's `train` and `convert`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .audit import print_audit
+from .hub import said_in_a_line
+from .options import CHECKPOINT, DATA, DEVICE, GENERATOR, IMAGE_SIZE, PATCHES, SEED, SPLIT, Device, examples
+
+
+def train(
+    output_dir: Annotated[Path, typer.Option(help="A folder for patch, card, log, checkpoints and audit.")],
+    generator: Annotated[str, typer.Option(help=GENERATOR)] = "demo",
+    checkpoint: Annotated[str | None, typer.Option(help=CHECKPOINT)] = None,
+    image_size: Annotated[int | None, typer.Option(help=IMAGE_SIZE)] = None,
+    data: Annotated[str, typer.Option(help=DATA)] = "demo",
+    split: Annotated[str | None, typer.Option(help=SPLIT)] = None,
+    train_size: Annotated[
+        int | None, typer.Option(min=1, help="How many photos to train on; by default all but the audit's.")
+    ] = None,
+    test_size: Annotated[int, typer.Option(min=0, help="How many others to audit on; 0 for no audit.")] = 100,
+    stamp: Annotated[str | None, typer.Option(help="The warning's text, for a defensive patch.")] = None,
+    recipe: Annotated[str, typer.Option(help="Where settings come from that are not given: fast or paper.")] = "fast",
+    rank: Annotated[int | None, typer.Option(min=1, help="The adapter's; by default 8, or 16 with a stamp.")] = None,
+    max_train_steps: Annotated[int | None, typer.Option(min=1, help="Steps, in place of the recipe's epochs.")] = None,
+    train_batch_size: Annotated[int, typer.Option(min=1, help="Photos in each step, with every edit.")] = 4,
+    checkpointing_steps: Annotated[
+        int | None, typer.Option(min=1, help="Save a checkpoint every so many steps.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help=SEED)] = 0,
+    device: Annotated[Device, typer.Option(help=DEVICE)] = Device.auto,
+) -> None:
+    """Train a patch for a generator, audit it on photos it was not trained on, and write a report.
+
+    A standard patch, which shows what a protection is worth; with --stamp a defensive one, which makes the generator
+    stamp a visible warning on every output.
+    """
+    from loraguard import PatchTrainingArguments, Stamp
+    from loraguard.data import open_data
+    from loraguard.generators import load_generator, transform_of
+    from loraguard.train import train_patch
+    from loraguard.training import adapter_config
+
+    with said_in_a_line():
+        arguments = PatchTrainingArguments(
+            output_dir,
+            recipe=recipe,
+            stamp=None if stamp is None else Stamp(stamp),
+            max_train_steps=max_train_steps,
+            train_batch_size=train_batch_size,
+            checkpointing_steps=checkpointing_steps,
+            resume_from_checkpoint="latest" if resume else None,
+            seed=seed,
+            cpu=device is Device.cpu,
+        )
+        network = load_generator(generator, checkpoint, **({} if image_size is None else {"size": image_size}))
+        photos = open_data(
+            data,
+            split=split,
+            attributes=getattr(network, "attributes", ()),
+            transform=transform_of(network),
+        )
+        made = train_patch(
+            network,
+            photos,
+            arguments,
+            config=adapter_config(network, arguments, rank),
+            train_size=train_size,
+            test_size=test_size,
+            say=typer.echo,
+        )
+    if made.audit is not None and made.report is not None:
+        print_audit(made.audit)
+        typer.echo(f"Report: {made.report.resolve()}")
+    typer.echo(f"Patch: {output_dir.resolve()}")
+
+
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(help="A patched checkpoint of the paper's authors, from torch.save.")],
+    output_dir: Annotated[Path, typer.Argument(help="A folder for the patch.")],
+    alpha: Annotated[float, typer.Option(help="The lora_alpha it was trained with; it is not in the file.")] = 2.0,
+) -> None:
+    """Turn a patched checkpoint of the paper's authors into a patch that plain PEFT loads.
+
+    Writes the adapter, and the weights of the untouched generator as generator.safetensors. Runs no pickle.
+    """
+    from loraguard.tuner import convert_checkpoint
+
+    with said_in_a_line():
+        patch = convert_checkpoint(checkpoint, alpha)
+        patch.save(output_dir)
+    layers = sum(name.endswith(".lora_A.weight") for name in patch.tensors)
+    typer.echo(f"{layers} adapted layers, rank {patch.config.r}. Patch: {output_dir.resolve()}")
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands."""
+    shown = examples(
+        "loraguard train --output-dir patch --max-train-steps 100",
+        "loraguard train --output-dir warning --stamp AI-EDITED",
+    )
+    app.command(rich_help_panel=PATCHES, epilog=shown)(train)
+    app.command(rich_help_panel=PATCHES, epilog=examples("loraguard convert lora_patch.ckpt a-new-folder"))(convert)
