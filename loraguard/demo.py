@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from .files import writable_folder
 from .generators import DemoEditor
 from .stamp import Stamp, StampDetector
 from .training import PatchTrainer, PatchTrainingArguments, TrainingResult
+from .training.checkpoints import STATE, whole_checkpoints
 from .tuner import GatedLoraConfig
 
 DEFENSE = Disrupting(eps=0.1, steps=15, step_size=0.03)
@@ -106,6 +108,8 @@ def run_demo(
 ) -> DemoResult:
     """Protect drawn faces, train a standard and a defensive patch, audit all three generators, write the report.
 
+    Training that was interrupted goes on from its checkpoint, if the settings are the same.
+
     Args:
         output_dir: gets `report.html`, `audit.json`, `grid.png` and the patches in `standard/` and `defensive/`.
         settings: by default those of `loraguard demo`.
@@ -146,7 +150,8 @@ def run_demo(
             cpu=device == "cpu",
             disable_tqdm=disable_tqdm,
         )
-        training[name] = PatchTrainer(model, DemoFaces(10_000, seed=settings.seed), arguments).train()
+        faces = DemoFaces(10_000, seed=settings.seed)
+        training[name] = PatchTrainer(model, faces, resumed(arguments)).train()
     assert model is not None
 
     say(f"Auditing on {settings.test_images} faces that no patch was trained on")
@@ -163,6 +168,18 @@ def run_demo(
     )
     audit.settings["demo"] = asdict(settings)
     return DemoResult(model, training, audit, write_report(audit, folder, training=training))
+
+
+def resumed(arguments: PatchTrainingArguments) -> PatchTrainingArguments:
+    """The same settings, to go on from the newest checkpoint if that is of an interrupted run with them."""
+    last = next(reversed(whole_checkpoints(Path(arguments.output_dir))), None)
+    if last is None:
+        return arguments
+    then = json.loads((last / STATE).read_text(encoding="utf-8"))["settings"]
+    now = json.loads(json.dumps(arguments.to_dict()))
+    free = ("resume_from_checkpoint", "disable_tqdm")
+    same = all(then[key] == now[key] for key in now if key not in free)
+    return replace(arguments, resume_from_checkpoint=last) if same else arguments
 
 
 def every_edit(labels: Tensor) -> dict[str, dict[str, Tensor]]:

@@ -2,6 +2,9 @@
 
 import csv
 import json
+import shutil
+import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -98,6 +101,33 @@ def test_running_it_twice_gives_the_same(twice: list[DemoResult]) -> None:
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
     pages = [(folder / "report.html").read_text(encoding="utf-8") for folder in (first, second)]
     assert pages[0] == pages[1]
+
+
+def test_an_interrupt_is_made_up_for(twice: list[DemoResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the second patch: the same command trains it from where it was, to the same bits; another one does not."""
+    settings, read = DemoSettings().quick(), DemoFaces.__getitems__
+    done = tmp_path / "standard" / "adapter_model.safetensors"
+    later = iter(range(1000))
+
+    def reading(self: DemoFaces, indices: list[int]) -> list[dict[str, torch.Tensor]]:
+        if done.is_file() and next(later) == 1:
+            signal.raise_signal(signal.SIGINT)
+        return read(self, indices)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DemoFaces, "__getitems__", reading)
+        with pytest.raises(KeyboardInterrupt):
+            run_demo(tmp_path, settings, say=len, disable_tqdm=True)
+    assert list((tmp_path / "defensive").glob("checkpoint-[123]"))
+    with pytest.warns(UserWarning, match="checkpoints of an earlier run"):
+        run_demo(shutil.copytree(tmp_path, tmp_path.with_name("other")), replace(settings, seed=1), say=len,
+                 disable_tqdm=True)  # fmt: skip
+    run_demo(tmp_path, settings, say=len, disable_tqdm=True)
+    log = json.loads((tmp_path / "defensive" / "training_log.json").read_text())
+    assert log["settings"]["resume_from_checkpoint"] is not None
+    for name in ("standard", "defensive"):
+        file = Path(name, "adapter_model.safetensors")
+        assert (tmp_path / file).read_bytes() == (twice[0].report.parent / file).read_bytes(), name
 
 
 @torch.no_grad()

@@ -203,6 +203,7 @@ def print_audit(result: AuditResult) -> None:
     if len(rows) <= MOST_ROWS:
         typer.echo()
         _print_table([headings, *rows])
+        typer.echo("\nDSR: the share of edits that are spoilt. The report says what the other words mean.")
     if len(result.defenses) > 1:
         typer.echo("\nDSR, without a leak / with it:")
         headings, rows = matrix(result)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import warnings
 from pathlib import Path
@@ -51,8 +52,15 @@ def demo(
     started = time.monotonic()
     settings = DemoSettings(seed=seed)
     with said_in_a_line():
-        result = run_demo(output_dir, settings.quick() if quick else settings, device=device.value, say=typer.echo)
+        try:
+            result = run_demo(output_dir, settings.quick() if quick else settings, device=device.value, say=typer.echo)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                "Interrupted. The same command goes on from the last checkpoint, where there is one."
+            ) from None
     print_audit(result.audit)
+    if quick:
+        typer.echo("\nThese figures are of a few steps and faces and mean little; leave out --quick for those that do.")
     typer.echo(f"{time.monotonic() - started:.0f} s.")
     typer.echo(f"Report: {result.report.resolve()}")
 
@@ -96,7 +104,13 @@ def say_warning(message: Warning | str, *_: object, **__: object) -> None:
     typer.secho(f"Warning: {message}", fg="yellow", err=True)
 
 
+def is_worth_a_line(record: logging.LogRecord) -> bool:
+    """Of what DeepSpeed, where it is installed, logs to stdout: all but that there is no accelerator."""
+    return "Setting accelerator to CPU" not in record.getMessage()
+
+
 def main() -> None:
     """Entry point of the console script."""
     warnings.showwarning = say_warning
+    logging.getLogger("DeepSpeed").addFilter(is_worth_a_line)
     app()

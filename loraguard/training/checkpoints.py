@@ -48,8 +48,7 @@ class Checkpoints:
 
     def all(self) -> list[Path]:
         """Those that are whole, oldest first."""
-        found = {int(match[1]): path for path in self.folder.iterdir() if (match := _NAME.fullmatch(path.name))}
-        return [found[step] for step in sorted(found) if (found[step] / STATE).is_file()]
+        return whole_checkpoints(self.folder)
 
     def later_than(self, step: int) -> list[Path]:
         """Those that are whole and of later steps, oldest first."""
@@ -152,6 +151,12 @@ class Checkpoints:
         result: Any = set_peft_model_state_dict(self.model, tensors, adapter_name=self.adapter)
         if result.unexpected_keys:
             raise ValueError(f"{folder} has weights that this adapter does not: {result.unexpected_keys[:3]}")
+
+
+def whole_checkpoints(folder: Path) -> list[Path]:
+    """Those in a folder that are whole, oldest first."""
+    found = {int(match[1]): path for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))}
+    return [found[step] for step in sorted(found) if (found[step] / STATE).is_file()]
 
 
 def _failure(deed: Callable[[], object]) -> Exception | None:
