@@ -33,6 +33,8 @@ def training_curves(run: TrainingResult, name: str) -> str:
     for values in run.gates.values():
         gates.plot(steps, values, color=COLOURS[2], linewidth=0.9, alpha=0.6)
     gates.set(xlabel="training step", ylabel="gate, sigmoid(g), per layer")
+    for axes in (losses, gates):
+        axes.xaxis.get_major_locator().set_params(integer=True)
     return _svg(figure, name)
 
 
@@ -106,5 +108,5 @@ def _svg(figure: Any, name: str) -> str:
         FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    svg = re.sub(r"(\d\.\d\d)\d{3,}", r"\1", svg)
+    svg = re.sub(r"<[^>]+>", lambda tag: re.sub(r"(\d\.\d\d)\d{3,}", r"\1", tag[0]), svg)  # no label of an axis
     return re.sub(r'<g id="[^"]*"', "<g", svg)

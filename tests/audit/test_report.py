@@ -8,6 +8,7 @@ import json
 import re
 from html.parser import HTMLParser
 from io import StringIO
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from setups import Audit, made, rows, situation
 from loraguard.audit import AuditResult, curves, matrix, pictures, report, table, verdict, write_report
 from loraguard.audit import page as page_module
 from loraguard.audit.checks import examine
+from loraguard.audit.figures import training_curves
 from loraguard.audit.glossary import FLAG_HELP
 from loraguard.defenses import Disrupting, RandomNoise
 from loraguard.training import TrainingResult
@@ -135,6 +137,17 @@ def test_the_page_of_everything(tmp_path: Path) -> None:
     assert "root</dt><dd>&lt;b&gt;&amp;" in page.text
     for situation_ in result.find(role="budget"):
         assert f"{100 * situation_.estimates['dsr'].low:.1f}% – " in page.text
+
+
+def test_the_axes_of_a_training_tell_its_values_apart(tmp_path: Path) -> None:
+    """Of gates that moved in the fourth digit; its steps are whole."""
+    log = [{"step": step, "loss_clean": 0.1 / step, "loss_adversarial": 0.2} for step in (1, 2, 3, 4)]
+    svg = training_curves(TrainingResult(tmp_path, log, {"main.0": [0.2690, 0.2692, 0.2694, 0.26965]}), "standard")
+    labels = re.findall(r"<text[^>]*>([^<]*)</text>", svg)
+    values = [float(one) for one in labels if one.startswith("0.")]
+    assert len(values) >= 3
+    assert len({round(b - a, 6) for a, b in pairwise(values)}) == 1
+    assert [one for one in labels if re.fullmatch(r"[1-4](\.\d+)?", one)] == ["1", "2", "3", "4"] * 2
 
 
 def test_flags_lead_to_what_they_mean_and_failed_checks_come_first(tmp_path: Path) -> None:
