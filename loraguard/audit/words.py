@@ -65,12 +65,13 @@ def claim(result: AuditResult) -> tuple[str, str]:
     if share < 0.5 or (noise is not None and share <= noise):
         start = start if len(result.defenses) == 1 else f"the best of {len(result.defenses)} defenses, {start}"
         control = "" if noise is None else f", random noise {noise:.1%}"
-        return "No protection to speak of, even where nobody adapts", f"{start}{control}."
+        return "No protection to speak of, even where nobody adapts", f"{start}{control}.{_few(result, best)}"
     name = hardest(result)
     if name is None:
         return (
             "It works where nobody adapts",
-            f"{start}; no patch that keeps clean outputs was audited, so nothing is said of an adversary who adapts.",
+            f"{start}; no patch that keeps clean outputs was audited, so nothing is said of an adversary who adapts."
+            f"{_few(result, best)}",
         )
     (other, unknown), (strongest, known) = _best(result, name, "no-leak"), _best(result, name, "leak", "no-leak")
     several = len(result.defenses) > 1
@@ -302,6 +303,15 @@ def _best(result: AuditResult, generator: str, *knowledge: str, channel: str = N
     rows = [row for one in knowledge for row in _rows(result, generator, one, channel)]
     best = max(rows, key=_dsr)
     return best.photo.defense, _dsr(best)
+
+
+def _few(result: AuditResult, defense: str) -> str:
+    """A caution where the interval of what a defense spoils does not tell whether it is most edits."""
+    (row,) = (one for one in _rows(result, UNTOUCHED, "no-leak") if one.photo.defense == defense)
+    low, high = row.estimates["dsr"].low, row.estimates["dsr"].high
+    if low is None or high is None or not low < 0.5 <= high:
+        return ""
+    return f" On so few photos that may be anything from {low:.1%} to {high:.1%}."
 
 
 def _standard(result: AuditResult) -> list[str]:

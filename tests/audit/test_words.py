@@ -50,12 +50,24 @@ def test_the_headline_follows_the_figures(standard: tuple[float, float], reads: 
 def test_a_defense_that_is_none() -> None:
     assert verdict(audit({"pgd": (0.4,)}))[0] == (
         "No protection to speak of, even where nobody adapts: pgd spoils 40.0% of the untouched generator's edits, "
-        "random noise 0.0%."
+        "random noise 0.0%. On so few photos that may be anything from 20.0% to 60.0%."
     )
     assert verdict(audit({"pgd": (0.9,)}, noise=0.9))[0].startswith("No protection to speak of")
-    assert verdict(audit({"pgd": (0.4,), "cw": (0.2,)}, noise=None))[0].endswith(
-        "the best of 2 defenses, pgd spoils 40.0% of the untouched generator's edits."
-    )
+    best = "the best of 2 defenses, pgd spoils 40.0% of the untouched generator's edits."
+    assert best in verdict(audit({"pgd": (0.4,), "cw": (0.2,)}, noise=None))[0]
+
+
+def test_few_photos_are_no_proof() -> None:
+    """Of 4 photos, where the exact binomial interval of none goes to 1 - 0.025^(1/4), 60.2%; of 100 it is clear."""
+    for n, share, says in (
+        (4, 0.0, "from 0.0% to 60.2%"),
+        (4, 1.0, "from 39.8% to 100.0%"),
+        (100, 0.0, ""),
+        (100, 1.0, ""),
+    ):
+        one = [situation("untouched", "pgd", "no-leak", share, n=n)]
+        first = verdict(made([situation("untouched", "none", "clean", 0.0, n=n), *one]))[0]
+        assert first.endswith(f" On so few photos that may be anything {says}.") == bool(says)
 
 
 def test_nobody_who_adapts() -> None:
