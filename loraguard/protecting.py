@@ -212,8 +212,11 @@ def _files(names: list[str], folder: Path, photos: Path | None) -> tuple[list[st
             raise FileExistsError(f"{inside.parent} holds protected photos, among the originals; move it elsewhere.")
     earlier: set[str] = set()
     if (record := folder / RECORD).is_file():
-        known = json.loads(record.read_text(encoding="utf-8"))
-        earlier = {*known["earlier"], *(row["file"] for row in known["photos"])}
+        try:
+            known = json.loads(record.read_text(encoding="utf-8"))
+            earlier = {*known["earlier"], *(row["file"] for row in known["photos"])}
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"{record} is not what was written here; choose another folder.") from None
     if foreign := [file for file in files if (folder / file).exists() and file not in earlier]:
         raise FileExistsError(f"{folder} holds {foreign[0]}, which is not from here; choose another folder.")
     return files, earlier

@@ -87,6 +87,8 @@ def check_images(
         'AI'
     """
     files = [file for path in paths for file in _files(Path(path).expanduser())]
+    for file in files:  # before the long work
+        read_tensor(file)
     reader = StampReader(stamps)
     if unstamped is None:
         faces = DemoFaces(DRAWN_FACES, size=DRAWN_SIZE, split="unstamped").__getitems__(list(range(DRAWN_FACES)))

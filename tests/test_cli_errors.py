@@ -69,6 +69,12 @@ def test_a_patch_that_is_not_there_is_not_looked_for_on_the_hub(
         assert "There is no patch nope: no such folder, and no id OWNER/NAME of the Hub" in refused(*command, "nope")
 
 
+def test_a_patch_with_half_a_config(tmp_path: Path) -> None:
+    get_peft_model(DemoEditor(conv_dim=4), GatedLoraConfig(r=1)).save_pretrained(tmp_path)
+    (tmp_path / "adapter_config.json").write_text("{")
+    assert f"{tmp_path}: adapter_config.json is no whole JSON file (" in refused("info", tmp_path)
+
+
 def test_an_empty_folder_is_called_empty(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     said = refused("protect", tmp_path / "empty", "--output-dir", tmp_path / "out")

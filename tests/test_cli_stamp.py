@@ -89,13 +89,17 @@ def test_the_stamp_of_a_patch(folder: Path, tmp_path: Path) -> None:
     assert run("stamp", "preview", tmp_path / "out.png", "--patch", tmp_path / "patch").exit_code == 0
 
 
-def test_what_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_what_is_refused(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken.png").write_bytes((folder / "a.png").read_bytes()[:200])
     assert "Say which stamp" in refused("stamp", "preview")
     assert "must end in .png" in refused("stamp", "preview", "a.jpg", "--text", "AI")
     assert "one stamp, and 2 are given: AI, ИИ" in refused("stamp", "preview", "--text", "AI", "--text", "ИИ")
     assert "different names" in refused("stamp", "check", folder, "--text", "AI", "--text", "AI")
     assert "There is no image" in refused("stamp", "check", folder / "d.png", "--text", "AI")
     assert "notes.txt" in refused("stamp", "check", folder / "notes.txt", "--text", "AI")
+    with monkeypatch.context() as patch:  # before thresholds are set, which takes seconds
+        patch.setattr("loraguard.stamping.StampReader", None)
+        assert "broken.png cannot be read" in refused("stamp", "check", tmp_path / "broken.png", "--text", "AI")
     assert "No installed font" in refused("stamp", "preview", "--text", "\U000f0000")
     assert "'octarine'" in refused("stamp", "preview", "--text", "AI", "--colour", "octarine")
     get_peft_model(DemoEditor(conv_dim=4), GatedLoraConfig(r=2)).save_pretrained(str(tmp_path / "standard"))

@@ -197,6 +197,15 @@ def test_nothing_is_lost(generator: Editor, photos: Path, tmp_path: Path) -> Non
     assert not (photos / "out").exists()
 
 
+@pytest.mark.parametrize("text", ["{broken", '{"photos": []}', "[]"])
+def test_a_broken_record_is_named(text: str, generator: Editor, photos: Path, tmp_path: Path) -> None:
+    """Which files are from here cannot be told then."""
+    run(generator, photos, tmp_path / "out")
+    (tmp_path / "out" / "protect.json").write_text(text)
+    with pytest.raises(ValueError, match=r"out/protect\.json is not what was written here; choose another folder"):
+        run(generator, photos, tmp_path / "out")
+
+
 def test_an_interrupt_keeps_what_is_done_and_is_no_obstacle(
     generator: Editor, photos: Path, tmp_path: Path, monkeypatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,7 +62,10 @@ def read_patch(folder: str | Path, name: str | None = None) -> Patch:
             f"{name} holds no {' and no '.join(missing)}.{pickled} A patch is what the trainer, "
             "model.save_pretrained or push_patch wrote."
         )
-    config = GatedLoraConfig.from_pretrained(str(folder))
+    try:
+        config = GatedLoraConfig.from_pretrained(str(folder))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{name}: {CONFIG_NAME} is no whole JSON file ({error}).") from error
     if not isinstance(config, GatedLoraConfig):
         raise ValueError(
             f"{name} is an adapter of type {getattr(config.peft_type, 'value', config.peft_type)}, not GATED_LORA; "
