@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -220,6 +221,16 @@ def test_protected_photos_are_audited(tiny: list[str], photos: Path, tmp_path: P
     (out / "1.png").unlink()
     assert "no perturbed version" in refused("audit", *words, *theirs, "--images", 12 - 8, "--fit-images", 8,
                                              "--output-dir", tmp_path / "none")  # fmt: skip
+
+
+def test_fitting_a_defense_shows_progress(tiny: list[str], tmp_path: Path) -> None:
+    """It may take longer than all the rest."""
+    size = ["--images", 2, "--fit-images", 2, "--checks", 0, "--batch-size", 2]
+    done = run(
+        "audit", *tiny, *size, "--defense", "cmua:steps=1,photos=2,batch_size=2", "--output-dir", tmp_path / "out"
+    )
+    assert done.exit_code == 0, done.output
+    assert re.search(r"cmua: *100%", done.stderr)
 
 
 def test_a_single_photo_by_the_default_settings(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

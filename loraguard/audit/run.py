@@ -66,12 +66,14 @@ class Run:
         self.hashes = subjects.hashes()
         self.identities = {id(job.defense): _identity(job.defense) for job in jobs}
         self.fits: dict[str, Defense] = {}
+        self.silent = True
 
     def go(self, process: int, processes: int, disable_tqdm: bool) -> None:
         """Do what is not stored yet: this process' share of the batches."""
+        self.silent = disable_tqdm or process > 0
         starts = list(self.photos.starts)[process::processes]
         total = sum(job.cost for start in starts for job in self.jobs if job.first is None or start < job.first)
-        with tqdm(total=total, desc="audit", unit="pass", disable=disable_tqdm or process > 0) as bar:
+        with tqdm(total=total, desc="audit", unit="pass", disable=self.silent) as bar:
             for start in starts:
                 whole = self.photos.batch(start)
                 clean: dict[str, Tensor] = {}  # outputs on the photos as they are, by generator
@@ -144,7 +146,7 @@ class Run:
         if key not in self.fits:
             assert self.fit_on is not None
             torch.manual_seed(mixed(job.seed, 2**31))
-            self.fits[key] = job.defense.fit(generator, self.fit_on, self.conditions, disable_tqdm=True)
+            self.fits[key] = job.defense.fit(generator, self.fit_on, self.conditions, disable_tqdm=self.silent)
         return self.fits[key]
 
     # Names of what is stored.
