@@ -24,6 +24,7 @@ FLOORS = [
     {"demo", "train", "info", "auditing"},
     {"protecting", "stamping"},
     {"cli"},
+    {"__main__"},
 ]
 
 

@@ -139,7 +139,7 @@ def test_an_archive_that_was_not_extracted(celeba: Path) -> None:
 def test_photos_that_are_missing(celeba: Path) -> None:
     gone = by_hand(0)[3]
     (celeba / "img_align_celeba" / FILES[gone]).unlink()
-    with pytest.warns(UserWarning, match="1 of 14 photos are not used"):
+    with pytest.warns(UserWarning, match="1 of 14 photos is not used"):
         photos = CelebA(celeba, attributes=["Male"], transform=SMALL)
     assert [name for name, _ in photos.skipped] == [FILES[gone]]
     rows = [i for i in by_hand(0) if i != gone]
