@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_line import refused
+from command_line import refused, run
 from peft import get_peft_model
 
 from loraguard import GatedLoraConfig
@@ -49,6 +49,16 @@ def test_settings_that_are_no_settings(text: Path, tmp_path: Path) -> None:
 def test_an_output_folder_that_is_a_file(text: Path) -> None:
     said = refused("protect", "demo", "--output-dir", text)
     assert said == f"Error: Cannot write to the output folder {text} (it is a file); choose another one.\n"
+
+
+def test_a_converted_patch_goes_into_a_folder(text: Path, tmp_path: Path) -> None:
+    """Whole, and not where a file is."""
+    layer = {"up.orig_conv.weight": torch.zeros(8, 4, 3, 3), "up.gate": torch.tensor(-1.0)}
+    torch.save(layer | {"up.lora_A": torch.zeros(8, 2, 3, 3), "up.lora_B": torch.zeros(4, 2)}, tmp_path / "a.ckpt")
+    assert f"Cannot write to the output folder {text} (it is a file)" in refused("convert", tmp_path / "a.ckpt", text)
+    assert run("convert", tmp_path / "a.ckpt", tmp_path / "out").exit_code == 0
+    files = {file.name for file in (tmp_path / "out").iterdir()}
+    assert files == {"adapter_config.json", "adapter_model.safetensors", "generator.safetensors"}
 
 
 def test_a_file_is_named_without_a_number(tmp_path: Path) -> None:

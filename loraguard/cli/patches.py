@@ -89,11 +89,13 @@ def convert(
 
     Writes the adapter, and the weights of the untouched generator as generator.safetensors. Runs no pickle.
     """
+    from loraguard.files import whole_files, writable_folder
     from loraguard.tuner import convert_checkpoint
 
     with said_in_a_line():
         patch = convert_checkpoint(checkpoint, alpha)
-        patch.save(output_dir)
+        with whole_files(writable_folder(output_dir)) as draft:
+            patch.save(draft)
     layers = sum(name.endswith(".lora_A.weight") for name in patch.tensors)
     typer.echo(f"{layers} adapted layers, rank {patch.config.r}. Patch: {output_dir.resolve()}")
 
