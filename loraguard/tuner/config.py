@@ -201,6 +201,10 @@ class GatedLoraConfig(LoraConfig):
                 "names, and target_modules is None; name them."
             )
 
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as they are saved: names in order, as a set's own order is another in each process."""
+        return {name: sorted(value) if isinstance(value, set) else value for name, value in super().to_dict().items()}
+
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any

@@ -50,6 +50,16 @@ def test_a_method_of_the_same_name_in_peft(monkeypatch: pytest.MonkeyPatch) -> N
         register()
 
 
+def test_a_saved_config_is_the_same_in_every_process(tmp_path: Any) -> None:
+    """PEFT holds names as sets, whose order is each process's own; a file in that order would differ at each push."""
+    names = [f"block.{i}.conv" for i in range(30)]
+    config(target_modules=names, exclude_modules=names[::2]).save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert saved["target_modules"] == sorted(names)
+    assert saved["exclude_modules"] == sorted(names[::2])
+    assert GatedLoraConfig.from_pretrained(tmp_path).target_modules == set(names)
+
+
 def run(code: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
