@@ -17,6 +17,8 @@ from huggingface_hub.errors import (
 )
 
 _TOKEN = "`hf auth login`, the environment's HF_TOKEN or token="
+_NEVER_BEGAN = ("ConnectError", "ConnectTimeout")
+"""By name, as the client's HTTP library is httpx in some versions and httpx2 in others."""
 
 
 @contextmanager
@@ -47,12 +49,12 @@ def explained(repo_id: str, doing: str, after: str = "") -> Iterator[None]:
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise FileNotFoundError(
             f"{repo_id} is not whole in the local cache {constants.HF_HUB_CACHE}, and the Hub cannot be asked now "
-            f"({doing}). Check the connection; should a folder be meant, there is none of that name. The client says: "
-            f"{error}"
+            f"({doing}: {error.__cause__ or error}). Check the connection; should a folder be meant, there is none of "
+            "that name."
         ) from error
     except HfHubHTTPError as error:
         status = error.response.status_code
-        said = f"The Hub says {status}: {error.server_message or error.response.reason_phrase}.{after}"
+        said = f"The Hub says {status}: {(error.server_message or error.response.reason_phrase).rstrip('.')}.{after}"
         if status == 401:
             raise PermissionError(f"{place}: {doing} needs a valid token ({_TOKEN}). {said}") from error
         if status == 403:
@@ -61,6 +63,11 @@ def explained(repo_id: str, doing: str, after: str = "") -> Iterator[None]:
             raise ConnectionError(f"{place}: somebody else changed it meanwhile ({doing}). {said}") from error
         raise ConnectionError(f"{place}: {doing} failed. {said}") from error
     except HTTPError as error:
+        if type(error).__name__ in _NEVER_BEGAN:
+            raise ConnectionError(
+                f"{constants.ENDPOINT} cannot be reached, so {doing} {repo_id} is not possible ({error}).{after} Check "
+                "the connection, and HF_ENDPOINT where it is set."
+            ) from error
         raise ConnectionError(
             f"The connection to {place} broke while {doing} ({error}). Do the same again: what has arrived is kept."
         ) from error

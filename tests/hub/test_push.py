@@ -148,6 +148,15 @@ def test_refusals(hub: LocalHub, client: Client, patch: Path, fault: str, status
     assert set(hub.repos[name].files()) == FILES
 
 
+def test_no_connection_at_all(client: Client, patch: Path) -> None:
+    """What never began did not break, and the same again would not help."""
+    code = "constants.ENDPOINT, was = 'http://127.0.0.1:9', constants.ENDPOINT\ntry: loraguard.push_patch(patch, 'me/new')\n"
+    code += "finally: constants.ENDPOINT = was\n"
+    with pytest.raises(HubError, match=r"ConnectionError: http://127.0.0.1:9 cannot be reached, so .*Check") as caught:
+        client.run(code, patch=str(patch))
+    assert "kept" not in str(caught.value)
+
+
 def test_a_dropped_upload_is_tried_again(hub: LocalHub, client: Client, patch: Path) -> None:
     hub.stored.clear()
     with hub.faulty("PUT /lfs-upload", "drop", times=1):
