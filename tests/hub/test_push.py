@@ -150,8 +150,8 @@ def test_refusals(hub: LocalHub, client: Client, patch: Path, fault: str, status
 
 def test_no_connection_at_all(client: Client, patch: Path) -> None:
     """What never began did not break, and the same again would not help."""
-    code = "constants.ENDPOINT, was = 'http://127.0.0.1:9', constants.ENDPOINT\ntry: loraguard.push_patch(patch, 'me/new')\n"
-    code += "finally: constants.ENDPOINT = was\n"
+    code = "constants.ENDPOINT, was = 'http://127.0.0.1:9', constants.ENDPOINT\n"
+    code += "try: loraguard.push_patch(patch, 'me/new')\nfinally: constants.ENDPOINT = was\n"
     with pytest.raises(HubError, match=r"ConnectionError: http://127.0.0.1:9 cannot be reached, so .*Check") as caught:
         client.run(code, patch=str(patch))
     assert "kept" not in str(caught.value)
