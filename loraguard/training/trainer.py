@@ -189,6 +189,14 @@ class PatchTrainer:
                 f"{type(self.model.get_base_model()).__name__} cannot be called with images and {sorted(condition)}: "
                 f"{error}. Pass `conditions`, a function from labels to the generator's inputs."
             ) from error
+        except RuntimeError as error:
+            kinds = {one.dtype for one in self.model.get_base_model().parameters() if one.is_floating_point()}
+            if kinds <= {images.dtype}:
+                raise
+            raise ValueError(
+                f"The generator has weights in {', '.join(sorted(map(str, kinds)))} and images are in {images.dtype}: "
+                f"{error}. Call generator.float() before get_peft_model; mixed_precision= saves time and memory."
+            ) from error
         if not isinstance(output, Tensor):
             raise TypeError(
                 f"The generator gives {type(output).__name__}; a patch needs one that gives images alone. Give it a "
@@ -201,6 +209,12 @@ class PatchTrainer:
             )
         if not torch.isfinite(output).all():
             raise FloatingPointError("The untouched generator's own outputs are not finite (NaN or infinity).")
+        if images.min() < 0 <= output.min():
+            warnings.warn(
+                f"The generator's outputs on the first image are from {output.min():.3g} to {output.max():.3g}, none "
+                "below 0. They are expected in [-1, 1]: if they are in [0, 1], give it a forward with 2 * y - 1.",
+                stacklevel=3,
+            )
         if self.args.stamp is not None:
             self.args.stamp.compose(output)  # a stamp that does not fit says so
         if not self.model(images, **condition).requires_grad:

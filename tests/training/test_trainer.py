@@ -297,6 +297,18 @@ def test_nan_losses_stop_the_run_before_the_step(patched: PeftModel, faces: Demo
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
+def test_a_generator_in_half_precision_says_what_to_do(faces: DemoFaces, tmp_path: Path) -> None:
+    model = get_peft_model(nn.Sequential(nn.Conv2d(3, 3, 3, padding=1)).half(), GatedLoraConfig(r=2))
+    with pytest.raises(ValueError, match=r"weights in torch.float16.*generator.float\(\).*mixed_precision"):
+        PatchTrainer(model, faces, arguments(tmp_path))
+
+
+def test_a_generator_whose_outputs_are_in_another_range(faces: DemoFaces, tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.Sigmoid())
+    with pytest.warns(UserWarning, match="outputs .* none below 0.* 2 \\* y - 1"):
+        PatchTrainer(get_peft_model(network, GatedLoraConfig(r=2)), faces, arguments(tmp_path))
+
+
 def test_a_generator_that_gives_nan(patched: PeftModel, faces: DemoFaces, tmp_path: Path) -> None:
     with torch.no_grad():
         patched.get_base_model().main[0].base_layer.weight.fill_(float("nan"))
