@@ -108,8 +108,9 @@ def main() -> None:
         seeds=[args.seed],
     )
     headings, rows = table(audit)
+    widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
     for row in [headings, *rows]:
-        print("  ".join(cell.ljust(17) for cell in row).rstrip())
+        print("  ".join(map(str.ljust, row, widths)).rstrip())
     print(*verdict(audit), sep="\n")
     check_plain_loading(model, untouched, result.output_dir, DemoFaces(1, size=args.size)[0]["image"][None])
     print("Report:", write_report(audit, args.output_dir, training={"default": result}))

@@ -1,4 +1,4 @@
-"""Train a patch with the flags of diffusers' and PEFT's training scripts.
+r"""Train a patch with the flags of diffusers' and PEFT's training scripts.
 
     accelerate launch examples/train_patch.py --generator stargan --checkpoint 200000-G.ckpt --data /data/celeba \
         --train_size 1000 --config examples/configs/paper_standard.yaml --output_dir out
