@@ -257,7 +257,8 @@ class FoldingLayer(nn.Module):
         scales = [self.scaling[adapter] for adapter in adapters]
         # prepare_model_for_compiled_hotswap makes tensors of scales.
         key = (*adapters, *(None if isinstance(scale, Tensor) else scale for scale in scales))
-        if self.is_compiled and torch.compiler.is_compiling() and key in self._folds:
+        # Only `folded` makes sure, as it begins, that what is kept is of today.
+        if self.is_compiled and torch.compiler.is_compiling() and self._inside_folded() and key in self._folds:
             return self._folds[key].weight
         compiling = torch.compiler.is_compiling() or torch.jit.is_tracing()
         if compiling or not (self._folding or weight.device.type == "cpu"):

@@ -53,3 +53,17 @@ def test_compiled_code_finds_what_folded_made(model: PeftModel, monkeypatch: pyt
         assert made == layers
         made.clear()
     assert not any(layer.is_compiled for layer in layers)
+
+
+def test_compiled_code_finds_no_weights_of_before(model: PeftModel) -> None:
+    """In eval mode a layer keeps W + dW between calls; compiled code cannot tell whether that is still of today."""
+    images = torch.randn(1, 3, 12, 12, dtype=torch.float64)
+    with torch.no_grad():
+        before = model.eval()(images)
+        for parameter in model.parameters():
+            parameter.add_(0.1 * parameter.requires_grad)
+        with compiled(model):
+            found = model(images)
+        expected = model(images)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    assert (found - before).abs().max() > 1e-3
