@@ -65,8 +65,7 @@ def audit_by_settings(
     device = torch.device("cpu") if settings.device == "cpu" else state.device
     main = place()[0] == 0
     torch.manual_seed(settings.seeds[0])
-    size = {} if settings.image_size is None else {"size": settings.image_size}
-    generator = load_generator(settings.generator, settings.checkpoint, **size)
+    generator = load_generator(settings.generator, settings.checkpoint, size=settings.image_size)
     transform = transform_of(generator)
     attributes = getattr(generator, "attributes", ())
     dataset = open_data(settings.data, split=settings.split, attributes=attributes, transform=transform)

@@ -13,7 +13,7 @@ import typer
 from . import audit, hub, patches, protect, stamp
 from .audit import print_audit
 from .hub import print_patch, said_in_a_line
-from .options import DEVICE, SEED, TRY, Device, examples
+from .options import TRY, Device, OnDevice, Seed, examples
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="markdown")
 
@@ -39,8 +39,8 @@ def root(
 @app.command(rich_help_panel=TRY, epilog=examples("loraguard demo --quick", "loraguard demo"))
 def demo(
     output_dir: Annotated[Path, typer.Option(help="A folder for the report and the patches.")] = Path("loraguard-demo"),
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help=SEED)] = 0,
-    device: Annotated[Device, typer.Option(help=DEVICE)] = Device.cpu,
+    seed: Seed = 0,
+    device: OnDevice = Device.cpu,
     quick: Annotated[bool, typer.Option("--quick", help="A few steps: all runs, the figures mean little.")] = False,
 ) -> None:
     """Protect drawn faces, train a standard and a defensive patch, audit all of it, and write a report.

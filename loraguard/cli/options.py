@@ -1,8 +1,11 @@
-"""Words that options of several commands share, and how commands are grouped."""
+"""Options that several commands share, or their words, and how commands are grouped."""
 
 from __future__ import annotations
 
 from enum import Enum
+from typing import Annotated
+
+import typer
 
 GENERATOR = "The network that edits photos; `loraguard info generators` lists names."
 CHECKPOINT = "Its weights: a file, a folder or a Hub id; `demo` brings its own."
@@ -19,6 +22,11 @@ class Device(str, Enum):
     cpu = "cpu"
     auto = "auto"
 
+
+Checkpoint = Annotated[str | None, typer.Option(help=CHECKPOINT)]
+ImageSize = Annotated[int | None, typer.Option(help=IMAGE_SIZE)]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help=SEED)]
+OnDevice = Annotated[Device, typer.Option(help=DEVICE)]
 
 TRY, JUDGE, PATCHES, SHARE = "To begin with", "Protections", "Patches", "Sharing"
 

@@ -9,14 +9,14 @@ import typer
 
 from .audit import print_audit
 from .hub import said_in_a_line
-from .options import CHECKPOINT, DATA, DEVICE, GENERATOR, IMAGE_SIZE, PATCHES, SEED, SPLIT, Device, examples
+from .options import DATA, GENERATOR, PATCHES, SPLIT, Checkpoint, Device, ImageSize, OnDevice, Seed, examples
 
 
 def train(
     output_dir: Annotated[Path, typer.Option(help="A folder for patch, card, log, checkpoints and audit.")],
     generator: Annotated[str, typer.Option(help=GENERATOR)] = "demo",
-    checkpoint: Annotated[str | None, typer.Option(help=CHECKPOINT)] = None,
-    image_size: Annotated[int | None, typer.Option(help=IMAGE_SIZE)] = None,
+    checkpoint: Checkpoint = None,
+    image_size: ImageSize = None,
     data: Annotated[str, typer.Option(help=DATA)] = "demo",
     split: Annotated[str | None, typer.Option(help=SPLIT)] = None,
     train_size: Annotated[
@@ -32,8 +32,8 @@ def train(
         int | None, typer.Option(min=1, help="Save a checkpoint every so many steps.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help=SEED)] = 0,
-    device: Annotated[Device, typer.Option(help=DEVICE)] = Device.auto,
+    seed: Seed = 0,
+    device: OnDevice = Device.auto,
 ) -> None:
     """Train a patch for a generator, audit it on photos it was not trained on, and write a report.
 
@@ -58,7 +58,7 @@ def train(
             seed=seed,
             cpu=device is Device.cpu,
         )
-        network = load_generator(generator, checkpoint, **({} if image_size is None else {"size": image_size}))
+        network = load_generator(generator, checkpoint, size=image_size)
         photos = open_data(
             data,
             split=split,

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .hub import said_in_a_line
-from .options import CHECKPOINT, DEVICE, IMAGE_SIZE, JUDGE, SEED, Device, examples
+from .options import JUDGE, Checkpoint, Device, ImageSize, OnDevice, Seed, examples
 
 
 def protect(
@@ -20,16 +20,16 @@ def protect(
     generator: Annotated[
         str, typer.Option(help="What they are protected from; `loraguard info generators` lists names.")
     ] = "demo",
-    checkpoint: Annotated[str | None, typer.Option(help=CHECKPOINT)] = None,
-    image_size: Annotated[int | None, typer.Option(help=IMAGE_SIZE)] = None,
+    checkpoint: Checkpoint = None,
+    image_size: ImageSize = None,
     edit: Annotated[
         str | None, typer.Option(help="The edit to protect from; by default all in turn, photo by photo.")
     ] = None,
     fit_on: Annotated[
         str | None, typer.Option(help="Photos for a defense that has to be fitted first: a folder or a Hub id.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help=SEED)] = 0,
-    device: Annotated[Device, typer.Option(help=DEVICE)] = Device.auto,
+    seed: Seed = 0,
+    device: OnDevice = Device.auto,
 ) -> None:
     """Perturb photos by a defense. Whether that protects anybody is what `loraguard audit` tells.
 
@@ -42,7 +42,7 @@ def protect(
     from loraguard.protecting import protect as protect_photos
 
     with said_in_a_line():
-        network = load_generator(generator, checkpoint, **({} if image_size is None else {"size": image_size}))
+        network = load_generator(generator, checkpoint, size=image_size)
         where = "cpu" if device is Device.cpu else PartialState().device
         found = protect_photos(
             network, images, defense, output_dir, edit=edit, fit_on=fit_on, seed=seed, device=where, say=typer.echo

@@ -36,7 +36,7 @@ def load_generator(name: str, checkpoint: str | Path | None = None, **settings: 
         name: one of :data:`GENERATORS`.
         checkpoint: a file with official weights, or a folder or an id of the Hub that `save_pretrained` or
             `push_to_hub` made; none for a generator that ships with its weights.
-        settings: of the class; those that the weights determine need not be given.
+        settings: of the class; those that the weights determine need not be given, and None counts as not given.
 
     Raises:
         ValueError: if there is no such name, or the checkpoint does not fit.
@@ -54,6 +54,7 @@ def load_generator(name: str, checkpoint: str | Path | None = None, **settings: 
         cls = GENERATORS[name]
     except KeyError as error:
         raise ValueError(error.args[0]) from None
+    settings = {key: value for key, value in settings.items() if value is not None}
     if checkpoint is None:
         if not hasattr(cls, "pretrained"):
             raise ValueError(
