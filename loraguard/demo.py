@@ -177,8 +177,8 @@ def resumed(arguments: PatchTrainingArguments) -> PatchTrainingArguments:
         return arguments
     then = json.loads((last / STATE).read_text(encoding="utf-8"))["settings"]
     now = json.loads(json.dumps(arguments.to_dict()))
-    free = ("resume_from_checkpoint", "disable_tqdm")
-    same = all(then[key] == now[key] for key in now if key not in free)
+    any_will_do = dict.fromkeys(("resume_from_checkpoint", "disable_tqdm"))
+    same = then | any_will_do == now | any_will_do
     return replace(arguments, resume_from_checkpoint=last) if same else arguments
 
 

@@ -82,7 +82,7 @@ def patch_step(
         0.0
     """
     network = network or model
-    with model.disable_adapter(), folded(model):
+    with model.disable_adapter(), folded(model):  # in this order, or `folded` would fold for nothing
         target = target_of(model, images, condition, stamp)
     if hasattr(loss, "prepare"):
         target = loss.prepare(target, keys)
