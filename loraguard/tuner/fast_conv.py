@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,35 +17,74 @@ from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from .winograd import memory_format_of, winograd
+from .winograd import Pair, memory_format_of, rows_first, winograd, winograd_transposed
+
+_STRIDES = {3: 1, 4: 2}
+"""Of the square kernels that Winograd's algorithm pays for."""
 
 _MANY, _FEW = 128, 8  # channels
 _TALL = 5  # rows of a kernel
-_PIXELS, _PIXELS_3X3 = 1024, 4096  # of a batch; fewer do not pay for what is done to the weight
-
-Padding = tuple[int, int]
+_PIXELS, _PIXELS_WINOGRAD = 1024, 2048  # of a batch; fewer do not pay for what is done to the weight
 
 
-def convolve(x: Tensor, weight: Tensor, padding: Padding) -> Tensor:
-    """What `F.conv2d` computes, for weights of layers that are `faster`, without autograd.
+class Geometry(NamedTuple):
+    """How a layer that is `faster` runs over inputs of one size; its padding is with zeros."""
 
-    Args:
-        x: (N, in, H, W).
-        weight: (out, in, k, l).
-        padding: with zeros, of height and width.
-    """
-    if weight.shape[2] == 3:
-        return winograd(x, weight, padding)
+    size: Pair
+    output_size: Pair
+    padding: Pair
+    stride: int = 1
+    transposed: bool = False
+
+    @classmethod
+    def of(cls, host: Any, size: Sequence[int]) -> Geometry:
+        """Of a layer, for inputs of (H, W)."""
+        transposed, stride, kernel = isinstance(host, nn.ConvTranspose2d), host.stride[0], host.kernel_size
+        padding = host.padding if host.padding_mode == "zeros" else (0, 0)
+        if transposed:
+            beside = [k - 2 * p + more for k, p, more in zip(kernel, padding, host.output_padding, strict=True)]
+            output_size = [(n - 1) * stride + one for n, one in zip(size, beside, strict=True)]
+        else:
+            output_size = [(n + 2 * p - k) // stride + 1 for n, p, k in zip(size, padding, kernel, strict=True)]
+        return cls(_pair(size), _pair(output_size), _pair(padding), stride, transposed)
+
+    def run(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The layer's output, without autograd.
+
+        Args:
+            x: (N, in, H, W).
+            weight: in the shape of the layer's.
+        """
+        return self._up(x, weight, self.output_size) if self.transposed else self._down(x, weight)
+
+    def run_back(self, gradient: Tensor, weight: Tensor) -> Tensor:
+        """The gradient of the input, from that of the output."""
+        return self._down(gradient, weight) if self.transposed else self._up(gradient, weight, self.size)
+
+    def _down(self, x: Tensor, weight: Tensor) -> Tensor:
+        """`F.conv2d`."""
+        if weight.shape[2] in _STRIDES:
+            return winograd(x, weight, self.padding, self.stride)
+        return _between_few_and_many(x, weight, self.padding)
+
+    def _up(self, x: Tensor, weight: Tensor, size: Pair) -> Tensor:
+        """`F.conv_transpose2d`."""
+        if weight.shape[2] in _STRIDES:
+            return winograd_transposed(x, weight, self.padding, self.stride, size)
+        padding = (weight.shape[2] - 1 - self.padding[0], weight.shape[3] - 1 - self.padding[1])
+        return _between_few_and_many(x, weight.flip(2, 3).transpose(0, 1), padding)
+
+
+def _pair(values: Sequence[int]) -> Pair:
+    height, width = values
+    return height, width
+
+
+def _between_few_and_many(x: Tensor, weight: Tensor, padding: Pair) -> Tensor:
     return by_rows(x, weight, padding) if len(weight) < weight.shape[1] else F.conv2d(x, weight, padding=padding)
 
 
-def adjoint(gradient: Tensor, weight: Tensor, padding: Padding) -> Tensor:
-    """The gradient of a convolution's input, from that of its output; weight and padding are the convolution's."""
-    back = (weight.shape[2] - 1 - padding[0], weight.shape[3] - 1 - padding[1])
-    return convolve(gradient, weight.flip(2, 3).transpose(0, 1), back)
-
-
-def by_rows(x: Tensor, weight: Tensor, padding: Padding) -> Tensor:
+def by_rows(x: Tensor, weight: Tensor, padding: Pair) -> Tensor:
     """A tall kernel from many channels to few, as one convolution for all of its rows.
 
     torch computes few output channels no faster than 16. The rows of a kernel of height k make k times as many channels
@@ -66,24 +105,32 @@ def by_rows(x: Tensor, weight: Tensor, padding: Padding) -> Tensor:
 
 
 def faster(host: Any) -> bool:
-    """Whether a layer is one that `convolve` computes faster than torch does.
+    """Whether a layer is one that is computed faster here than by torch.
 
-    That is, among convolutions of stride 1 without dilation and groups, in float32 and float64, on a CPU:
+    That is, in two dimensions, without dilation and groups, in float32 and float64, on a CPU:
 
-    - kernels of 3x3 with at least 128 channels on either side, and
-    - kernels of at least 5 rows with at most 8 channels on one side and at least four times as many on the other.
+    - convolutions and transposed ones of 3x3 with a stride of 1 and of 4x4 with a stride of 2, with at least 128
+      channels on either side, and
+    - convolutions of stride 1 with kernels of at least 5 rows, with at most 8 channels on one side and at least four
+      times as many on the other.
     """
-    if not is_plain(host) or host.weight.device.type != "cpu":
+    return _is_ours(host) and (_is_for_winograd(host) or (is_plain(host) and is_of_images(host)))
+
+
+def _is_ours(host: Any) -> bool:
+    if not isinstance(host, (nn.Conv2d, nn.ConvTranspose2d)) or (*host.dilation, host.groups) != (1, 1, 1):
         return False
-    if host.weight.dtype not in (torch.float32, torch.float64):
+    if host.weight.device.type != "cpu" or host.weight.dtype not in (torch.float32, torch.float64):
         return False
-    if host.padding_mode == "zeros" and (
-        isinstance(host.padding, str) or any(p >= k for p, k in zip(host.padding, host.kernel_size, strict=True))
-    ):
-        return False
-    if host.kernel_size == (3, 3):
-        return min(host.weight.shape[:2]) >= _MANY
-    return is_of_images(host)
+    return host.padding_mode != "zeros" or (
+        not isinstance(host.padding, str) and all(p < k for p, k in zip(host.padding, host.kernel_size, strict=True))
+    )
+
+
+def _is_for_winograd(host: Any) -> bool:
+    rows, columns = host.kernel_size
+    stride = _STRIDES.get(rows)
+    return rows == columns and host.stride == (stride, stride) and min(host.weight.shape[:2]) >= _MANY
 
 
 def is_plain(host: Any) -> bool:
@@ -97,17 +144,30 @@ def is_of_images(host: Any) -> bool:
     return host.kernel_size[0] >= _TALL and few <= _FEW and many >= 4 * few
 
 
-def can_run(x: Tensor, weight: Tensor) -> bool:
-    """Whether this call is one for a fast algorithm: an ordinary batch that only `torch.autograd` looks at."""
+def can_run(host: Any, x: Tensor) -> bool:
+    """Whether this call of a `faster` layer is an ordinary batch that only `torch.autograd` looks at, and large enough.
+
+    Args:
+        host: the layer.
+        x: its input.
+    """
+    if not (only_autograd_looks_at(x) and x.dim() == 4 and faster(host)):
+        return False
+    weight, pixels = host.weight, x.shape[0] * x.shape[2] * x.shape[3]
+    if isinstance(host, nn.Conv2d):
+        pixels //= host.stride[0] ** 2
     return (
-        only_autograd_looks_at(x)
-        and x.dim() == weight.dim() == 4
-        and x.shape[0] * x.shape[2] * x.shape[3] >= (_PIXELS_3X3 if weight.shape[2] == 3 else _PIXELS)
-        and x.shape[1] == weight.shape[1]
+        pixels >= (_PIXELS_WINOGRAD if _is_for_winograd(host) else _PIXELS)
+        and x.shape[1] == host.in_channels
         and min(x.shape[2:]) >= max(weight.shape[2:])
         and x.dtype == weight.dtype
         and x.device == weight.device
     )
+
+
+def laid_out(host: Any, weight: Tensor) -> Tensor:
+    """A weight of `host`, in memory as it is fastest there if it runs many times."""
+    return rows_first(weight) if faster(host) and _is_for_winograd(host) else weight
 
 
 def only_autograd_looks_at(x: Tensor) -> bool:
@@ -165,24 +225,23 @@ def run(host: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         >>> torch.allclose(run(host, x, host.weight.detach(), host.bias.detach()), host(x), atol=1e-4)
         True
     """
-    padding = host.padding
     if host.padding_mode != "zeros":
-        x, padding = F.pad(x, host._reversed_padding_repeated_twice, host.padding_mode), (0, 0)
-    result: Tensor = _Conv.apply(x, weight, padding)
+        x = F.pad(x, host._reversed_padding_repeated_twice, host.padding_mode)
+    result: Tensor = _Conv.apply(x, weight, Geometry.of(host, x.shape[2:]))
     return result if bias is None else result + bias[:, None, None]
 
 
 class _Conv(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, padding: Padding) -> Tensor:
-        ctx.weight, ctx.padding, ctx.memory_format = weight, padding, memory_format_of(x)
-        return convolve(x, weight, padding)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+        ctx.weight, ctx.geometry, ctx.memory_format = weight, geometry, memory_format_of(x)
+        return geometry.run(x, weight)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         # What comes before x in the network is slow where gradients come in another memory format.
-        return adjoint(gradient.contiguous(memory_format=ctx.memory_format), ctx.weight, ctx.padding), None, None
+        return ctx.geometry.run_back(gradient.contiguous(memory_format=ctx.memory_format), ctx.weight), None, None
 
 
 def run_learning(
@@ -214,24 +273,24 @@ def run_learning(
         >>> torch.allclose(gain.grad, host(x).sum(), rtol=1e-3)
         True
     """
-    result: Tensor = _LearningConv.apply(x, fold, host.padding, update, *parameters)
+    result: Tensor = _LearningConv.apply(x, fold, Geometry.of(host, x.shape[2:]), update, *parameters)
     return result if bias is None else result + bias[:, None, None]
 
 
 class _LearningConv(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, fold: Any, padding: Padding, update: Any, *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, fold: Any, geometry: Geometry, update: Any, *parameters: Tensor) -> Tensor:
         # Parameters are saved for autograd to notice when they change before the backward pass.
         ctx.save_for_backward(x, *parameters)
-        ctx.fold, ctx.padding, ctx.update = fold, padding, update
-        return convolve(x, fold(), padding)
+        ctx.fold, ctx.geometry, ctx.update = fold, geometry, update
+        return geometry.run(x, fold())
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, *parameters = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=memory_format_of(x))
-        to_input = adjoint(gradient, ctx.fold(), ctx.padding) if ctx.needs_input_grad[0] else None
+        to_input = ctx.geometry.run_back(gradient, ctx.fold()) if ctx.needs_input_grad[0] else None
         with torch.enable_grad():
             update = ctx.update(x.detach())
         return to_input, None, None, None, *torch.autograd.grad(update, parameters, gradient)

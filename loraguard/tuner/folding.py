@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from . import image_conv
-from .fast_conv import can_run, faster, keeping_no_input, run, run_learning
+from .fast_conv import can_run, keeping_no_input, laid_out, run, run_learning
 
 _LOCK = threading.Lock()  # for entering and leaving `folded` from several threads
 _SMALL = 2**16  # tensors up to this size are compared whole
@@ -28,8 +28,9 @@ def folded(model: nn.Module, *, learning: bool = False) -> Iterator[nn.Module]:
     not noticed before the context ends. Adapters with an input-dependent gate have no dW: they are run as outside, only
     without gradients to their parameters, and save no time.
 
-    On a CPU, wide 3x3 convolutions and tall kernels to or from images are run by faster algorithms than torch's, which
-    differ from it by rounding, and are differentiated once, not twice; see `FoldingLayer.fast_inside_folded`.
+    On a CPU, wide convolutions of 3x3, or of 4x4 with a stride of 2, and tall kernels to or from images are run by faster
+    algorithms than torch's. They differ from it by rounding (in float32 by up to 1e-5 of a root mean square), and are
+    differentiated once, not twice; see `FoldingLayer.fast_inside_folded`.
 
     With `learning`, gradients reach A, B and the gate as well. The layers with a faster algorithm then run W + dW and,
     in the backward pass, compute A*x again for the gradients of their adapters; the others run as outside. Nothing is
@@ -203,7 +204,7 @@ class FoldingLayer(nn.Module):
             weight = self._folded_weight([adapter for adapter in adapters if self.is_mergeable(adapter)])
             # Outside, the same layer is to give the same to the last bit with and without a gradient.
             inside = self._inside_folded() and self.fast_inside_folded
-            if inside and self._can_be_faster(x):
+            if inside and not (args or kwargs) and can_run(self.host, x):
                 result = run(self.host, x, weight, bias)
             elif inside and image_conv.pays(self.host, x):
                 result = image_conv.by_rows(x, weight, bias, self.host.padding)
@@ -225,9 +226,6 @@ class FoldingLayer(nn.Module):
         result: Tensor = layer(x, *args, **kwargs)
         return result
 
-    def _can_be_faster(self, x: Tensor) -> bool:
-        return self.fast_inside_folded and can_run(x, self.host.weight) and faster(self.host)
-
     def _learning_forward(self, x: Tensor, adapters: list[str]) -> Tensor | None:
         """With W + dW and gradients for the adapters, where a faster algorithm makes that pay; otherwise None."""
         host, weight = self.host, self.host.weight
@@ -235,7 +233,7 @@ class FoldingLayer(nn.Module):
             return None
         learnt = [p for adapter in adapters for p in self._parameters_of(adapter) if p.requires_grad]
         if (
-            not (learnt and self._can_be_faster(x))
+            not (learnt and self.fast_inside_folded and can_run(host, x))
             or getattr(host, "padding_mode", "") != "zeros"
             or any(p is not None and p.requires_grad for p in (weight, host.bias))
             or any(p.dtype != weight.dtype for p in learnt)
@@ -282,7 +280,8 @@ class FoldingLayer(nn.Module):
 
     def _fold(self, weight: Tensor, adapters: list[str]) -> Tensor:
         with torch.no_grad():
-            return sum((self.get_delta_weight(adapter) for adapter in adapters), start=weight).to(weight.dtype)
+            fold = sum((self.get_delta_weight(adapter) for adapter in adapters), start=weight).to(weight.dtype)
+            return laid_out(self.host, fold) if self._inside_folded() else fold
 
     # What is kept goes where it would be out of date or in the way.
 

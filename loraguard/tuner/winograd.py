@@ -1,56 +1,110 @@
-"""3x3 convolutions with a quarter of the multiplications: F(4x4, 3x3) of Lavin and Gray, arXiv 1509.09308.
+"""Convolutions with less than half of the multiplications, by Winograd's minimal filtering along the height.
 
-An output tile of 4x4 pixels depends on 6x6 input pixels. Along each axis both are coefficients of polynomials, and a
-convolution multiplies polynomials, which can be done value by value at six points, one of them infinity. So a layer
-becomes 36 matrix products over channels, with a small fixed linear map before and after them.
+Along an axis, inputs and kernel are coefficients of polynomials, and a convolution multiplies polynomials, which can be
+done value by value at points enough, one of them infinity: m outputs of a kernel of r take m + r - 1 multiplications
+instead of m * r (Winograd 1980; in networks, Lavin and Gray, arXiv 1509.09308). With a stride, this holds for every
+stride-th row of an image and of the kernel.
+
+Here an output is a row of an image, a multiplication is a convolution along the width, which torch is as fast at as
+ever, and the maps to points and back are matrix products over whole rows. Filtering along both axes multiplies less,
+and loses more than that to the maps of its many small tiles.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
 from functools import cache
 
+import numpy as np
 import torch
+from numpy.polynomial import polynomial
 from torch import Tensor
 from torch.nn import functional as F
 
-_KERNEL, _TILE, _SPAN = 3, 4, 6
-_POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)
-"""And infinity. Rounding in float32 grows with the spread of the points' powers, and is least near these; they are
-binary fractions, so that the maps of tiles are exact."""
+_ROWS = 8
+"""Output rows of a tile at most: 10 multiplications instead of 24 for kernels of 3. In float32, each row more would
+add half of the rounding again."""
 
-_TILES, _CHANNELS = 256, 64
-"""Input tiles and output channels at once: enough for matrix products, and few enough for what is between them to stay
-in the cache. A kernel's values at the points are made anew for each 256 tiles, in an eighth of their time."""
+_VALUES = 2**21
+"""Values of the input at once: enough to pay for the kernel's at the points, and few enough to stay in the cache."""
+
+Pair = tuple[int, int]
+Product = Callable[[Tensor, Tensor], Tensor]
 
 
 @cache
-def _maps(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """From products to outputs (16, 36), from kernels (36, 9) and from input tiles (36, 36)."""
+def _maps(rows: int, taps: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """From products to outputs (rows, points), from kernels (points, taps) and from inputs (points, points)."""
+    span = rows + taps - 1
+    # With infinity, at equal angles around the projective line; then drawn together, to within 1% of the least rounding
+    # that a search found.
+    tangents = np.tan(math.pi * (np.arange(1, span) / span - 0.5))
+    points = np.copysign(np.abs(tangents) ** 0.75, tangents)
+    others = [np.delete(points, i) for i in range(span - 1)]
+
+    def values(degree: int) -> np.ndarray:
+        return np.vstack([polynomial.polyvander(points, degree - 1), np.eye(degree)[-1]])
+
+    # Lagrange's interpolation, transposed; its denominators go to the kernels.
+    numerators = np.zeros((span, span))
+    for row, roots in zip(numerators, [*others, points], strict=True):
+        row[: len(roots) + 1] = polynomial.polyfromroots(roots)
+    denominators = [*(np.prod(point - rest) for point, rest in zip(points, others, strict=True)), 1.0]
+    maps = values(rows).T, values(taps) / np.array(denominators)[:, None], numerators
     with torch.inference_mode(False):  # they outlive the mode that the first call came in
-        points = torch.tensor(_POINTS, dtype=torch.float64, device="cpu")
-
-        def values(degree: int) -> Tensor:
-            at_infinity = torch.eye(degree, dtype=torch.float64, device="cpu")[-1:]
-            return torch.cat([points[:, None] ** torch.arange(degree, device="cpu"), at_infinity])
-
-        # The denominators of interpolation go to the kernels, so that the other two maps are exact.
-        differences = points[:, None] - points
-        scale = torch.cat([differences.fill_diagonal_(1).prod(1), points.new_ones(1)])[:, None]
-        outputs, kernels = values(_TILE).T, values(_KERNEL) / scale
-        inputs = torch.linalg.inv(values(_SPAN)).T * scale
-        outputs, kernels, inputs = (torch.kron(one, one).to(dtype) for one in (outputs, kernels, inputs))
-        return outputs, kernels, inputs
+        outputs, kernels, inputs = (torch.tensor(one.tolist(), dtype=dtype, device="cpu") for one in maps)
+    return outputs, kernels, inputs
 
 
-def winograd(x: Tensor, weight: Tensor, padding: tuple[int, int]) -> Tensor:
+def _filter(
+    x: Tensor, kernels: Tensor, y: Tensor, product: Product, *, step: int = 1, offset: int, backwards: bool = False
+) -> None:
+    """Fill `y`: its row j is the sum over taps of `product` of x's rows from step * (j + tap) + offset and a kernel.
+
+    Args:
+        x: (N, H, W, in); outside are zeros.
+        kernels: (taps, any).
+        y: (N, H', W', out), with contiguous rows.
+        product: from (M, in, step, W) in channels_last and a kernel to (M, out, 1, W') in channels_last.
+        step: rows of `x` that a kernel takes.
+        offset: of the first row.
+        backwards: whether the last of the kernels is the first tap.
+    """
+    height = y.shape[1]
+    rows = -(-height // -(-height // _ROWS))
+    outputs, at_points, inputs = _maps(rows, len(kernels), x.dtype)
+    at_points, span = at_points.flip(1) if backwards else at_points, len(inputs)
+    lines, lines_of_y = x.flatten(2), y.flatten(2)
+    places = [(image, row) for image in range(len(y)) for row in range(0, height, rows)]
+    at_once = max(1, _VALUES // (rows * step * lines.shape[2]))
+    for part in (places[i : i + at_once] for i in range(0, len(places), at_once)):
+        values = x.new_empty(span, len(part), step, lines.shape[2])
+        products = x.new_empty(span, len(part), lines_of_y.shape[2])
+        for at, (image, row) in enumerate(part):
+            for phase in range(step):
+                first = step * row + phase + offset
+                above = min(span, max(0, -(first // step)))
+                inside = lines[image, max(0, first + step * above) : max(0, first + step * span) : step]
+                torch.mm(inputs[:, above : above + len(inside)], inside, out=values[:, at, phase])
+        for value, point, into in zip(values.unflatten(3, x.shape[2:]), at_points.split(1), products, strict=True):
+            result = product(value.permute(0, 3, 1, 2), point @ kernels)
+            into.view(len(part), 1, *y.shape[2:]).copy_(result.permute(0, 2, 3, 1))
+        for at, (image, row) in enumerate(part):
+            into = lines_of_y[image, row : row + rows]
+            torch.mm(outputs[: len(into)], products[:, at], out=into)
+
+
+def winograd(x: Tensor, weight: Tensor, padding: Pair, stride: int = 1) -> Tensor:
     """What `F.conv2d` computes, without autograd, in the memory format of `x`.
 
-    With few tiles, what is done to the weight makes it slower than torch.
+    With few pixels, what is done to the weight makes it slower than torch.
 
     Args:
         x: (N, in, H, W), contiguous or, for speed, in channels_last.
-        weight: (out, in, 3, 3).
+        weight: (out, in, k, l), where `stride` divides k; for speed, as `rows_first` lays it out.
         padding: with zeros, of height and width.
+        stride: of both.
 
     Returns:
         (N, out, H', W').
@@ -60,30 +114,56 @@ def winograd(x: Tensor, weight: Tensor, padding: tuple[int, int]) -> Tensor:
         >>> torch.allclose(winograd(x, weight, (1, 1)), F.conv2d(x, weight, padding=1))
         True
     """
-    outputs, kernels, inputs = _maps(x.dtype)
-    n, _, *size = x.shape
-    height, width = (length + 2 * p - _KERNEL + 1 for length, p in zip(size, padding, strict=True))
-    rows, columns = -(-height // _TILE), -(-width // _TILE)
-    right, low = padding[1] + _TILE * columns - width, padding[0] + _TILE * rows - height
-    memory_format = memory_format_of(x)
-    # First of all, as memory that stays in use would else come to lie between what is freed soon.
-    shape = (n, len(weight), _TILE * rows, _TILE * columns)
-    image = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    into = image.permute(0, 2, 3, 1).view(n, rows, _TILE, columns, _TILE, -1).transpose(2, 3)
-    x = F.pad(x, (padding[1], right, padding[0], low))
-    images, band = max(1, _TILES // (rows * columns)), max(1, _TILES // columns)
-    for first in range(0, n, images):
-        for top in range(0, rows, band):
-            part = into[first : first + images, top : top + band]
-            pixels = x[first : first + images, :, _TILE * top :]
-            values = _map(inputs, _tiles(pixels, part.shape[:3]))
-            for kernel, channels in zip(weight.split(_CHANNELS), part.split(_CHANNELS, dim=-1), strict=True):
-                at_points = (kernels @ kernel.flatten(2).flatten(0, 1).T).view(_SPAN**2, *kernel.shape[:2])
-                channels.copy_(_map(outputs, _multiply(values, at_points)).view(channels.shape))
-    if image.shape[2:] == (height, width) and memory_format == torch.channels_last:
-        return image
-    # Not a view: autograd would forbid whoever gets it to write to it.
-    return image[..., :height, :width].clone(memory_format=memory_format)
+    size = [(n + 2 * p - k) // stride + 1 for n, p, k in zip(x.shape[2:], padding, weight.shape[2:], strict=True)]
+    kernels = weight.permute(2, 0, 3, 1).unflatten(0, (-1, stride)).transpose(1, 2)
+
+    def product(values: Tensor, kernel: Tensor) -> Tensor:
+        kernel = kernel.view(kernels.shape[1:]).permute(0, 3, 1, 2)
+        return F.conv2d(values, kernel, stride=(1, stride), padding=(0, padding[1]))
+
+    image = x.new_empty(len(x), *size, len(weight))
+    _filter(_rows_of(x), kernels.flatten(1), image, product, step=stride, offset=-padding[0])
+    return _like(image, x)
+
+
+def winograd_transposed(x: Tensor, weight: Tensor, padding: Pair, stride: int, size: Sequence[int]) -> Tensor:
+    """What `F.conv_transpose2d` computes, without autograd, in the memory format of `x`.
+
+    Args:
+        x: (N, in, H, W).
+        weight: (in, out, k, l), as for `winograd`.
+        padding: with zeros, of height and width.
+        stride: of both.
+        size: H' and W', of which a stride of 2 allows two.
+
+    Returns:
+        (N, out, H', W').
+
+    Example:
+        >>> x, weight = torch.randn(1, 2, 6, 5).double(), torch.randn(2, 3, 4, 4).double()
+        >>> y = winograd_transposed(x, weight, (1, 1), 2, (12, 10))
+        >>> torch.allclose(y, F.conv_transpose2d(x, weight, stride=2, padding=1))
+        True
+    """
+    more = size[1] - ((x.shape[3] - 1) * stride - 2 * padding[1] + weight.shape[3])
+    kernels = weight.permute(2, 0, 3, 1).unflatten(0, (-1, stride))
+
+    def product(values: Tensor, kernel: Tensor) -> Tensor:
+        kernel = kernel.view(kernels.shape[2:]).unsqueeze(1).permute(0, 3, 1, 2)
+        return F.conv_transpose2d(values, kernel, None, (1, stride), (0, padding[1]), (0, more))
+
+    image = x.new_empty(len(x), *size, weight.shape[1])
+    for phase in range(stride):  # which of the kernel's rows an output row is the sum of
+        first = (phase - padding[0]) % stride
+        offset = (first + padding[0] - phase) // stride - len(kernels) + 1
+        part = image[:, first::stride]
+        _filter(_rows_of(x), kernels[:, phase].flatten(1), part, product, offset=offset, backwards=True)
+    return _like(image, x)
+
+
+def rows_first(weight: Tensor) -> Tensor:
+    """The same weight (a, b, k, l), laid out in memory as (k, a, l, b)."""
+    return weight.permute(2, 0, 3, 1).contiguous().permute(1, 3, 0, 2)
 
 
 def memory_format_of(x: Tensor) -> torch.memory_format:
@@ -92,26 +172,9 @@ def memory_format_of(x: Tensor) -> torch.memory_format:
     return torch.channels_last if last else torch.contiguous_format
 
 
-def _tiles(x: Tensor, count: torch.Size) -> Tensor:
-    """From padded pixels to (tiles, 36, in)."""
-    along_n, along_c, along_h, along_w = x.stride()
-    strides = (along_n, _TILE * along_h, _TILE * along_w, along_h, along_w, along_c)
-    return x.as_strided((*count, _SPAN, _SPAN, x.shape[1]), strides, x.storage_offset()).reshape(
-        -1, _SPAN**2, x.shape[1]
-    )
+def _rows_of(x: Tensor) -> Tensor:
+    return x.permute(0, 2, 3, 1).contiguous()
 
 
-def _map(matrix: Tensor, tiles: Tensor) -> Tensor:
-    return torch.bmm(matrix.expand(len(tiles), -1, -1), tiles)
-
-
-def _multiply(values: Tensor, weight: Tensor) -> Tensor:
-    """At each point, from (tiles, 36, in) by (36, out, in) to (tiles, 36, out)."""
-    tiles, points, channels = values.shape
-    if values.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
-        return torch.bmm(values.transpose(0, 1), weight.transpose(1, 2)).transpose(0, 1)
-    # oneDNN has vector instructions for processors where MKL, and so bmm, goes without. To it, a tile is a pixel and a
-    # point a group. The stride does nothing along an axis of length 1, but has torch call oneDNN for 1x1 kernels.
-    x = values.view(1, 1, tiles, -1).permute(0, 3, 1, 2)
-    y = F.conv2d(x, weight.reshape(-1, channels, 1, 1), stride=(2, 1), groups=points)
-    return y.permute(0, 2, 3, 1).reshape(tiles, points, -1)
+def _like(image: Tensor, x: Tensor) -> Tensor:
+    return image.permute(0, 3, 1, 2).contiguous(memory_format=memory_format_of(x))
