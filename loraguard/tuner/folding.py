@@ -29,8 +29,8 @@ def folded(model: nn.Module, *, learning: bool = False) -> Iterator[nn.Module]:
     without gradients to their parameters, and save no time.
 
     On a CPU, wide convolutions of 3x3, or of 4x4 with a stride of 2, and tall kernels to or from images are run by
-    faster algorithms than torch's. They differ from it by rounding, in float32 by about 5e-6 of the root mean square, and
-    are differentiated once, not twice; see `FoldingLayer.fast_inside_folded`.
+    faster algorithms than torch's. They differ from it by rounding, in float32 by about 5e-6 of the root mean square,
+    and are differentiated once, not twice; see `FoldingLayer.fast_inside_folded`.
 
     With `learning`, gradients reach A, B and the gate as well. The layers with a faster algorithm then run W + dW and,
     in the backward pass, compute A*x again for the gradients of their adapters; the others run as outside. Nothing is
