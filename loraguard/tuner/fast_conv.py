@@ -28,25 +28,30 @@ _PIXELS, _PIXELS_WINOGRAD = 1024, 2048  # of a batch; fewer do not pay for what 
 
 
 class Geometry(NamedTuple):
-    """How a layer that is `faster` runs over inputs of one size; its padding is with zeros."""
+    """How a layer that is `faster` runs over inputs of one size, padded with zeros.
+
+    Attributes:
+        size: height and width, of a convolution's inputs or a transposed one's outputs.
+        padding: of both.
+        stride: of both.
+        transposed: whether the layer is a transposed convolution.
+    """
 
     size: Pair
-    output_size: Pair
     padding: Pair
     stride: int = 1
     transposed: bool = False
 
     @classmethod
     def of(cls, host: Any, size: Sequence[int]) -> Geometry:
-        """Of a layer, for inputs of (H, W)."""
-        transposed, stride, kernel = isinstance(host, nn.ConvTranspose2d), host.stride[0], host.kernel_size
+        """Of a layer, for inputs of (H, W), to which other padding than with zeros was added."""
+        transposed, stride = isinstance(host, nn.ConvTranspose2d), host.stride[0]
         padding = host.padding if host.padding_mode == "zeros" else (0, 0)
         if transposed:
-            beside = [k - 2 * p + more for k, p, more in zip(kernel, padding, host.output_padding, strict=True)]
-            output_size = [(n - 1) * stride + one for n, one in zip(size, beside, strict=True)]
-        else:
-            output_size = [(n + 2 * p - k) // stride + 1 for n, p, k in zip(size, padding, kernel, strict=True)]
-        return cls(_pair(size), _pair(output_size), _pair(padding), stride, transposed)
+            beside = zip(size, host.kernel_size, padding, host.output_padding, strict=True)
+            size = [(n - 1) * stride + k - 2 * p + more for n, k, p, more in beside]
+        height, width = size
+        return cls((height, width), padding, stride, transposed)
 
     def run(self, x: Tensor, weight: Tensor) -> Tensor:
         """The layer's output, without autograd.
@@ -55,29 +60,22 @@ class Geometry(NamedTuple):
             x: (N, in, H, W).
             weight: in the shape of the layer's.
         """
-        return self._up(x, weight, self.output_size) if self.transposed else self._down(x, weight)
+        return self._conv_transpose(x, weight) if self.transposed else self._conv(x, weight)
 
     def run_back(self, gradient: Tensor, weight: Tensor) -> Tensor:
         """The gradient of the input, from that of the output."""
-        return self._down(gradient, weight) if self.transposed else self._up(gradient, weight, self.size)
+        return self._conv(gradient, weight) if self.transposed else self._conv_transpose(gradient, weight)
 
-    def _down(self, x: Tensor, weight: Tensor) -> Tensor:
-        """`F.conv2d`."""
+    def _conv(self, x: Tensor, weight: Tensor) -> Tensor:
         if weight.shape[2] in _STRIDES:
             return winograd(x, weight, self.padding, self.stride)
         return _between_few_and_many(x, weight, self.padding)
 
-    def _up(self, x: Tensor, weight: Tensor, size: Pair) -> Tensor:
-        """`F.conv_transpose2d`."""
+    def _conv_transpose(self, x: Tensor, weight: Tensor) -> Tensor:
         if weight.shape[2] in _STRIDES:
-            return winograd_transposed(x, weight, self.padding, self.stride, size)
+            return winograd_transposed(x, weight, self.padding, self.stride, self.size)
         padding = (weight.shape[2] - 1 - self.padding[0], weight.shape[3] - 1 - self.padding[1])
         return _between_few_and_many(x, weight.flip(2, 3).transpose(0, 1), padding)
-
-
-def _pair(values: Sequence[int]) -> Pair:
-    height, width = values
-    return height, width
 
 
 def _between_few_and_many(x: Tensor, weight: Tensor, padding: Pair) -> Tensor:
@@ -112,7 +110,9 @@ def faster(host: Any) -> bool:
     - convolutions and transposed ones of 3x3 with a stride of 1 and of 4x4 with a stride of 2, with at least 128
       channels on either side, and
     - convolutions of stride 1 with kernels of at least 5 rows, with at most 8 channels on one side and at least four
-      times as many on the other.
+      times as many on the other,
+
+    where padding with zeros is given in numbers smaller than the kernel.
     """
     return _is_ours(host) and (_is_for_winograd(host) or (is_plain(host) and is_of_images(host)))
 
@@ -121,6 +121,8 @@ def _is_ours(host: Any) -> bool:
     if not isinstance(host, (nn.Conv2d, nn.ConvTranspose2d)) or (*host.dilation, host.groups) != (1, 1, 1):
         return False
     if host.weight.device.type != "cpu" or host.weight.dtype not in (torch.float32, torch.float64):
+        return False
+    if max(host.output_padding) >= min(host.stride):  # an error of torch's
         return False
     return host.padding_mode != "zeros" or (
         not isinstance(host.padding, str) and all(p < k for p, k in zip(host.padding, host.kernel_size, strict=True))
@@ -161,13 +163,12 @@ def can_run(host: Any, x: Tensor) -> bool:
         and x.shape[1] == host.in_channels
         and min(x.shape[2:]) >= max(weight.shape[2:])
         and x.dtype == weight.dtype
-        and x.device == weight.device
     )
 
 
 def laid_out(host: Any, weight: Tensor) -> Tensor:
-    """A weight of `host`, in memory as it is fastest there if it runs many times."""
-    return rows_first(weight) if faster(host) and _is_for_winograd(host) else weight
+    """A weight of a `faster` layer, in memory as it runs fastest if it does so many times."""
+    return rows_first(weight) if _is_for_winograd(host) else weight
 
 
 def only_autograd_looks_at(x: Tensor) -> bool:
@@ -241,7 +242,9 @@ class _Conv(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         # What comes before x in the network is slow where gradients come in another memory format.
-        return ctx.geometry.run_back(gradient.contiguous(memory_format=ctx.memory_format), ctx.weight), None, None
+        gradient = gradient.contiguous(memory_format=ctx.memory_format)
+        with torch.autocast("cpu", enabled=False):  # as in the forward pass
+            return ctx.geometry.run_back(gradient, ctx.weight), None, None
 
 
 def run_learning(
@@ -290,7 +293,8 @@ class _LearningConv(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, *parameters = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=memory_format_of(x))
-        to_input = ctx.geometry.run_back(gradient, ctx.fold()) if ctx.needs_input_grad[0] else None
-        with torch.enable_grad():
-            update = ctx.update(x.detach())
+        with torch.autocast("cpu", enabled=False):  # as in the forward pass
+            to_input = ctx.geometry.run_back(gradient, ctx.fold()) if ctx.needs_input_grad[0] else None
+            with torch.enable_grad():
+                update = ctx.update(x.detach())
         return to_input, None, None, None, *torch.autograd.grad(update, parameters, gradient)

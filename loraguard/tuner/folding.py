@@ -29,8 +29,8 @@ def folded(model: nn.Module, *, learning: bool = False) -> Iterator[nn.Module]:
     without gradients to their parameters, and save no time.
 
     On a CPU, wide convolutions of 3x3, or of 4x4 with a stride of 2, and tall kernels to or from images are run by
-    faster algorithms than torch's. They differ from it by rounding, in float32 by about 5e-6 of the root mean square,
-    and are differentiated once, not twice; see `FoldingLayer.fast_inside_folded`.
+    faster algorithms than torch's; see `FoldingLayer.fast_inside_folded`. They round more (in float32 by 5e-6 of the
+    root mean square for 3x3 and 256 channels), spread what is not finite further, and are differentiated once only.
 
     With `learning`, gradients reach A, B and the gate as well. The layers with a faster algorithm then run W + dW and,
     in the backward pass, compute A*x again for the gradients of their adapters; the others run as outside. Nothing is
@@ -201,10 +201,11 @@ class FoldingLayer(nn.Module):
             result, branches = frozen(self.host)(x, *args, **kwargs), adapters
         else:
             bias = None if self.host.bias is None else self.host.bias.detach()
-            weight = self._folded_weight([adapter for adapter in adapters if self.is_mergeable(adapter)])
             # Outside, the same layer is to give the same to the last bit with and without a gradient.
             inside = self._inside_folded() and self.fast_inside_folded
-            if inside and not (args or kwargs) and can_run(self.host, x):
+            fast = inside and not (args or kwargs) and can_run(self.host, x)
+            weight = self._folded_weight([adapter for adapter in adapters if self.is_mergeable(adapter)], fast=fast)
+            if fast:
                 result = run(self.host, x, weight, bias)
             elif inside and image_conv.pays(self.host, x):
                 result = image_conv.by_rows(x, weight, bias, self.host.padding)
@@ -247,14 +248,14 @@ class FoldingLayer(nn.Module):
     def _updates(self, adapters: list[str], x: Tensor) -> Tensor:
         return sum((self._update(adapter, x) for adapter in adapters[1:]), start=self._update(adapters[0], x))
 
-    def _folded_weight(self, adapters: list[str]) -> Tensor:
-        """W + dW."""
+    def _folded_weight(self, adapters: list[str], *, fast: bool = False) -> Tensor:
+        """W + dW; laid out for `run` where it is `fast`."""
         weight = self.host.weight.detach()
         if not adapters:
             return weight
         scales = [self.scaling[adapter] for adapter in adapters]
         # prepare_model_for_compiled_hotswap makes tensors of scales.
-        key = (*adapters, *(None if isinstance(scale, Tensor) else scale for scale in scales))
+        key = (fast, *adapters, *(None if isinstance(scale, Tensor) else scale for scale in scales))
         # Only `folded` makes sure, as it begins, that what is kept is of today.
         if self.is_compiled and torch.compiler.is_compiling() and self._inside_folded() and key in self._folds:
             return self._folds[key].weight
@@ -268,7 +269,8 @@ class FoldingLayer(nn.Module):
         if fold is None or not fold.is_of(sources, look_at_values=not self._folding):
             # A fold made under inference_mode has to serve a later forward that records gradients, too.
             with torch.inference_mode(False):
-                fold = Fold(self._fold(weight, adapters), sources)
+                weight = self._fold(weight, adapters)
+                fold = Fold(laid_out(self.host, weight) if fast else weight, sources)
             # Another dict rather than a change of this one: other threads may be reading it.
             self._folds = {**self._folds, key: fold} if self._folding else {key: fold}
         return fold.weight
@@ -280,8 +282,7 @@ class FoldingLayer(nn.Module):
 
     def _fold(self, weight: Tensor, adapters: list[str]) -> Tensor:
         with torch.no_grad():
-            fold = sum((self.get_delta_weight(adapter) for adapter in adapters), start=weight).to(weight.dtype)
-            return laid_out(self.host, fold) if self._inside_folded() else fold
+            return sum((self.get_delta_weight(adapter) for adapter in adapters), start=weight).to(weight.dtype)
 
     # What is kept goes where it would be out of date or in the way.
 

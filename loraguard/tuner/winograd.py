@@ -1,4 +1,4 @@
-"""Convolutions with less than half of the multiplications, by Winograd's minimal filtering along the height.
+"""Convolutions on CPUs with about half of the multiplications, by Winograd's minimal filtering along the height.
 
 Along an axis, inputs and kernel are coefficients of polynomials, and a convolution multiplies polynomials, which can be
 done value by value at points enough, one of them infinity: m outputs of a kernel of r take m + r - 1 multiplications
@@ -23,11 +23,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 _ROWS = 8
-"""Output rows of a tile at most: 10 multiplications instead of 24 for kernels of 3. In float32, each row more would
-add half of the rounding again."""
+"""Output rows of a tile at most: 10 multiplications instead of 24 for kernels of 3. One row more rounds about one and a
+half times as much."""
+
+_EXPONENT = 0.75
+"""Draws points together; tuned for the least rounding."""
 
 _VALUES = 2**21
-"""Values of the input at once: enough to pay for the kernel's at the points, and few enough to stay in the cache."""
+"""Of inputs or outputs at once: enough to pay for the kernel's at the points, and few enough to stay in the cache."""
 
 Pair = tuple[int, int]
 Product = Callable[[Tensor, Tensor], Tensor]
@@ -37,10 +40,9 @@ Product = Callable[[Tensor, Tensor], Tensor]
 def _maps(rows: int, taps: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """From products to outputs (rows, points), from kernels (points, taps) and from inputs (points, points)."""
     span = rows + taps - 1
-    # With infinity, at equal angles around the projective line; then drawn together, to within 1% of the least rounding
-    # that a search found.
+    # With infinity, at equal angles around the projective line.
     tangents = np.tan(math.pi * (np.arange(1, span) / span - 0.5))
-    points = np.copysign(np.abs(tangents) ** 0.75, tangents)
+    points = np.copysign(np.abs(tangents) ** _EXPONENT, tangents)
     others = [np.delete(points, i) for i in range(span - 1)]
 
     def values(degree: int) -> np.ndarray:
@@ -72,33 +74,35 @@ def _filter(
         backwards: whether the last of the kernels is the first tap.
     """
     height = y.shape[1]
+    if not height:
+        return
     rows = -(-height // -(-height // _ROWS))
-    outputs, at_points, inputs = _maps(rows, len(kernels), x.dtype)
-    at_points, span = at_points.flip(1) if backwards else at_points, len(inputs)
+    to_outputs, kernels_to, to_points = _maps(rows, len(kernels), x.dtype)
+    kernels_to, span = kernels_to.flip(1) if backwards else kernels_to, len(to_points)
     lines, lines_of_y = x.flatten(2), y.flatten(2)
-    places = [(image, row) for image in range(len(y)) for row in range(0, height, rows)]
-    at_once = max(1, _VALUES // (rows * step * lines.shape[2]))
-    for part in (places[i : i + at_once] for i in range(0, len(places), at_once)):
-        values = x.new_empty(span, len(part), step, lines.shape[2])
-        products = x.new_empty(span, len(part), lines_of_y.shape[2])
-        for at, (image, row) in enumerate(part):
+    tiles = [(image, row) for image in range(len(y)) for row in range(0, height, rows)]
+    at_once = max(1, _VALUES // (rows * max(step * lines.shape[2], lines_of_y.shape[2])))
+    for some in (tiles[i : i + at_once] for i in range(0, len(tiles), at_once)):
+        values = x.new_empty(span, len(some), step, lines.shape[2])
+        products = x.new_empty(span, len(some), lines_of_y.shape[2])
+        for i, (image, row) in enumerate(some):
             for phase in range(step):
                 first = step * row + phase + offset
-                above = min(span, max(0, -(first // step)))
-                inside = lines[image, max(0, first + step * above) : max(0, first + step * span) : step]
-                torch.mm(inputs[:, above : above + len(inside)], inside, out=values[:, at, phase])
-        for value, point, into in zip(values.unflatten(3, x.shape[2:]), at_points.split(1), products, strict=True):
-            result = product(value.permute(0, 3, 1, 2), point @ kernels)
-            into.view(len(part), 1, *y.shape[2:]).copy_(result.permute(0, 2, 3, 1))
-        for at, (image, row) in enumerate(part):
-            into = lines_of_y[image, row : row + rows]
-            torch.mm(outputs[: len(into)], products[:, at], out=into)
+                outside = min(span, max(0, -(first // step)))  # above the image
+                inside = lines[image, max(0, first + step * outside) : max(0, first + step * span) : step]
+                torch.mm(to_points[:, outside : outside + len(inside)], inside, out=values[:, i, phase])
+        for value, kernel_to, into in zip(values.unflatten(3, x.shape[2:]), kernels_to.split(1), products, strict=True):
+            result = product(value.permute(0, 3, 1, 2), kernel_to @ kernels)
+            into.view(len(some), 1, *y.shape[2:]).copy_(result.permute(0, 2, 3, 1))
+        for i, (image, row) in enumerate(some):
+            tile = lines_of_y[image, row : row + rows]
+            torch.mm(to_outputs[: len(tile)], products[:, i], out=tile)
 
 
 def winograd(x: Tensor, weight: Tensor, padding: Pair, stride: int = 1) -> Tensor:
-    """What `F.conv2d` computes, without autograd, in the memory format of `x`.
+    """What `F.conv2d` computes, on a CPU and inside `torch.no_grad`, in the memory format of `x`.
 
-    With few pixels, what is done to the weight makes it slower than torch.
+    With few pixels or channels, what is done to weight and rows makes it slower than torch.
 
     Args:
         x: (N, in, H, W), contiguous or, for speed, in channels_last.
@@ -121,20 +125,20 @@ def winograd(x: Tensor, weight: Tensor, padding: Pair, stride: int = 1) -> Tenso
         kernel = kernel.view(kernels.shape[1:]).permute(0, 3, 1, 2)
         return F.conv2d(values, kernel, stride=(1, stride), padding=(0, padding[1]))
 
-    image = x.new_empty(len(x), *size, len(weight))
-    _filter(_rows_of(x), kernels.flatten(1), image, product, step=stride, offset=-padding[0])
-    return _like(image, x)
+    image = _empty(x, len(weight), size)
+    _filter(_rows(x), kernels.flatten(1), _rows(image), product, step=stride, offset=-padding[0])
+    return image.contiguous(memory_format=memory_format_of(x))
 
 
 def winograd_transposed(x: Tensor, weight: Tensor, padding: Pair, stride: int, size: Sequence[int]) -> Tensor:
-    """What `F.conv_transpose2d` computes, without autograd, in the memory format of `x`.
+    """What `F.conv_transpose2d` computes, on a CPU and inside `torch.no_grad`, in the memory format of `x`.
 
     Args:
         x: (N, in, H, W).
         weight: (in, out, k, l), as for `winograd`.
         padding: with zeros, of height and width.
         stride: of both.
-        size: H' and W', of which a stride of 2 allows two.
+        size: H' and W', of which as many are possible as the stride is.
 
     Returns:
         (N, out, H', W').
@@ -152,13 +156,13 @@ def winograd_transposed(x: Tensor, weight: Tensor, padding: Pair, stride: int, s
         kernel = kernel.view(kernels.shape[2:]).unsqueeze(1).permute(0, 3, 1, 2)
         return F.conv_transpose2d(values, kernel, None, (1, stride), (0, padding[1]), (0, more))
 
-    image = x.new_empty(len(x), *size, weight.shape[1])
+    image, rows = _empty(x, weight.shape[1], size), _rows(x)
     for phase in range(stride):  # which of the kernel's rows an output row is the sum of
         first = (phase - padding[0]) % stride
         offset = (first + padding[0] - phase) // stride - len(kernels) + 1
-        part = image[:, first::stride]
-        _filter(_rows_of(x), kernels[:, phase].flatten(1), part, product, offset=offset, backwards=True)
-    return _like(image, x)
+        part = _rows(image)[:, first::stride]
+        _filter(rows, kernels[:, phase].flatten(1), part, product, offset=offset, backwards=True)
+    return image.contiguous(memory_format=memory_format_of(x))
 
 
 def rows_first(weight: Tensor) -> Tensor:
@@ -172,9 +176,12 @@ def memory_format_of(x: Tensor) -> torch.memory_format:
     return torch.channels_last if last else torch.contiguous_format
 
 
-def _rows_of(x: Tensor) -> Tensor:
+def _rows(x: Tensor) -> Tensor:
+    """(N, H, W, C) with contiguous rows; of `x` itself where it is in channels_last."""
     return x.permute(0, 2, 3, 1).contiguous()
 
 
-def _like(image: Tensor, x: Tensor) -> Tensor:
-    return image.permute(0, 3, 1, 2).contiguous(memory_format=memory_format_of(x))
+def _empty(x: Tensor, channels: int, size: Sequence[int]) -> Tensor:
+    # No view: autograd would forbid whoever gets it to write to it.
+    shape = (len(x), channels, *size)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
