@@ -13,7 +13,7 @@ from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from .data import DemoFaces
 from .data.folder import ImageFolder
-from .data.reading import read_image
+from .data.reading import ImageReadError, read_image
 from .files import whole_files, writable_folder
 from .stamp import Stamp, StampReader
 
@@ -42,11 +42,12 @@ class Check:
     """What :func:`check_images` found.
 
     Attributes:
-        images: one for each file, in order.
+        images: one for each file that could be read, in order.
         unstamped: what images without stamp the thresholds were set by.
         checked_on: how many others of them were read.
         false_positives: on how many of these a stamp was read.
         false_positive_bound: what their share is at most, with 95% confidence.
+        unreadable: files that are damaged or no images, and why.
     """
 
     images: list[ReadFile]
@@ -54,6 +55,7 @@ class Check:
     checked_on: int
     false_positives: int
     false_positive_bound: float
+    unreadable: dict[str, str]
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON takes it."""
@@ -76,7 +78,7 @@ def check_images(
 
     Raises:
         FileNotFoundError: for a path that is not there, or a folder without images.
-        ValueError: for a file that is no image, and what :meth:`~loraguard.StampReader.calibrate` refuses.
+        ValueError: where no file can be read as an image, and what :meth:`~loraguard.StampReader.calibrate` refuses.
 
     Example:
         >>> import tempfile
@@ -87,8 +89,17 @@ def check_images(
         'AI'
     """
     files = [file for path in paths for file in _files(Path(path).expanduser())]
-    for file in files:  # before the long work
-        read_tensor(file)
+    errors: dict[str, ImageReadError] = {}
+
+    def read(file: Path) -> Tensor | None:
+        try:
+            return read_tensor(file)
+        except ImageReadError as error:
+            errors[str(file)] = error
+            return None
+
+    if all(read(file) is None for file in files):  # before the long work
+        raise next(iter(errors.values()))
     reader = StampReader(stamps)
     if unstamped is None:
         faces = DemoFaces(DRAWN_FACES, size=DRAWN_SIZE, split="unstamped").__getitems__(list(range(DRAWN_FACES)))
@@ -99,11 +110,15 @@ def check_images(
         what = f"images of {unstamped}"
     found = []
     for file in files:
-        scores = reader.scores(read_tensor(file)[None])
+        if (image := read(file)) is None:
+            continue
+        scores = reader.scores(image[None])
         (name,), (nearest,) = reader.names(scores), reader.nearest(scores)
         score = float(scores[0, list(stamps).index(nearest)])
         found.append(ReadFile(str(file), name, score, reader.thresholds[nearest]))
-    return Check(found, what, reader.checked_on, reader.false_positives, reader.false_positive_bound or 1.0)
+    unreadable = {file: error.reason for file, error in errors.items()}
+    bound = reader.false_positive_bound or 1.0
+    return Check(found, what, reader.checked_on, reader.false_positives, bound, unreadable)
 
 
 def patch_stamp(patch: str | Path) -> Stamp:

@@ -71,6 +71,16 @@ def test_check_says_which_stamp_and_leaves_as_grep_does(folder: Path) -> None:
     assert "False positives: 0 of 200 drawn faces" in result.stdout
 
 
+def test_check_reads_what_can_be_read(folder: Path) -> None:
+    (folder / "b.png").write_bytes((folder / "b.png").read_bytes()[:200])
+    result = run("stamp", "check", folder, "--text", "AI", *LOOK, "--json")
+    found = json.loads(result.stdout)
+    assert [Path(one["file"]).name for one in found["images"]] == ["a.png", "c.png"]
+    assert list(found["unreadable"]) == [str(folder / "b.png")]
+    assert "b.png cannot be read: " in result.stderr
+    assert result.exit_code == 2
+
+
 def test_check_with_images_of_ones_own(folder: Path, tmp_path: Path) -> None:
     for i, face in enumerate(DemoFaces(24, size=48, split="own").__getitems__(list(range(24)))):
         write_png(face["image"][:, :, i % 3 :], tmp_path / f"own/{i}.png")

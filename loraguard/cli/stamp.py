@@ -99,7 +99,7 @@ def check(
     """Read which of several stamps images carry, whatever happened to them; docs/stamps.md says how.
 
     As grep does, it leaves with 0 if every image carries one of the stamps, 1 if an image carries none, and 2 if it
-    could not tell.
+    could not tell; of some files that cannot be read, it reads the others.
     """
     from loraguard.stamping import check_images
 
@@ -117,6 +117,10 @@ def check(
             f"\nFalse positives: {found.false_positives} of {found.checked_on} {found.unstamped}; with 95% confidence "
             f"at most {100 * found.false_positive_bound:.1f}% of such images."
         )
+    for file, reason in found.unreadable.items():
+        typer.echo(f"{file} cannot be read: {reason}.", err=True)
+    if found.unreadable:
+        raise typer.Exit(2)
     raise typer.Exit(0 if all(row.stamp for row in found.images) else 1)
 
 
