@@ -171,6 +171,16 @@ class AuditSettings:
         except ValueError as error:
             raise ValueError(f"{source}: {error}") from None
 
+    def changed_in(self, folder: Path) -> list[str]:
+        """The settings that differ from those of an audit in the folder, if there is one."""
+        if not (folder / SETTINGS).is_file():
+            return []
+        try:
+            earlier = asdict(self.read(folder / SETTINGS))
+        except ValueError:  # of another version
+            return ["settings"]
+        return [key for key, value in asdict(self).items() if earlier[key] != value]
+
     def write(self, folder: Path) -> None:
         """Leave the settings in the audit's folder, for `--resume`."""
         plain = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}

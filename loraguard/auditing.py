@@ -79,6 +79,11 @@ def audit_by_settings(
     model.to(device)
     stamped = {name: calibrate_detector(model, others, stamp) for name, stamp in stamps.items() if stamp is not None}
     if main:
+        if changed := settings.changed_in(folder):
+            say(
+                f"{folder} holds an audit with other {', '.join(changed)}. Its report will be replaced; of what it "
+                "found, what fits is used again."
+            )
         settings.write(folder)
 
     networks: dict[str, nn.Module] = {}

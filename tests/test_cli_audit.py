@@ -146,6 +146,15 @@ def test_where_an_audit_goes(tmp_path: Path) -> None:
         assert "give no other flags" in refused("audit", "--resume", tmp_path, *more)
 
 
+def test_what_differs_from_an_audit_in_the_folder_is_said(tiny: list[str], tmp_path: Path) -> None:
+    same = ["--output-dir", tmp_path, *QUICK, "--device", "cpu", "--checks", 0]
+    assert "holds an audit" not in run("audit", *tiny, *same).stdout
+    said = run("audit", *tiny, *same, "--defense", "weak=disrupting:0.1,steps=1", "--channel", "jpeg:75").stdout
+    assert f"{tmp_path} holds an audit with other defenses, channels. Its report will be replaced" in said
+    (tmp_path / SETTINGS).write_text("colour: red")
+    assert "holds an audit with other settings. Its report" in run("audit", *tiny, *same).stdout
+
+
 def test_an_audit_from_start_to_comparison(tiny: list[str], tmp_path: Path) -> None:
     """Its table, its settings, the same again from them alone, and two beside each other."""
     done = run("audit", *tiny, *QUICK, "--train", "standard", "--train-steps", 2, "--channel", "jpeg:75",
@@ -165,7 +174,9 @@ def test_an_audit_from_start_to_comparison(tiny: list[str], tmp_path: Path) -> N
     for file in ("audit.json", "report.html", "images.parquet"):
         (tmp_path / "a" / file).unlink()
     shutil.rmtree(next((tmp_path / "a" / "cells").iterdir()))
-    assert run("audit", "--resume", tmp_path / "a").exit_code == 0
+    again = run("audit", "--resume", tmp_path / "a")
+    assert again.exit_code == 0
+    assert "holds an audit with other" not in again.stdout
     assert (tmp_path / "a" / "audit.json").read_bytes() == found
 
     other = ["--defense", "pgd=disrupting:0.1,steps=2", "--train", "ungated", "--train-steps", 2, "--device", "cpu"]
