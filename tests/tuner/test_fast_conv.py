@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from loraguard import GatedLoraConfig
 from loraguard.tuner import fast_conv, folded
+from loraguard.tuner import winograd as winograd_module
 from loraguard.tuner.fast_conv import Geometry, can_run, faster, run
 from loraguard.tuner.folding import FoldingLayer
 from loraguard.tuner.winograd import rows_first, winograd, winograd_transposed
@@ -97,6 +98,20 @@ def test_rounding_in_float32(name: str) -> None:
         else:  # of torch's own, 0.2e-6 to 0.6e-6
             bound = 2.5e-6 if host.stride[0] == 2 and forward == (name in TRANSPOSED) else 5e-6
         assert rms_error(one, true) < bound
+
+
+@pytest.mark.parametrize(("rows", "taps"), [(8, 3), (7, 3), (8, 2), (5, 2)])
+def test_points_are_where_rounding_is_expected_to_be_least(
+    rows: int, taps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rounding(exponent: float) -> float:
+        """The variance of outputs where each product is off by as much of its size, for inputs of variance 1."""
+        monkeypatch.setattr(winograd_module, "_EXPONENT", exponent)
+        outputs, kernels, inputs = winograd_module._maps.__wrapped__(rows, taps, torch.float64)
+        products = kernels.square().sum(1) * inputs.square().sum(1)
+        return float((outputs.square() @ products).mean())
+
+    assert rounding(0.75) < min(rounding(0.6), rounding(0.9))
 
 
 @pytest.mark.parametrize("strides", ["contiguous", "channels_last", "transposed", "sliced"])
