@@ -101,6 +101,7 @@ def check(
     As grep does, it leaves with 0 if every image carries one of the stamps, 1 if an image carries none, and 2 if it
     could not tell; of some files that cannot be read, it reads the others.
     """
+    from loraguard.data import ImageReadError
     from loraguard.stamping import check_images
 
     look = _look(place, size, margin, colour, opacity, outline, background, font, of_width)
@@ -118,7 +119,7 @@ def check(
             f"at most {100 * found.false_positive_bound:.1f}% of such images."
         )
     for file, reason in found.unreadable.items():
-        typer.echo(f"{file} cannot be read: {reason}.", err=True)
+        typer.echo(ImageReadError(file, reason), err=True)
     if found.unreadable:
         raise typer.Exit(2)
     raise typer.Exit(0 if all(row.stamp for row in found.images) else 1)

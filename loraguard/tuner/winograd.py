@@ -12,7 +12,6 @@ and loses more than that to the maps of its many small tiles.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from functools import cache
 
@@ -41,7 +40,7 @@ def _maps(rows: int, taps: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Ten
     """From products to outputs (rows, points), from kernels (points, taps) and from inputs (points, points)."""
     span = rows + taps - 1
     # With infinity, at equal angles around the projective line.
-    tangents = np.tan(math.pi * (np.arange(1, span) / span - 0.5))
+    tangents = np.tan(np.pi * (np.arange(1, span) / span - 0.5))
     points = np.copysign(np.abs(tangents) ** _EXPONENT, tangents)
     others = [np.delete(points, i) for i in range(span - 1)]
 

@@ -59,7 +59,8 @@ def case(name: str, dtype: torch.dtype) -> tuple[Any, Tensor, Tensor]:
         inputs, outputs, *geometry, mode, bias, batch, height, width = CASES[name]
         host = nn.Conv2d(inputs, outputs, *geometry, padding_mode=mode, bias=bias)
     x = torch.randn(batch, inputs, height, width, dtype=dtype, requires_grad=True)
-    return host.to(dtype).requires_grad_(False), x, torch.randn_like(host.to(dtype)(x))
+    host.to(dtype).requires_grad_(False)
+    return host, x, torch.randn_like(host(x))
 
 
 def both(host: Any, x: Tensor, gradient: Tensor) -> tuple[list[Tensor], list[Tensor]]:
