@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
-from torchvision.utils import save_image
+from torchvision.utils import make_grid
 
 from loraguard.data import DemoFaces
 from loraguard.data.demo_faces import render
@@ -30,6 +30,7 @@ from loraguard.defenses import Disrupting
 from loraguard.files import whole_files, writable_folder, write_json
 from loraguard.generators import DemoEditor
 from loraguard.metrics import defense_succeeds, psnr
+from loraguard.pixels import from_bytes, to_bytes, to_picture
 
 COMBINATIONS = torch.tensor([[h == 0, h == 1, h == 2, g, s] for h in range(3) for g in (0, 1) for s in (0, 1)]).float()
 
@@ -47,7 +48,7 @@ class FacePool:
         """Draw the next face, over the oldest one."""
         traits = self.faces.traits([self.drawn])
         repeated = {name: value.expand(len(COMBINATIONS)) for name, value in traits.items()}
-        self.images[self.drawn % self.capacity] = ((render(repeated, COMBINATIONS, 64) + 1) * 127.5).round().byte()
+        self.images[self.drawn % self.capacity] = to_bytes(render(repeated, COMBINATIONS, 64))
         self.drawn += 1
 
     def batch(self, size: int, stream: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -56,7 +57,7 @@ class FacePool:
         source, target = torch.randint(len(COMBINATIONS), (2, size), generator=stream)
 
         def drawn(which: Tensor) -> Tensor:
-            return self.images[rows, which].float() / 127.5 - 1
+            return from_bytes(self.images[rows, which])
 
         bare = target // 4 * 4
         details = (drawn(bare) - drawn(bare + 3)).abs().amax(1, keepdim=True) > 0.05
@@ -104,7 +105,8 @@ def draw_samples(editor: DemoEditor, path: Path, n: int = 8) -> None:
     rows = [images]
     for condition in editor.conditions(labels).values():
         rows += [editor(images, **condition), render(faces.traits(list(range(n))), condition["labels"], 64)]
-    save_image(F.interpolate(torch.cat(rows), scale_factor=2, mode="bicubic") / 2 + 0.5, path, nrow=n, padding=4)
+    enlarged = F.interpolate(torch.cat(rows), scale_factor=2, mode="bicubic")
+    to_picture(make_grid(enlarged, nrow=n, padding=4, pad_value=-1)).save(path)
 
 
 def train(args: argparse.Namespace, out: Path) -> tuple[DemoEditor, FacePool, list[dict[str, float]]]:

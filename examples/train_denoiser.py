@@ -23,11 +23,12 @@ from loraguard.channels.denoiser import DnCNN
 from loraguard.data import Part, open_data, split_photos
 from loraguard.files import whole_files, writable_folder, write_json
 from loraguard.metrics import psnr
+from loraguard.pixels import from_bytes, to_bytes
 
 
 def as_bytes(photos: Part) -> Tensor:
     """All photos, (N, 3, H, W) in 8 bits."""
-    return torch.stack([((photos[i]["image"] + 1) * 127.5).round().byte() for i in range(len(photos))])
+    return torch.stack([to_bytes(photos[i]["image"]) for i in range(len(photos))])
 
 
 def crops(photos: Tensor, size: int, number: int) -> Tensor:
@@ -37,7 +38,7 @@ def crops(photos: Tensor, size: int, number: int) -> Tensor:
     y = torch.randint(height - size + 1, (number, 1, 1)) + torch.arange(size)[None, :, None]
     x = torch.randint(width - size + 1, (number, 1, 1)) + torch.arange(size)[None, None, :]
     x = torch.where(torch.rand(number, 1, 1) < 0.5, x, x.flip(-1))
-    return photos[rows, :, y, x].permute(0, 3, 1, 2) / 127.5 - 1
+    return from_bytes(photos[rows, :, y, x].permute(0, 3, 1, 2))
 
 
 @torch.no_grad()
@@ -45,7 +46,7 @@ def measure(
     network: DnCNN, photos: Tensor, sigmas: tuple[float, ...] = (0.0, 0.05, 0.1)
 ) -> dict[str, dict[str, float]]:
     """By the noise's standard deviation: PSNR of noisy and of denoised photos, in dB."""
-    clean, figures = photos / 127.5 - 1, {}
+    clean, figures = from_bytes(photos), {}
     for sigma in sigmas:
         noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(1))
         noisy = (clean + sigma * noise).clamp(-1, 1)

@@ -43,6 +43,21 @@ def test_preview_is_what_the_stamp_composes(tmp_path: Path) -> None:
     assert (read_tensor(tmp_path / "new/out.png") - expected).abs().max() <= 1.01 / 127.5
 
 
+def test_what_a_preview_does_not_stamp_keeps_every_byte(tmp_path: Path) -> None:
+    """All 256 levels below a stamp, before and after."""
+    levels = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 256, 1)
+    Image.fromarray(levels.T).save(tmp_path / "all.png")
+    done = run(
+        "stamp", "preview", tmp_path / "out.png", "--image", tmp_path / "all.png",
+        "--text", "AI", "--place", "top", "--size", "0.2",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    below = np.asarray(Image.open(tmp_path / "out.png"))[128:]
+    assert (below == levels.T[128:, :, None]).all()
+    write_png(read_tensor(tmp_path / "all.png"), tmp_path / "again.png")
+    assert (np.asarray(Image.open(tmp_path / "again.png")) == levels.T[:, :, None]).all()
+
+
 def test_preview_of_a_logo_and_of_lines(tmp_path: Path) -> None:
     Image.new("RGBA", (8, 8), "#00ff00").save(tmp_path / "logo.png")
     out = tmp_path / "out.png"

@@ -7,9 +7,10 @@ import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+from loraguard.pixels import to_picture
 
 from .result import AuditResult
 from .situation import NO_CHANNEL, UNTOUCHED, Photo
@@ -59,11 +60,10 @@ class Strip:
 
     def picture(self, height: int, gap: int = 0) -> Image.Image:
         """The images at a height in pixels, with a gap between them."""
-        pixels = ((self.images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-        width = round(height * pixels.shape[2] / pixels.shape[1])
-        page = Image.new("RGB", (len(pixels) * (width + gap) - gap, height), "white")
-        for at, one in enumerate(pixels):
-            resized = Image.fromarray(one).resize((width, height), Image.Resampling.BICUBIC)
+        width = round(height * self.images.shape[3] / self.images.shape[2])
+        page = Image.new("RGB", (len(self.images) * (width + gap) - gap, height), "white")
+        for at, one in enumerate(self.images):
+            resized = to_picture(one).resize((width, height), Image.Resampling.BICUBIC)
             page.paste(resized, (at * (width + gap), 0))
         return page
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from loraguard.pixels import LEVELS_PER_UNIT
+
 from .glossary import COLUMNS, CONTROLS, KNOWLEDGE_HELP, Column
 from .result import AuditResult
 from .situation import KNOWLEDGE_WORDS, NO_CHANNEL, UNTOUCHED, Photo, Situation
@@ -136,8 +138,9 @@ def story(result: AuditResult) -> list[tuple[tuple[str, str, str], str]]:
 def budget_words(defenses: Mapping[str, Any]) -> str:
     """The budgets of defenses, each with its unit."""
     plain = sorted({eps for one in defenses.values() if (eps := _eps(one)) and not hasattr(one, "budget")})
+    shared = [f"L-infinity {eps:g} on [-1, 1], that is {eps * LEVELS_PER_UNIT:.2f}/255" for eps in plain]
     own = [f"{name}: {one.eps:g}, {one.budget}" for name, one in defenses.items() if hasattr(one, "budget")]
-    return "; ".join([*(f"L-infinity {eps:g} on [-1, 1], that is {eps * 127.5:.2f}/255" for eps in plain), *own])
+    return "; ".join(shared + own)
 
 
 def tried(result: AuditResult) -> dict[str, str]:
@@ -209,9 +212,9 @@ def _budget(result: AuditResult) -> str:
     other = result.settings["own_budgets"]
     own = [one for one in rows if one.photo.defense in other]
     budgets = sorted({eps for one in rows if (eps := one.photo.eps) is not None and one.photo.defense not in other})
-    said = [f"by up to {_listed(f'{eps * 127.5:.1f}' for eps in budgets)} of 255 levels"] if budgets else []
+    said = [f"by up to {_listed(f'{eps * LEVELS_PER_UNIT:.1f}' for eps in budgets)} of 255 levels"] if budgets else []
     for one in own:
-        reached = one.values["photo_linf"].max().item() * 127.5
+        reached = one.values["photo_linf"].max().item() * LEVELS_PER_UNIT
         said.append(f"in photos of {one.photo.defense}, which has a budget of another kind, by up to {reached:.1f}")
     levels = f"Colour values change {'; '.join(said)}" if said else "Nobody has said how much colour values may change"
     quality = [mean for one in rows if "photo_psnr" in one.values and (mean := one.estimates["photo_psnr"].mean)]

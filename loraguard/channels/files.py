@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from loraguard.pixels import from_bytes, to_bytes
+
 
 def through_files(images: Tensor, settings: Sequence[dict[str, Any]]) -> Tensor:
     """Images (N, 3, H, W) in [-1, 1], rounded to 8 bits, written by Pillow and read again; no gradients.
@@ -19,14 +21,14 @@ def through_files(images: Tensor, settings: Sequence[dict[str, Any]]) -> Tensor:
         images: of any device and floating-point dtype.
         settings: for each image, what `PIL.Image.Image.save` takes, with its `format`.
     """
-    levels = ((images.detach().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    levels = to_bytes(images).permute(0, 2, 3, 1).cpu().numpy()
     read = np.empty_like(levels)
     for i, setting in enumerate(settings):
         file = BytesIO()
         Image.fromarray(levels[i]).save(file, **setting)
         with Image.open(file) as photo:
             read[i] = np.asarray(photo.convert("RGB"))
-    return torch.from_numpy(read).permute(0, 3, 1, 2).to(images) / 127.5 - 1
+    return from_bytes(torch.from_numpy(read).permute(0, 3, 1, 2).to(images.device), images.dtype)
 
 
 def check_quality(quality: int) -> None:

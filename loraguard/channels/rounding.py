@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from loraguard.pixels import LEVELS_PER_UNIT
+
 from .quantize import Quantize
 
 quantize = Quantize()
@@ -28,6 +30,6 @@ def published(perturbed: Tensor, images: Tensor) -> Tensor:
         True
     """
     original = quantize(images)
-    levels = (perturbed.clamp(-1, 1) - original) * 127.5
+    levels = (perturbed.clamp(-1, 1) - original) * LEVELS_PER_UNIT
     levels = (levels + 1e-3 * levels.sign()).trunc()  # 7.9999 levels are 8, rounded on the way here
-    return original + levels / 127.5
+    return original + levels / LEVELS_PER_UNIT

@@ -9,6 +9,8 @@ from typing import Any
 from PIL import Image
 from torch.utils.data import Dataset
 
+from loraguard.pixels import from_picture
+
 from .photos import SIZE, Item
 from .reading import read_image
 from .transforms import Transform, default_transform
@@ -55,10 +57,8 @@ class PerturbedPhotos(Dataset[Item]):
 
     def __getitem__(self, index: int) -> Item:
         """The photo, {"image": (3, H, W) in [-1, 1]}."""
-        from torchvision.transforms.functional import to_tensor
-
         photo = read_image(self.files[index])
-        return {"image": to_tensor(photo) * 2 - 1 if self.cropped[index] else self.transform(photo)}
+        return {"image": from_picture(photo) if self.cropped[index] else self.transform(photo)}
 
     def _find(self, names: list[str]) -> list[Path]:
         """The file of each photo: of the very name, or the only one of that name with another suffix."""

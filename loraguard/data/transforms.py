@@ -8,6 +8,8 @@ from typing import cast
 from PIL import Image
 from torch import Tensor
 
+from loraguard.pixels import from_picture
+
 Transform = Callable[[Image.Image], Tensor]
 """From an RGB photo to (3, H, W) in [-1, 1]; an attribute `min_size` may say how small a photo may be."""
 
@@ -28,12 +30,12 @@ def default_transform(size: int) -> Transform:
         >>> default_transform(16)(Image.new("RGB", (40, 20), "white")).unique()
         tensor([1.])
     """
-    from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
+    from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 
     if size < 1:
         raise ValueError(f"Images need a size of at least 1 pixel, got {size}.")
     resize = Resize(size, InterpolationMode.BICUBIC, antialias=True)
-    return cast(Transform, Compose([resize, CenterCrop(size), ToTensor(), Normalize([0.5] * 3, [0.5] * 3)]))
+    return cast(Transform, Compose([resize, CenterCrop(size), from_picture]))
 
 
 def size_needed(transform: Transform) -> int:

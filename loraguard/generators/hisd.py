@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from loraguard.pixels import from_picture
+
 from .base import Condition, Conditions
 from .hisd_blocks import DownBlock, Extractors, Mapper, Translator, UpBlock
 from .hisd_settings import CELEBA_TAGS, Tags, settings_from
@@ -251,14 +253,7 @@ class HiSD(
         """
         from torchvision import transforms
 
-        return transforms.Compose(
-            [
-                transforms.Resize(self.size),
-                transforms.CenterCrop(self.size),
-                transforms.ToTensor(),
-                transforms.Normalize((0.5,) * 3, (0.5,) * 3),
-            ]
-        )
+        return transforms.Compose([transforms.Resize(self.size), transforms.CenterCrop(self.size), from_picture])
 
     @classmethod
     def settings_from(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:

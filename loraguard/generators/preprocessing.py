@@ -7,6 +7,8 @@ from collections.abc import Callable
 from PIL import Image
 from torch import Tensor
 
+from loraguard.pixels import from_picture
+
 
 def preprocessing(
     size: int | tuple[int, int], *, crop: int | None = None, interpolation: str = "bilinear"
@@ -36,8 +38,7 @@ def preprocessing(
         [
             *steps,
             transforms.Resize(size, transforms.InterpolationMode(interpolation)),
-            transforms.ToTensor(),
-            transforms.Normalize([0.5] * 3, [0.5] * 3),
+            from_picture,
         ]
     )
 

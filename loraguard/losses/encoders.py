@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from loraguard.pixels import from_bytes
+
 from .functional import FEATURE_DISTANCES, at_least_float32, chosen
 
 
@@ -186,7 +188,7 @@ class FeatureEncoder(nn.Module):
         from .preprocessing import probe_picture
 
         with torch.no_grad():
-            features = self(probe_picture() / 127.5 - 1)
+            features = self(from_bytes(probe_picture()))
         if features.ndim not in (2, 3) or not torch.isfinite(features).all():
             raise ValueError(
                 f"The encoder {self.name} gives {tuple(features.shape)} for one image, or values that are not finite; "

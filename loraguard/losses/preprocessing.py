@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers.image_processing_backends import TorchvisionBackend
 
 from loraguard.channels.base import clip
+from loraguard.pixels import from_bytes
 
 LEVELS = 255
 TOLERANCE = 2.0
@@ -91,7 +92,7 @@ class ProcessorPreprocessing:
 
     def _check(self, name: str) -> None:
         picture = probe_picture()
-        images = (picture / (LEVELS / 2) - 1).requires_grad_()
+        images = from_bytes(picture).requires_grad_()
         try:
             own = self.processor(images=picture, input_data_format="channels_first", return_tensors="pt")
             with torch.enable_grad():

@@ -12,6 +12,8 @@ import torch
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 from torch import Tensor
 
+from loraguard.pixels import from_bytes
+
 from .fonts import find_font
 
 PLACES = {
@@ -157,8 +159,8 @@ def _resized(picture: Image.Image, width: int, height: int) -> Image.Image:
 
 def _tensors(picture: Image.Image, opacity: float) -> tuple[Tensor, Tensor]:
     pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(picture.height, picture.width, 4)
-    pixels = pixels.permute(2, 0, 1).float() / 255
-    return pixels[:3] * 2 - 1, pixels[3:] * opacity
+    colour, alpha = pixels.permute(2, 0, 1).split([3, 1])
+    return from_bytes(colour), alpha / 255 * opacity
 
 
 @lru_cache(maxsize=64)

@@ -14,6 +14,7 @@ from torchvision.utils import make_grid
 from loraguard.defenses import Defense
 from loraguard.generators import Condition
 from loraguard.metrics import defense_succeeds, mean_squared_error, psnr
+from loraguard.pixels import to_picture
 from loraguard.stamp import Stamp
 from loraguard.tuner import folded
 
@@ -85,10 +86,8 @@ def validate(
 def save_grid(shown: Tensor, path: Path, most: int = 8) -> Image.Image:
     """Draw what :func:`validate` shows, a column for each image, and write it as a PNG."""
     rows = shown[:, :most].float().cpu()
-    grid = make_grid(
-        rows.flatten(0, 1), nrow=rows.shape[1], padding=2, normalize=True, value_range=(-1, 1), pad_value=1
-    )
-    picture = Image.fromarray((grid * 255).round().byte().permute(1, 2, 0).numpy())
+    rows = rows.nan_to_num(nan=-1)  # of a training that went astray, what there is to see
+    picture = to_picture(make_grid(rows.flatten(0, 1), nrow=rows.shape[1], padding=2, pad_value=1))
     draft = path.with_suffix(".partial")
     picture.save(draft, format="PNG")
     draft.replace(path)
