@@ -1,6 +1,9 @@
 """Metrics and intervals against scikit-image, SciPy, and the packages of LPIPS' and FID's authors."""
 
+import copy
 import hashlib
+import importlib.util
+import sys
 import warnings
 from pathlib import Path
 
@@ -14,6 +17,7 @@ import skimage.metrics
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torchmetrics.functional.image.lpips import _NoTrainLpips
 from torchvision.models import AlexNet, alexnet, inception_v3
 
 from loraguard.metrics import (
@@ -24,6 +28,7 @@ from loraguard.metrics import (
     frechet_distance,
     masked_squared_error,
     mean_squared_error,
+    perceptual,
     psnr,
     ssim,
 )
@@ -146,24 +151,125 @@ def backbone() -> AlexNet:
     return network
 
 
+@pytest.fixture
+def images() -> torch.Tensor:
+    """Two sets of images, (2, 3, 3, 64, 64), noise over slopes."""
+    return (torch.rand(2, 3, 3, 64, 64) + torch.linspace(-1, 0, 64)).clamp(-1, 1)
+
+
+def lpips_by_formula(backbone: AlexNet, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Arxiv 1801.03924, eq. 1 with squares inside the weights, as the authors' code has it, in float64.
+
+    The features are those after each of AlexNet's five convolutions; shift and scale are ImageNet's mean and standard
+    deviation for images in [-1, 1].
+    """
+    file = Path(published_lpips.__file__).parent / "weights" / "v0.1" / "alex.pth"
+    weights = [one.double() for one in torch.load(file, map_location="cpu", weights_only=True).values()]
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    layers, (x, y) = (
+        copy.deepcopy(backbone.features).double(),
+        ((one.double() - (2 * mean - 1).view(3, 1, 1)) / (2 * std).view(3, 1, 1) for one in (x, y)),
+    )
+    total = torch.zeros(len(x), dtype=torch.float64)
+    for layer in layers[:12]:
+        x, y = layer(x), layer(y)
+        if isinstance(layer, nn.ReLU):
+            units = [one / (torch.linalg.vector_norm(one, dim=1, keepdim=True) + 1e-10) for one in (x, y)]
+            total = total + ((units[0] - units[1]).square() * weights.pop(0)).sum(1).mean((1, 2))
+    assert not weights
+    return total
+
+
 @pytest.mark.parametrize(("number", "size"), [(1, 31), (3, 64), (2, 100)])
-def test_lpips_against_its_authors_package(number: int, size: int, backbone: AlexNet, tmp_path: Path) -> None:
+def test_lpips_against_its_formula_and_torchmetrics(number: int, size: int, backbone: AlexNet, tmp_path: Path) -> None:
+    """In float64, where other kernels are 1e-12 apart; in float32 within the rounding of five convolutions.
+
+    Each sums up to 3,456 products, so that features are off by 5 * 3456 ** 0.5 * 2 ** -24, 2e-5 of themselves, and what
+    is left of their difference, about half of them, by 1e-4.
+    """
     torch.save(backbone.state_dict(), tmp_path / "alexnet.pth")
     outputs, reference = torch.rand(2, number, 3, size, size) * 2 - 1
-    drawn = torch.get_rng_state()
-    mine = LPIPS.load(tmp_path / "alexnet.pth").train()
-    assert torch.equal(torch.get_rng_state(), drawn)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The parameter 'pretrained'|Arguments other than a weight enum")
-        theirs = published_lpips.LPIPS(pnet_rand=True, verbose=False)
-    for part in (theirs.net.get_submodule(f"slice{k}") for k in range(1, 6)):
-        for index, layer in part.named_children():
-            layer.load_state_dict(backbone.features.get_submodule(index).state_dict())
-    distance = mine(outputs, reference)
+    mine = LPIPS.load(tmp_path / "alexnet.pth")
+    distance, expected = mine(outputs, reference), lpips_by_formula(backbone, outputs, reference)
     assert distance.shape == (number,)
     assert distance.min() > 0
-    assert torch.allclose(distance, theirs(outputs, reference).flatten(), rtol=1e-3)
+    assert torch.allclose(distance.double(), expected, rtol=1e-4)
+    wide = copy.deepcopy(mine.network).double()(outputs.double(), reference.double()).flatten()
+    assert torch.allclose(wide, expected, rtol=1e-6)  # the package's shift is rounded to float32
+
+    theirs = _NoTrainLpips(net="alex", pnet_rand=True).double()  # what figures were made with before
+    theirs.net.load_state_dict(mine.network.net.state_dict())
+    before = theirs(outputs.double(), reference.double()).flatten()
+    assert torch.allclose(wide, before, rtol=1e-6)  # it adds 1e-8 to the sums of squares, which are 0.1 or more
+
+
+def test_lpips_leaves_the_world_as_it_was(backbone: AlexNet, capfd: pytest.CaptureFixture, monkeypatch) -> None:
+    """No number drawn, no word said, nothing downloaded or unpickled, the backbone neither changed nor shared."""
+    opened = []
+
+    def load(*args: object, weights_only: bool | None = None, **more: object) -> object:
+        opened.append(weights_only)
+        return torch_load(*args, weights_only=weights_only, **more)
+
+    torch_load, drawn = torch.load, torch.get_rng_state()
+    monkeypatch.setattr(torch, "load", load)
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mine = LPIPS(backbone).train()
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert capfd.readouterr() == ("", "")
+    assert opened == [True]
+    assert not any(module.training for module in mine.modules())
     assert not any(parameter.requires_grad for parameter in mine.parameters())
+    assert all(one.device.type == "cpu" for one in (*mine.parameters(), *mine.buffers()))
+    kept = backbone.features[0].weight.detach().clone()
+    mine.network.net.slice1[0].weight.zero_()
+    assert torch.equal(backbone.features[0].weight, kept)
+
+
+def test_lpips_is_imported_when_one_is_made(backbone: AlexNet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It brings SciPy, which is not needed before; here the module is loaded once more, where there is no lpips."""
+    monkeypatch.setitem(sys.modules, "lpips", None)
+    spec = importlib.util.spec_from_file_location("perceptual_again", perceptual.__file__)
+    again = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(again)
+    with pytest.raises(ImportError, match="lpips"):
+        again.LPIPS(backbone)
+
+
+@pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled", "ignore:Error detected in SqrtBackward0")
+def test_lpips_has_a_gradient_where_features_are_all_0(backbone: AlexNet, images: torch.Tensor) -> None:
+    """Half of each image is flat there, below what any unit answers to; the authors' package has none."""
+    blind, (outputs, reference) = copy.deepcopy(backbone), images
+    with torch.no_grad():
+        blind.features[0].weight.sub_(blind.features[0].weight.mean((2, 3), keepdim=True))
+        blind.features[0].bias.fill_(-0.05)
+    outputs[..., 32:] = 0
+    mine = LPIPS(blind)
+    with torch.no_grad():
+        seen = mine.network.net(mine.network.scaling_layer(outputs))[0]
+    assert 0 < (seen.amax(1) < 1e-9).float().mean() < 1
+
+    outputs.requires_grad_()
+    with torch.autograd.detect_anomaly(check_nan=True):
+        (found,) = torch.autograd.grad(mine(outputs, reference).sum(), outputs)
+    wide = outputs.detach().double().requires_grad_()
+    expected, ours = (
+        torch.autograd.grad(distance.sum(), wide)[0]
+        for distance in (
+            lpips_by_formula(blind, wide, reference),
+            copy.deepcopy(mine.network).double()(wide, reference.double()),
+        )
+    )
+    assert expected.abs().max() > 0
+    assert torch.allclose(ours, expected, rtol=1e-4, atol=1e-6 * expected.abs().max().item())
+    assert (found - expected).abs().mean() < 0.01 * expected.abs().mean()
+
+    for part in mine.network.net.children():
+        part._forward_hooks.clear()
+    with pytest.raises(RuntimeError, match="SqrtBackward0"), torch.autograd.detect_anomaly(check_nan=True):
+        torch.autograd.grad(mine(outputs, reference).sum(), outputs)
 
 
 def test_lpips_refuses_images_that_alexnet_cannot_pool(backbone: AlexNet) -> None:

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics.functional.image.lpips import _NoTrainLpips
 from torchvision.models import AlexNet, AlexNet_Weights, alexnet
 
 from loraguard.weights import load_published
 
 SMALLEST = 31
-"""Pixels a side below which AlexNet's last pooling has nothing to pool."""
+"""Pixels a side below which AlexNet's second pooling has nothing to pool."""
+
+_LIFT = 1e-18
+"""Added to features: below what float32 can tell from nothing beside the 1e-10 that their norm has added."""
 
 
 class LPIPS(nn.Module):
     """Learned perceptual distance of each image, AlexNet, version 0.1 (Zhang et al., arXiv 1801.03924); (N,).
 
-    Computed by torchmetrics, which ships the linear weights; no image is resized. Figures of LPIPS with another
-    backbone, or on images of another size, are not comparable with these. It is frozen and stays in evaluation mode,
-    and gives gradients for the images.
+    Computed by the authors' package `lpips`, which ships the linear weights; no image is resized. Figures of LPIPS with
+    another backbone, or on images of another size, are not comparable with these. It is frozen and stays in evaluation
+    mode. It gives gradients for the images, finite ones where all features of a place are 0, too: the package's own are
+    not a number there.
 
     Args:
-        backbone: torchvision's AlexNet with the weights of ImageNet; :meth:`load` finds them.
+        backbone: torchvision's AlexNet with the weights of ImageNet, of which a copy is taken; :meth:`load` finds them.
 
     Example:
         >>> lpips = LPIPS(alexnet())  # made-up weights
@@ -33,12 +38,16 @@ class LPIPS(nn.Module):
 
     def __init__(self, backbone: AlexNet) -> None:
         super().__init__()
-        with torch.random.fork_rng():  # its own backbone is drawn at random, and replaced
-            # The public class can only take AlexNet from torchvision's cache or the network, unpickled.
-            self.network = _NoTrainLpips(net="alex", pnet_rand=True)
+        self.network = _network()
         layers = backbone.features.state_dict()  # "0.weight"; there "slice1.0.weight"
-        own = self.network.net.state_dict()
-        self.network.net.load_state_dict({name: layers[name.partition(".")[2]] for name in own})
+        own = {name: layers[name.partition(".")[2]] for name in self.network.net.state_dict()}
+        self.network.net.load_state_dict(
+            {k: v.to("cpu", torch.float32, copy=True) for k, v in own.items()}, assign=True
+        )
+        for part in self.network.net.children():  # of which each gives features; hooks on the whole are passed by
+            part.register_forward_hook(_lifted)
+        self.requires_grad_(False)
+        self.eval()
 
     @classmethod
     def load(cls, path: str | Path | None = None, *, local_files_only: bool = False) -> LPIPS:
@@ -65,6 +74,10 @@ class LPIPS(nn.Module):
         load_published(backbone, url, path, name="torchvision's AlexNet", local_files_only=local_files_only)
         return cls(backbone)
 
+    def train(self, mode: bool = True) -> LPIPS:
+        """Stays in evaluation mode."""
+        return super().train(False)
+
     def forward(self, outputs: Tensor, reference: Tensor) -> Tensor:
         """Images (N, 3, H, W) in [-1, 1], H and W at least 31, to (N,).
 
@@ -77,3 +90,25 @@ class LPIPS(nn.Module):
                 "leave LPIPS out for this generator."
             )
         return self.network(outputs.float().clamp(-1, 1), reference.float().clamp(-1, 1)).flatten()
+
+
+def _network() -> Any:
+    """The package's network with its linear weights, and a trunk of AlexNet without weights.
+
+    Nothing is drawn, printed, downloaded or unpickled: left to itself, the package draws or downloads a whole AlexNet,
+    and reads its own file in whichever way torch does by default.
+    """
+    import lpips  # on use: SciPy comes with it
+
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The parameter 'pretrained'|Arguments other than a weight enum")
+        network = lpips.LPIPS(net="alex", version="0.1", pretrained=False, pnet_rand=True, verbose=False)
+    file = Path(lpips.__file__).parent / "weights" / "v0.1" / "alex.pth"
+    linear = torch.load(file, map_location="cpu", weights_only=True)  # "lin0.model.1.weight"
+    network.lins.load_state_dict({name.removeprefix("lin"): one for name, one in linear.items()}, assign=True)
+    return network
+
+
+def _lifted(part: nn.Module, images: Any, features: Tensor) -> Tensor:
+    """Off 0, where the square root of the sum of squares, which they are divided by, has no derivative."""
+    return features + _LIFT
