@@ -21,7 +21,8 @@ from loraguard.channels import published
 from loraguard.data import DemoFaces, collate
 from loraguard.defenses import TAFIM, IDGuard, RandomNoise
 from loraguard.defenses.protector import TrainedDefense
-from loraguard.files import describe, whole_files, writable_folder, write_json
+from loraguard.describing import describe
+from loraguard.files import whole_files, writable_folder, write_json
 from loraguard.generators import DemoEditor
 from loraguard.metrics import DSR_THRESHOLD, defense_succeeds, estimate, mean_squared_error
 

@@ -12,17 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .channels import published, quantize
 from .data import ImageFolder, collate, names_of, open_data
 from .defenses import needs_fitting, parse_defense
-from .files import describe, whole_files, writable_folder, write_json
+from .describing import describe
+from .files import whole_files, writable_folder, write_json
 from .generators import conditions_of, labels_of, transform_of
 from .hub.provenance import describe_generator
 from .metrics import defense_succeeds, psnr
+from .pixels import to_picture
 from .training.sampling import mixed
 
 RECORD = "protect.json"
@@ -91,6 +92,7 @@ def protect(
 
     Example:
         >>> import tempfile
+        >>> from PIL import Image
         >>> from loraguard.generators import DemoEditor
         >>> folder = Path(tempfile.mkdtemp())
         >>> Image.new("RGB", (300, 200), "white").save(folder / "a.jpg")
@@ -134,7 +136,7 @@ def protect(
             record = {**about, "photos": [_row(one, folder) for one in found], "earlier": sorted(earlier)}
             with whole_files(folder) as draft:
                 (draft / file).parent.mkdir(parents=True, exist_ok=True)
-                _picture(perturbed[0]).save(draft / file)
+                to_picture(perturbed[0]).save(draft / file)
                 write_json(draft / RECORD, record)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
@@ -226,8 +228,3 @@ def _row(one: Protected, folder: Path) -> dict[str, Any]:
     decibel = None if math.isinf(one.psnr) else round(one.psnr, 2)
     file = one.file.relative_to(folder).as_posix()
     return {"file": file, "edit": one.edit, "psnr_db": decibel, "spoilt": one.spoilt}
-
-
-def _picture(image: Tensor) -> Image.Image:
-    pixels = ((image + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())

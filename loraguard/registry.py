@@ -6,12 +6,10 @@ import ast
 import difflib
 import inspect
 from collections.abc import Iterator, Mapping
-from dataclasses import is_dataclass
 from importlib import import_module
-from importlib.metadata import entry_points
-from typing import Any, get_type_hints
+from typing import Any
 
-from .kinds import fits, words
+from .kinds import checked
 
 
 class Registry(Mapping[str, Any]):
@@ -40,20 +38,34 @@ class Registry(Mapping[str, Any]):
     @property
     def targets(self) -> dict[str, str]:
         """By name, where each thing is: "module:attribute"."""
+        from importlib.metadata import entry_points
+
         theirs = {point.name: point.value for point in entry_points(group=self.group)}
         return {**self.ours, **{name: theirs[name] for name in sorted(theirs) if name not in self.ours}}
 
-    def __getitem__(self, name: str) -> Any:
+    def check(self, name: str) -> str:
+        """Where the thing of a name is, "module:attribute", without importing it.
+
+        Raises:
+            ValueError: for a name that nobody has declared; the message lists those that exist.
+        """
         targets = self.targets
         if name not in targets:
             near = difflib.get_close_matches(name, targets, 1)
             guess = f" Did you mean {near[0]!r}?" if near else ""
-            raise KeyError(f"There is no {name!r} among {self.group}: {', '.join(targets)}.{guess}")
-        module, _, attribute = targets[name].partition(":")
+            raise ValueError(f"There is no {name!r} among {self.group}: {', '.join(targets)}.{guess}")
+        return targets[name]
+
+    def __getitem__(self, name: str) -> Any:
+        try:
+            target = self.check(name)
+        except ValueError as error:
+            raise KeyError(error.args[0]) from None
+        module, _, attribute = target.partition(":")
         try:
             return getattr(import_module(module), attribute)
         except Exception as error:  # a stranger's module may raise anything
-            raise ImportError(f"{name!r} of {self.group}, {targets[name]!r}, cannot be imported: {error}") from error
+            raise ImportError(f"{name!r} of {self.group}, {target!r}, cannot be imported: {error}") from error
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.targets)
@@ -65,7 +77,7 @@ class Registry(Mapping[str, Any]):
         return name in self.targets
 
 
-def build(registry: Mapping[str, Any], spec: str) -> Any:
+def build(registry: Registry, spec: str) -> Any:
     """What a spec on the command line names, made with its settings: `NAME` or `NAME:VALUE,KEY=VALUE,...`.
 
     Values are Python literals, or else words; those without a key are taken in order.
@@ -80,18 +92,13 @@ def build(registry: Mapping[str, Any], spec: str) -> Any:
         Disrupting(eps=0.1, steps=15, step_size=None, method='pgd', restarts=1, layer=None)
     """
     name, _, settings = spec.partition(":")
-    try:
-        made = registry[name]
-    except KeyError as error:
-        raise ValueError(error.args[0]) from None
+    registry.check(name)
+    made = registry[name]
     parts = [part.partition("=") for part in settings.split(",") if part.strip()]
     try:
         given = [_literal(key) for key, sign, _ in parts if not sign]
         named = {key.strip(): _literal(value) for key, sign, value in parts if sign}
-        kinds = _kinds(made)
-        for key, value in inspect.signature(made).bind(*given, **named).arguments.items():
-            if key in kinds and not fits(value, kinds[key]):
-                raise ValueError(f"{key}={value!r} must be {words(kinds[key])}.")
+        checked(made, inspect.signature(made).bind(*given, **named).arguments)
         return made(*given, **named)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{spec!r}: {error} ({name} takes {_settings(made)}.)") from error
@@ -104,16 +111,6 @@ def _settings(made: Any) -> str:
         ", ".join(one.name if one.default is one.empty else f"{one.name}={one.default}" for one in parameters)
         or "no settings"
     )
-
-
-def _kinds(made: Any) -> dict[str, Any]:
-    """What the settings of a class or function are annotated with; nothing where that is not known here."""
-    try:
-        return get_type_hints(
-            made if is_dataclass(made) or not isinstance(made, type) else vars(made).get("__init__", made)
-        )
-    except NameError:  # an import for type checkers alone
-        return {}
 
 
 def _literal(text: str) -> Any:

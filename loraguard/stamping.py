@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from .data import DemoFaces
 from .data.folder import ImageFolder
 from .data.reading import ImageReadError, read_image
 from .files import whole_files, writable_folder
+from .pixels import from_picture, to_picture
 from .stamp import Stamp, StampReader
 
 DRAWN_FACES, DRAWN_SIZE = 400, 128
@@ -132,7 +132,8 @@ def patch_stamp(patch: str | Path) -> Stamp:
             here.
     """
     from .auditing import stamp_of
-    from .hub.local import NEEDED, read_patch
+    from .hub.local import read_patch
+    from .hub.names import NEEDED
     from .hub.pull import fetch
 
     local = Path(patch).expanduser()
@@ -145,13 +146,13 @@ def patch_stamp(patch: str | Path) -> Stamp:
 
 def read_tensor(file: str | Path) -> Tensor:
     """An image file at its own size, (3, H, W) in [-1, 1]."""
-    return pil_to_tensor(read_image(file)).float() / 127.5 - 1
+    return from_picture(read_image(file))
 
 
 def write_png(image: Tensor, file: Path) -> None:
     """Write an image (3, H, W) in [-1, 1], whole or not at all; makes the folder if need be."""
     with whole_files(writable_folder(file.parent)) as draft:
-        to_pil_image((image.clamp(-1, 1) + 1) / 2).save(draft / file.name)
+        to_picture(image).save(draft / file.name)
 
 
 def _files(path: Path) -> list[Path]:

@@ -39,7 +39,7 @@ from loraguard.channels import (
 )
 from loraguard.channels.denoiser import DnCNN
 from loraguard.data import DemoFaces
-from loraguard.files import describe
+from loraguard.describing import describe
 from loraguard.info import info
 
 CODECS = ("jpeg", "jpeg:71,100", "webp:50", "quantize:3")

@@ -27,7 +27,7 @@ from loraguard.defenses.idguard import IDGuard, least_norm
 from loraguard.defenses.protector import UNet
 from loraguard.defenses.tafim import TAFIM
 from loraguard.defenses.tsdf import TSDF, Balance, diverse
-from loraguard.files import describe
+from loraguard.describing import describe
 from loraguard.generators import DemoEditor
 from loraguard.metrics import mean_squared_error
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from loraguard.files import describe
+from loraguard.describing import describe
 from loraguard.fingerprint import generator_fingerprint
 from loraguard.metrics import (
     DSR_THRESHOLD,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
 from typing import Any
 
 import accelerate
@@ -18,10 +19,11 @@ from tqdm.auto import tqdm
 import loraguard
 from loraguard.channels import Channel, Identity, Through, published, quantize
 from loraguard.defenses import Defense, Fittable
-from loraguard.files import describe
+from loraguard.describing import describe
 from loraguard.fingerprint import digest
 from loraguard.generators import Conditions
 from loraguard.metrics import frechet_distance, psnr
+from loraguard.pixels import from_bytes, to_bytes
 from loraguard.training.sampling import mixed
 
 from .measure import Measures
@@ -122,7 +124,7 @@ class Run:
                 with torch.no_grad():
                     features |= {f"is {name}": self.measures.features(outputs).cpu().float()}
                     features |= {f"ought {name}": self.measures.features(target).cpu().float()}
-        pictures = {name: _bytes(images[: self.pictures - batch.start]) for name, images in shown.items()}
+        pictures = {name: to_bytes(images[: self.pictures - batch.start]).cpu() for name, images in shown.items()}
         difference = (photo - batch.images).flatten(1)
         on_photos = {"photo_linf": difference.abs().amax(1), "photo_psnr": psnr(photo, quantize(batch.images))}
         found = {"photo": {metric: _jsonable(values) for metric, values in on_photos.items()}, "looks": looks}
@@ -188,14 +190,14 @@ class Run:
                 kept = self.store.pictures(key)
                 p = job.photo
                 if "photo" in kept and job.seed == seeds[0]:
-                    pictures["photo", p.defense, p.knowledge, job.crafted_on][p].append(_floats(kept["photo"]))
+                    pictures["photo", p.defense, p.knowledge, job.crafted_on][p].append(from_bytes(kept["photo"]))
                 for generator, channel in job.looks:
                     name = self._look_key(generator, channel)
                     figures = found.setdefault((generator, p, channel), {})
                     for metric, values in {**piece["looks"][name], **piece["photo"]}.items():
                         figures.setdefault(metric, defaultdict(list))[job.seed] += map(_number, values)
                     if name in kept and job.seed == seeds[0]:
-                        pictures[generator, p.defense, p.knowledge, channel][p].append(_floats(kept[name]))
+                        pictures[generator, p.defense, p.knowledge, channel][p].append(from_bytes(kept[name]))
                     if f"is {name}" in kept:
                         features[generator, p, channel].append({k: kept[f"{k} {name}"] for k in ("is", "ought")})
         order = {name: at for at, name in enumerate(self.subjects.names)}
@@ -237,7 +239,8 @@ class Run:
             "weights_sha256": self.hashes,
             **self.measures.settings(),
             "device": str(self.photos.device),
-            "versions": {one.__name__: one.__version__ for one in (loraguard, torch, peft, torchmetrics, accelerate)},
+            "versions": {one.__name__: one.__version__ for one in (loraguard, torch, peft, torchmetrics, accelerate)}
+            | {"lpips": version("lpips")},
         }
 
 
@@ -253,14 +256,6 @@ def _jsonable(values: Tensor) -> list[float | None]:
 
 def _number(value: float | None) -> float:
     return float("inf") if value is None else value
-
-
-def _bytes(images: Tensor) -> Tensor:
-    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
-
-
-def _floats(images: Tensor) -> Tensor:
-    return images.float() / 127.5 - 1
 
 
 def _frechet(features: list[dict[str, Tensor]] | None) -> float | None:

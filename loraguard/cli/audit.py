@@ -7,6 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from loraguard.channels.registry import CHANNELS
+from loraguard.data.registry import DATA as DATA_SETS
+from loraguard.defenses.registry import DEFENSES
+from loraguard.files import writable_folder
+from loraguard.generators.registry import GENERATORS
+
+from .early import check_audit, check_files, names_in
 from .hub import said_in_a_line
 from .options import CHECKPOINT, DATA, DEVICE, GENERATOR, IMAGE_SIZE, JUDGE, SEED, SPLIT, Device, examples
 
@@ -22,7 +29,10 @@ WHAT, PHOTOS, AGAINST, HOW_MUCH, WHERE = "What", "On which photos", "Against wha
 
 
 def audit(
-    generator: Annotated[str | None, typer.Option(help=GENERATOR, show_default="demo", rich_help_panel=WHAT)] = None,
+    generator: Annotated[
+        str | None,
+        typer.Option(help=GENERATOR, show_default="demo", autocompletion=names_in(GENERATORS), rich_help_panel=WHAT),
+    ] = None,
     checkpoint: Annotated[str | None, typer.Option(help=CHECKPOINT, rich_help_panel=WHAT)] = None,
     image_size: Annotated[int | None, typer.Option(help=IMAGE_SIZE, rich_help_panel=WHAT)] = None,
     patch: Annotated[
@@ -46,7 +56,10 @@ def audit(
     train_steps: Annotated[
         int | None, typer.Option(help="Steps of each; by default the fast recipe's epochs.", rich_help_panel=WHAT)
     ] = None,
-    data: Annotated[str | None, typer.Option(help=DATA, show_default="demo", rich_help_panel=PHOTOS)] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help=DATA, show_default="demo", autocompletion=names_in(DATA_SETS), rich_help_panel=PHOTOS),
+    ] = None,
     split: Annotated[str | None, typer.Option(help=SPLIT, rich_help_panel=PHOTOS)] = None,
     images: Annotated[
         int | None, typer.Option(help="How many photos to audit on.", show_default="100", rich_help_panel=PHOTOS)
@@ -60,6 +73,7 @@ def audit(
         typer.Option(
             help="NAME:SETTINGS, or OTHER_NAME=that; `loraguard info defenses` lists names. *",
             metavar="SPEC",
+            autocompletion=names_in(DEFENSES),
             show_default="disrupting",
             rich_help_panel=AGAINST,
         ),
@@ -81,6 +95,7 @@ def audit(
         typer.Option(
             help="What happens to photos before the generator, such as jpeg:75+resize:0.5. *",
             metavar="SPEC",
+            autocompletion=names_in(CHANNELS),
             rich_help_panel=AGAINST,
         ),
     ] = None,
@@ -158,9 +173,7 @@ def audit(
     is kept: the same command goes on where it was stopped, and so does --resume FOLDER. docs/cli.md has the keys of the
     YAML file, and docs/audit.md says how to read a report.
     """
-    from loraguard.audit import place
     from loraguard.audit_settings import SETTINGS, AuditSettings
-    from loraguard.auditing import audit_by_settings
 
     flags: dict[str, Any] = {
         "generator": generator, "checkpoint": checkpoint, "image_size": image_size, "patches": patch,
@@ -183,6 +196,10 @@ def audit(
             raise ValueError("Say where the report goes: --output-dir FOLDER.")
         settings = AuditSettings() if config is None else AuditSettings.read(config)
         settings = settings.updated(given, "flags")
+        check_audit(settings)
+        writable_folder(output_dir)
+        from loraguard.auditing import audit_by_settings
+
         try:
             result, report = audit_by_settings(settings, output_dir, say=typer.echo)
         except KeyboardInterrupt:
@@ -190,6 +207,8 @@ def audit(
             raise KeyboardInterrupt(
                 f"Interrupted. To go on: loraguard audit --resume {output_dir}" if begun else "Interrupted."
             ) from None
+    from loraguard.audit import place
+
     if place()[0] == 0:
         print_audit(result)
         typer.echo(f"Report: {report.resolve()}")
@@ -242,10 +261,11 @@ def compare(
 
     The difference is second less first, with its 95% interval. The option with * may be repeated.
     """
-    from loraguard.audit import compare as compared
-    from loraguard.audit.words import COLUMNS
-
     with said_in_a_line():
+        check_files((first, second), "audit")
+        from loraguard.audit import compare as compared
+        from loraguard.audit.words import COLUMNS
+
         found = compared(first, second, metric, rename=dict(_pair(one) for one in rename or ()))
     shown = next((column for column in COLUMNS if column.key == metric), None)
     form, scale = (shown.form, shown.scale) if shown else ("{:.4f}", 1.0)

@@ -10,12 +10,15 @@ from typing import Annotated
 
 import typer
 
+from loraguard.files import writable_folder
+
 from . import audit, hub, patches, protect, stamp
 from .audit import print_audit
+from .early import names_in
 from .hub import print_patch, said_in_a_line
 from .options import TRY, Device, OnDevice, Seed, examples
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="markdown")
+app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
 
 
 def print_version(wanted: bool) -> None:
@@ -47,11 +50,12 @@ def demo(
 
     Offline and without a GPU; two minutes on two cores. Open report.html in the output folder afterwards.
     """
-    from loraguard.demo import DemoSettings, run_demo
-
     started = time.monotonic()
-    settings = DemoSettings(seed=seed)
     with said_in_a_line():
+        writable_folder(output_dir)
+        from loraguard.demo import DemoSettings, run_demo
+
+        settings = DemoSettings(seed=seed)
         try:
             result = run_demo(output_dir, settings.quick() if quick else settings, device=device.value, say=typer.echo)
         except KeyboardInterrupt:
@@ -68,7 +72,11 @@ def demo(
 @app.command(rich_help_panel=TRY, epilog=examples("loraguard info defenses", "loraguard info patch"))
 def info(
     what: Annotated[
-        str, typer.Argument(help="generators, data, defenses, channels; or a patch: a folder or a Hub id.")
+        str,
+        typer.Argument(
+            help="generators, data, defenses, channels; or a patch: a folder or a Hub id.",
+            autocompletion=names_in(("generators", "data", "defenses", "channels")),
+        ),
     ],
     revision: Annotated[str | None, typer.Option(help="Of a patch on the Hub: branch, tag or commit.")] = None,
 ) -> None:

@@ -9,6 +9,10 @@ from typing import Annotated
 
 import typer
 
+from loraguard.files import new_folder
+from loraguard.hub.names import check_patch
+
+from .early import check_files
 from .options import SHARE, examples
 
 Revision = Annotated[str | None, typer.Option(help="A branch, tag or commit.")]
@@ -34,9 +38,14 @@ def push(
 
     Who pushes is said by `hf auth login` or HF_TOKEN. What has not changed makes no commit.
     """
-    from loraguard.hub import push_patch
-
     with said_in_a_line():
+        if not patch.is_dir():
+            raise FileNotFoundError(f"There is no patch {patch}: no such folder.")
+        check_patch(patch)
+        check_files([audit], "folder")
+        check_files([card], "file")
+        from loraguard.hub import push_patch
+
         commit = push_patch(
             patch, repo_id, audit=audit, private=private, revision=revision, tag=tag, license=license, card=card
         )
@@ -49,9 +58,10 @@ def pull(
     revision: Revision = None,
 ) -> None:
     """Copy a patch of the Hugging Face Hub into a new folder, checked, with its card and audit."""
-    from loraguard.hub import pull_patch
-
     with said_in_a_line():
+        new_folder(output_dir)
+        from loraguard.hub import pull_patch
+
         folder = pull_patch(repo_id, output_dir, revision=revision)
         print_patch(str(folder))
     typer.echo(f"Patch: {folder.resolve()}")
@@ -62,6 +72,7 @@ def print_patch(patch: str, revision: str | None = None) -> None:
     from loraguard.hub import describe_patch
 
     with said_in_a_line():
+        check_patch(patch)
         rows = describe_patch(patch, revision=revision)
     width = max(len(label) for label, _ in rows)
     for label, text in rows:

@@ -7,24 +7,36 @@ from typing import Annotated
 
 import typer
 
+from loraguard.data.registry import DATA as DATA_SETS
+from loraguard.data.registry import find_data
+from loraguard.files import whole_files, writable_folder
+from loraguard.generators.registry import GENERATORS, check_generator
+from loraguard.training.recipes import RECIPES
+
 from .audit import print_audit
+from .early import check_files, names_in
 from .hub import said_in_a_line
 from .options import DATA, GENERATOR, PATCHES, SPLIT, Checkpoint, Device, ImageSize, OnDevice, Seed, examples
 
 
 def train(
     output_dir: Annotated[Path, typer.Option(help="A folder for patch, card, log, checkpoints and audit.")],
-    generator: Annotated[str, typer.Option(help=GENERATOR)] = "demo",
+    generator: Annotated[str, typer.Option(help=GENERATOR, autocompletion=names_in(GENERATORS))] = "demo",
     checkpoint: Checkpoint = None,
     image_size: ImageSize = None,
-    data: Annotated[str, typer.Option(help=DATA)] = "demo",
+    data: Annotated[str, typer.Option(help=DATA, autocompletion=names_in(DATA_SETS))] = "demo",
     split: Annotated[str | None, typer.Option(help=SPLIT)] = None,
     train_size: Annotated[
         int | None, typer.Option(min=1, help="How many photos to train on; by default all but the audit's.")
     ] = None,
     test_size: Annotated[int, typer.Option(min=0, help="How many others to audit on; 0 for no audit.")] = 100,
     stamp: Annotated[str | None, typer.Option(help="The warning's text, for a defensive patch.")] = None,
-    recipe: Annotated[str, typer.Option(help="Where settings come from that are not given: fast or paper.")] = "fast",
+    recipe: Annotated[
+        str,
+        typer.Option(
+            help="Where settings come from that are not given: fast or paper.", autocompletion=names_in(RECIPES)
+        ),
+    ] = "fast",
     rank: Annotated[int | None, typer.Option(min=1, help="The adapter's; by default 8, or 16 with a stamp.")] = None,
     max_train_steps: Annotated[int | None, typer.Option(min=1, help="Steps, in place of the recipe's epochs.")] = None,
     train_batch_size: Annotated[int, typer.Option(min=1, help="Photos in each step, with every edit.")] = 4,
@@ -40,13 +52,18 @@ def train(
     A standard patch, which shows what a protection is worth; with --stamp a defensive one, which makes the generator
     stamp a visible warning on every output.
     """
-    from loraguard import PatchTrainingArguments, Stamp
-    from loraguard.data import open_data
-    from loraguard.generators import load_generator, transform_of
-    from loraguard.train import train_patch
-    from loraguard.training import adapter_config
-
     with said_in_a_line():
+        check_generator(generator, checkpoint)
+        find_data(data)
+        if recipe not in RECIPES:
+            raise ValueError(f"recipe={recipe!r} must be one of {', '.join(RECIPES)}.")
+        writable_folder(output_dir)
+        from loraguard import PatchTrainingArguments, Stamp
+        from loraguard.data import open_data
+        from loraguard.generators import load_generator, transform_of
+        from loraguard.train import train_patch
+        from loraguard.training import adapter_config
+
         arguments = PatchTrainingArguments(
             output_dir,
             recipe=recipe,
@@ -89,10 +106,10 @@ def convert(
 
     Writes the adapter, and the weights of the untouched generator as generator.safetensors. Runs no pickle.
     """
-    from loraguard.files import whole_files, writable_folder
-    from loraguard.tuner import convert_checkpoint
-
     with said_in_a_line():
+        check_files([checkpoint], "checkpoint file")
+        from loraguard.tuner import convert_checkpoint
+
         patch = convert_checkpoint(checkpoint, alpha)
         with whole_files(writable_folder(output_dir)) as draft:
             patch.save(draft)

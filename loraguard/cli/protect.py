@@ -7,6 +7,11 @@ from typing import Annotated
 
 import typer
 
+from loraguard.data.registry import find_data
+from loraguard.defenses.registry import DEFENSES, check_defense
+from loraguard.generators.registry import GENERATORS, check_generator
+
+from .early import check_files, names_in
 from .hub import said_in_a_line
 from .options import JUDGE, Checkpoint, Device, ImageSize, OnDevice, Seed, examples
 
@@ -15,10 +20,19 @@ def protect(
     images: Annotated[list[str], typer.Argument(help="Photos: files, or one folder.")],
     output_dir: Annotated[Path, typer.Option(help="A folder for the protected photos.")] = Path("loraguard-protected"),
     defense: Annotated[
-        str, typer.Option(help="NAME or NAME:SETTINGS; `loraguard info defenses` lists names.", metavar="SPEC")
+        str,
+        typer.Option(
+            help="NAME or NAME:SETTINGS; `loraguard info defenses` lists names.",
+            metavar="SPEC",
+            autocompletion=names_in(DEFENSES),
+        ),
     ] = "disrupting",
     generator: Annotated[
-        str, typer.Option(help="What they are protected from; `loraguard info generators` lists names.")
+        str,
+        typer.Option(
+            help="What they are protected from; `loraguard info generators` lists names.",
+            autocompletion=names_in(GENERATORS),
+        ),
     ] = "demo",
     checkpoint: Checkpoint = None,
     image_size: ImageSize = None,
@@ -36,12 +50,20 @@ def protect(
     Each becomes a PNG, cropped and resized to what the generator sees; protect.json beside them says what was done.
     The generator "demo" edits drawn faces of 64 pixels, to try things out; name the one that you fear.
     """
-    from accelerate import PartialState
-
-    from loraguard.generators import load_generator
-    from loraguard.protecting import protect as protect_photos
-
     with said_in_a_line():
+        check_generator(generator, checkpoint)
+        check_defense(defense)
+        if len(images) > 1:
+            check_files(images, "photo")
+        elif not Path(images[0]).expanduser().is_file():
+            find_data(images[0])
+        if fit_on is not None:
+            find_data(fit_on)
+        from accelerate import PartialState
+
+        from loraguard.generators import load_generator
+        from loraguard.protecting import protect as protect_photos
+
         network = load_generator(generator, checkpoint, size=image_size)
         where = "cpu" if device is Device.cpu else PartialState().device
         found = protect_photos(

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from loraguard.hub.names import check_patch
+
+from .early import check_files
 from .hub import said_in_a_line
 from .options import PATCHES, examples
 
@@ -57,13 +60,15 @@ def preview(
 
     Say which by one of --text, --logo and --patch; the other options are the fields of loraguard.Stamp.
     """
-    from loraguard.data import DemoFaces
-    from loraguard.stamping import read_tensor, write_png
-
     look = _look(place, size, margin, colour, opacity, outline, background, font, of_width)
     with said_in_a_line():
+        _check_stamps(text, logo, patch)
+        check_files([image], "image")
         if output.suffix.lower() != ".png":
             raise ValueError(f"The preview {str(output)!r} must end in .png.")
+        from loraguard.data import DemoFaces
+        from loraguard.stamping import read_tensor, write_png
+
         stamps = _stamps(text, logo, patch, look)
         if len(stamps) > 1:
             raise ValueError(f"A preview shows one stamp, and {len(stamps)} are given: {', '.join(stamps)}.")
@@ -101,11 +106,14 @@ def check(
     As grep does, it leaves with 0 if every image carries one of the stamps, 1 if an image carries none, and 2 if it
     could not tell; of some files that cannot be read, it reads the others.
     """
-    from loraguard.data import ImageReadError
-    from loraguard.stamping import check_images
-
     look = _look(place, size, margin, colour, opacity, outline, background, font, of_width)
     with said_in_a_line():
+        check_files(images, "image")
+        check_files([unstamped], "folder")
+        _check_stamps(text, logo, patch)
+        from loraguard.data import ImageReadError
+        from loraguard.stamping import check_images
+
         found = check_images(images, _stamps(text, logo, patch, look), unstamped, false_positive_rate)
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=1, ensure_ascii=False))
@@ -148,12 +156,19 @@ def _stamps(
     named = [(text, Stamp(text.replace("\\n", "\n"), **look)) for text in texts or ()]
     named += [(logo.name, Stamp(image=logo, **look)) for logo in logos or ()]
     named += [(Path(patch).name, patch_stamp(patch)) for patch in patches or ()]
-    if not named:
-        raise ValueError("Say which stamp: --text TEXT, --logo PICTURE or --patch FOLDER.")
     stamps = dict(named)
     if len(stamps) < len(named):
         raise ValueError(f"Stamps need different names, got {', '.join(name for name, _ in named)}.")
     return stamps
+
+
+def _check_stamps(texts: list[str] | None, logos: list[Path] | None, patches: list[str] | None) -> None:
+    """Check that a stamp is given, and that pictures and patches are there."""
+    if not (texts or logos or patches):
+        raise ValueError("Say which stamp: --text TEXT, --logo PICTURE or --patch FOLDER.")
+    check_files(logos or (), "picture")
+    for patch in patches or ():
+        check_patch(patch)
 
 
 def register(root: typer.Typer) -> None:

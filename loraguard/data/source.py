@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from torch.utils.data import Dataset
 
-from loraguard.registry import Registry
-
 from .celeba import find_table
 from .photos import Item
+from .registry import DATA, find_data
 from .transforms import Transform
 
-DATA = Registry(
-    "loraguard.data",
-    {
-        "demo": "loraguard.data.demo_faces:DemoFaces",
-        "folder": "loraguard.data.folder:ImageFolder",
-        "celeba": "loraguard.data.celeba:CelebA",
-        "hub": "loraguard.data.hub:HubImages",
-    },
-)
-"""Data sets by the name that the command line takes; :func:`open_data` says how an entry is opened."""
-
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _logger = logging.getLogger(__name__)
 
 
@@ -79,7 +64,8 @@ def open_data(
         FileNotFoundError: There is no data 'demos': neither a name (celeba, demo, folder, hub), nor a file or folder,
         nor an id 'owner/name' of the Hub. Did you mean 'demo'?
     """
-    name, root = _resolve(str(where))
+    name, root = find_data(str(where))
+    name = name or _kind(Path(str(root)))
     entry = DATA[name]
     _logger.info("Data %s is opened as %s%s.", where, name, "" if root is None else f" from {root}")
     opener = getattr(entry, "open", entry)
@@ -90,27 +76,6 @@ def open_data(
             f"{where} was asked for the labels {', '.join(attributes)} and gives {', '.join(got) or 'none'}."
         )
     return cast(Dataset[Item], dataset)
-
-
-def _resolve(where: str) -> tuple[str, str | None]:
-    """The registered name and what it is to open."""
-    name, colon, root = where.partition(":")
-    if name in DATA:
-        return name, root if colon else None
-    path = Path(where).expanduser()
-    if where and path.is_dir():
-        return _kind(path), str(path)
-    if path.is_file():
-        if path.suffix != ".parquet":
-            raise ValueError(f"{path} is a file; give a folder of photos, or a .parquet file.")
-        return "hub", str(path)
-    if _HUB_ID.fullmatch(where):
-        return "hub", where
-    near = difflib.get_close_matches(where, DATA, 1)
-    raise FileNotFoundError(
-        f"There is no data {where!r}: neither a name ({', '.join(sorted(DATA))}), nor a file or folder, nor an id "
-        f"'owner/name' of the Hub.{f' Did you mean {near[0]!r}?' if near else ''}"
-    )
 
 
 def _kind(folder: Path) -> str:

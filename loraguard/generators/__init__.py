@@ -1,30 +1,5 @@
 """Networks that edit images."""
 
-from .attgan import AttGAN
-from .base import Condition, Conditions, conditions_of, expand, labels_of, transform_of
-from .cyclegan import CycleGAN
-from .demo import DemoEditor
-from .hisd import HiSD
-from .layers import find_layer, up_to
-from .loading import GENERATORS, load_generator
-from .published import PublishedGenerator
-from .stargan import StarGAN
+import lazy_loader
 
-__all__ = [
-    "GENERATORS",
-    "AttGAN",
-    "Condition",
-    "Conditions",
-    "CycleGAN",
-    "DemoEditor",
-    "HiSD",
-    "PublishedGenerator",
-    "StarGAN",
-    "conditions_of",
-    "expand",
-    "find_layer",
-    "labels_of",
-    "load_generator",
-    "transform_of",
-    "up_to",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

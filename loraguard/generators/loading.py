@@ -7,22 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from loraguard.registry import Registry
-
-GENERATORS = Registry(
-    "loraguard.generators",
-    {
-        "demo": "loraguard.generators.demo:DemoEditor",
-        "stargan": "loraguard.generators.stargan:StarGAN",
-        "attgan": "loraguard.generators.attgan:AttGAN",
-        "hisd": "loraguard.generators.hisd:HiSD",
-        "cyclegan": "loraguard.generators.cyclegan:CycleGAN",
-    },
-)
-"""Generators by the name that the command line takes; :func:`load_generator` says how an entry is loaded."""
-
-WEIGHT_FILES = (".bin", ".ckpt", ".pkl", ".pt", ".pth", ".safetensors")
-"""Suffixes that a path to a file has and an id of the Hub has not; "me/stargan-1.5" is an id."""
+from .registry import GENERATORS, check_generator
 
 
 def load_generator(name: str, checkpoint: str | Path | None = None, **settings: Any) -> nn.Module:
@@ -50,10 +35,8 @@ def load_generator(name: str, checkpoint: str | Path | None = None, **settings: 
         ...
         ValueError: There is no 'stargam' among loraguard.generators: ... Did you mean 'stargan'?
     """
-    try:
-        cls = GENERATORS[name]
-    except KeyError as error:
-        raise ValueError(error.args[0]) from None
+    check_generator(name, checkpoint)
+    cls = GENERATORS[name]
     settings = {key: value for key, value in settings.items() if value is not None}
     if checkpoint is None:
         if not hasattr(cls, "pretrained"):
@@ -69,8 +52,4 @@ def load_generator(name: str, checkpoint: str | Path | None = None, **settings: 
     path = Path(checkpoint).expanduser()
     if path.is_file():
         return cls.from_checkpoint(path, **settings).eval()
-    if not path.is_dir() and (path.suffix in WEIGHT_FILES or str(checkpoint).count("/") != 1):
-        raise FileNotFoundError(
-            f"There is no checkpoint {checkpoint}: neither a file, nor a folder, nor an id of the Hub."
-        )
     return cls.from_pretrained(str(checkpoint), **settings).eval()

@@ -5,22 +5,17 @@ from __future__ import annotations
 import html
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult
 
-from loraguard.files import is_absolute, without_paths
+from loraguard.describing import is_absolute, without_paths
 
-from .local import AUDIT_FILES
+from .findings import FLAGGED, Findings, Row
+from .names import AUDIT_FILES
 
-Row = tuple[str, str, Mapping[str, Mapping[str, Any]]]
-"""Generator, what was done to the photos, and by metric `mean`, `low`, `high`, `n` and `method`."""
-
-UNTOUCHED = "untouched"
 TASK = "Audit by loraguard"
-_FLAGGED = "; flagged: "
 _FLAGS = ("A flag names a check that failed: the figures beside it may be too good (docs/audit-checks.md).", "")
 _METRICS = {
     "dsr": ("Defense success rate", "{:.1%}"),
@@ -31,68 +26,6 @@ _METRICS = {
     "lpips": ("LPIPS", "{:.3f}"),
     "stamp_rate": ("Stamp rate", "{:.1%}"),
 }
-
-
-@dataclass(frozen=True)
-class Findings:
-    """What an audit found about one patch.
-
-    Attributes:
-        rows: of the untouched generator and of this patch.
-        sentences: the verdict in words.
-        patch: the patch's name in the rows.
-        sha256: the fingerprint of the patch that was audited.
-        about: the audit's settings.
-        folder: where `audit.json` is.
-    """
-
-    rows: list[Row]
-    sentences: list[str]
-    patch: str
-    sha256: str
-    about: dict[str, Any]
-    folder: Path
-
-
-def read_audit(folder: str | Path, sha256: str) -> Findings:
-    """Read what `write_report` wrote, as far as it is about one patch.
-
-    Args:
-        folder: with the files of an audit's report.
-        sha256: the patch's fingerprint.
-
-    Raises:
-        FileNotFoundError: if a file is not there.
-        ValueError: if `audit.json` is none, or is about other patches.
-    """
-    folder = Path(folder)
-    for file in AUDIT_FILES:
-        if not (path := folder / Path(file).name).is_file():
-            raise FileNotFoundError(f"There is no {path}; audit= takes the folder that an audit's report is in.")
-    try:
-        found = json.loads((folder / "audit.json").read_text(encoding="utf-8"))
-        about, hashes = found["settings"], found["settings"]["weights_sha256"]
-        rows = [_row(situation) for situation in found["situations"] if situation["role"] == "main"]
-        sentences = list(found.get("verdict", []))
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder / 'audit.json'} is not what an audit writes ({error!r}). Audit again.") from error
-    name = next((name for name, one in hashes.items() if one == sha256), None)
-    if name is None:
-        raise ValueError(
-            f"The audit in {folder} is not of this patch: it is of {', '.join(sorted(hashes))}, and none of these has "
-            f"its fingerprint {sha256[:12]}. Audit the patch as it is now."
-        )
-    return Findings([row for row in rows if row[0] in (UNTOUCHED, name)], sentences, name, sha256, about, folder)
-
-
-def _row(situation: Mapping[str, Any]) -> Row:
-    """A situation of `audit.json`, with its channel and the checks that failed for it in the text."""
-    done = situation["photo"]
-    if situation["channel"] != "none":
-        done += f", then {situation['channel']}"
-    if situation["flags"]:
-        done += f"{_FLAGGED}{', '.join(situation['flags'])}"
-    return situation["generator"], done, situation["metrics"]
 
 
 def audit_part(rows: Sequence[Row], sentences: Sequence[str], about: Mapping[str, Any], sha256: str) -> str:
@@ -135,7 +68,7 @@ def audit_part(rows: Sequence[Row], sentences: Sequence[str], about: Mapping[str
             "",
             "; ".join(f"{key}: {_plain(str(value))}" for key, value in facts.items() if value is not None) + ".",
             "",
-            *(_FLAGS if any(_FLAGGED in done for _, done, _ in rows) else ()),
+            *(_FLAGS if any(FLAGGED in done for _, done, _ in rows) else ()),
             "Everything that was measured is in [`audit/audit.json`](audit/audit.json), with a page to read, "
             "[`audit/report.html`](audit/report.html), and a table, [`audit/summary.csv`](audit/summary.csv).",
             "",

@@ -15,8 +15,10 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from loraguard.tuner import GatedLoraConfig
 
-from .audit import TASK, Findings, audit_part, audit_results
-from .provenance import KINDS, generator_of, hosted_id, kind_of
+from .audit import TASK, audit_part, audit_results
+from .findings import Findings
+from .provenance import hosted_id
+from .recorded import KINDS, generator_of, kind_of
 
 PARTS = ("patch", "audit", "training")
 _MARKED = (

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from peft import PeftModel
-from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -16,12 +15,7 @@ from loraguard.fingerprint import digest
 from loraguard.tuner import GatedLoraConfig
 from loraguard.tuner.loading import check_finite
 
-LOG = "training_log.json"
-CARD = "README.md"
-AUDIT_FILES = ("audit/audit.json", "audit/grid.png", "audit/report.html", "audit/report.md", "audit/summary.csv")
-NEEDED = (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME)
-PATCH_FILES = (*NEEDED, CARD, LOG, *AUDIT_FILES)
-"""Everything that is pushed and pulled; nothing else is looked at."""
+from .names import CONFIG, WEIGHTS, check_files
 
 
 @dataclass(frozen=True)
@@ -54,24 +48,17 @@ def read_patch(folder: str | Path, name: str | None = None) -> Patch:
             read.
     """
     folder, name = Path(folder), name or str(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"There is no patch {name}: no such folder.")
-    if missing := [file for file in NEEDED if not (folder / file).is_file()]:
-        pickled = f" loraguard does not read {WEIGHTS_NAME} or any other pickle." if len(missing) == 1 else ""
-        raise ValueError(
-            f"{name} holds no {' and no '.join(missing)}.{pickled} A patch is what the trainer, "
-            "model.save_pretrained or push_patch wrote."
-        )
+    check_files(folder, name)
     try:
         config = GatedLoraConfig.from_pretrained(str(folder))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{name}: {CONFIG_NAME} is no whole JSON file ({error}).") from error
+        raise ValueError(f"{name}: {CONFIG} is no whole JSON file ({error}).") from error
     if not isinstance(config, GatedLoraConfig):
         raise ValueError(
             f"{name} is an adapter of type {getattr(config.peft_type, 'value', config.peft_type)}, not GATED_LORA; "
             "load it with peft.PeftModel.from_pretrained."
         )
-    file = folder / SAFETENSORS_WEIGHTS_NAME
+    file = folder / WEIGHTS
     try:
         tensors = load_file(file)
     except (SafetensorError, OSError) as error:

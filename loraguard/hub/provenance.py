@@ -13,12 +13,9 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from torch import nn
 
-from loraguard.files import without_paths
+from loraguard.describing import without_paths
 from loraguard.fingerprint import generator_fingerprint
-from loraguard.generators import GENERATORS
-from loraguard.tuner import GatedLoraConfig
-
-KINDS = ("standard", "defensive")
+from loraguard.generators.registry import GENERATORS
 
 
 def hosted_id(source: Any) -> str | None:
@@ -74,24 +71,6 @@ def describe_data(dataset: Any) -> dict[str, Any]:
     known["path"] = hosted_id(getattr(whole, "path", None))
     simple = {key: value for key, value in known.items() if isinstance(value, (str, int))}
     return {"class": type(whole).__name__, "images": len(dataset), **simple}
-
-
-def kind_of(config: GatedLoraConfig) -> str | None:
-    """Either "standard" or "defensive", or None for a patch of which that is not recorded."""
-    kind = (config.provenance or {}).get("kind")
-    return kind if kind in KINDS else None
-
-
-def generator_of(config: GatedLoraConfig) -> dict[str, Any]:
-    """What is recorded of the generator; whatever is not of the right type counts as not recorded.
-
-    Example:
-        >>> generator_of(GatedLoraConfig(provenance={"generator": {"class": "StarGAN", "sha256": 7}}))
-        {'class': 'StarGAN'}
-    """
-    about = (config.provenance or {}).get("generator")
-    kinds = {"class": str, "name": str, "settings": dict, "license": str, "sha256": str}
-    return {k: v for k, v in about.items() if k in kinds and isinstance(v, kinds[k])} if isinstance(about, dict) else {}
 
 
 def training_record(settings: dict[str, Any], generator: dict[str, Any], dataset: Any, steps: int) -> dict[str, Any]:

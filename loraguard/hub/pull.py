@@ -17,13 +17,15 @@ from huggingface_hub.utils import validate_repo_id
 from peft import PeftModel
 from torch import nn
 
-from loraguard.files import sync, writable_folder
+from loraguard.files import new_folder, sync, writable_folder
 from loraguard.fingerprint import generator_fingerprint
 from loraguard.generators import GENERATORS, load_generator
 
 from .errors import explained
-from .local import NEEDED, PATCH_FILES, Patch, read_patch
-from .provenance import generator_of, hosted_id
+from .local import Patch, read_patch
+from .names import NEEDED, PATCH_FILES
+from .provenance import hosted_id
+from .recorded import generator_of
 
 
 def load_patch(
@@ -94,9 +96,7 @@ def pull_patch(
         FileExistsError: if the folder exists and is not empty.
         OSError, ValueError: as :func:`load_patch`.
     """
-    target = Path(output_dir).expanduser()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise FileExistsError(f"{target} exists and is not empty; a patch is pulled into a new folder.")
+    target = new_folder(output_dir)
     cached = fetch(repo_id, PATCH_FILES, revision=revision, token=token)
     read_patch(cached, repo_id)
     parent = writable_folder(target.parent)

@@ -14,13 +14,16 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError
 from peft import PeftModel
 
-from loraguard.files import without_paths, write_json
+from loraguard.describing import without_paths
+from loraguard.files import write_json
 from loraguard.tuner import GatedLoraConfig
 
-from .audit import Findings, publishable, read_audit
+from .audit import publishable
 from .card import own_text, patch_card
 from .errors import explained
-from .local import AUDIT_FILES, CARD, LOG, NEEDED, Patch, read_patch, save_adapter
+from .findings import Findings, read_audit
+from .local import Patch, read_patch, save_adapter
+from .names import AUDIT_FILES, CARD, LOG, NEEDED
 from .provenance import describe_generator, hosted_id
 
 

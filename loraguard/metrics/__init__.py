@@ -1,22 +1,5 @@
 """How far outputs are from what they should be, per image, and how sure a mean over images is."""
 
-from .estimate import Estimate, bootstrap_interval, estimate, unanimous_interval
-from .frechet import Inception, frechet_distance
-from .images import DSR_THRESHOLD, defense_succeeds, masked_squared_error, mean_squared_error, psnr, ssim
-from .perceptual import LPIPS
+import lazy_loader
 
-__all__ = [
-    "DSR_THRESHOLD",
-    "LPIPS",
-    "Estimate",
-    "Inception",
-    "bootstrap_interval",
-    "defense_succeeds",
-    "estimate",
-    "frechet_distance",
-    "masked_squared_error",
-    "mean_squared_error",
-    "psnr",
-    "ssim",
-    "unanimous_interval",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -3,9 +3,6 @@
 Images are (N, 3, H, W) in [-1, 1] throughout.
 """
 
-from .detector import FEWEST_OUTPUTS, StampDetector
-from .fonts import find_font, missing_characters
-from .reader import StampReader
-from .stamp import PLACES, Stamp
+import lazy_loader
 
-__all__ = ["FEWEST_OUTPUTS", "PLACES", "Stamp", "StampDetector", "StampReader", "find_font", "missing_characters"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

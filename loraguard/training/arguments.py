@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from loraguard.defenses import Defense
-from loraguard.files import describe
+from loraguard.describing import describe
 from loraguard.stamp import Stamp
 
 from .recipes import RECIPES

@@ -1,4 +1,4 @@
-"""Named sets of settings for patch training."""
+"""Named sets of settings for patch training; what they are made of is imported when one is used."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
-from loraguard.defenses import Disrupting
-from loraguard.tuner import GatedLoraConfig
-
 if TYPE_CHECKING:
+    from torch import nn
+
+    from loraguard.tuner import GatedLoraConfig
+
     from .arguments import PatchTrainingArguments
 
 
 def paper(kind: str) -> dict[str, Any]:
     """The settings of arXiv 2510.03747: PGD with ten steps, Adam at 1e-3, one epoch (five for a defensive patch)."""
+    from loraguard.defenses import Disrupting
+
     return {
         "adversary": Disrupting(eps=0.05, steps=10, step_size=0.01),
         "num_train_epochs": 5 if kind == "defensive" else 1,
@@ -32,6 +33,8 @@ def fast(kind: str) -> dict[str, Any]:
     Two edits of each image a step, in one batch; PGD with four steps of half the budget; a learning rate ten times as
     high that falls to zero on a cosine; clipped gradients.
     """
+    from loraguard.defenses import Disrupting
+
     return {
         "adversary": Disrupting(eps=0.05, steps=4, step_size=0.025),
         "edits_per_step": 2,
@@ -55,11 +58,14 @@ def adapter_config(generator: nn.Module, args: PatchTrainingArguments, r: int | 
         r: the rank; by default the paper's, 8 for a standard patch and 16 for a defensive one.
 
     Example:
+        >>> from torch.nn import Identity
         >>> from loraguard import PatchTrainingArguments
-        >>> config = adapter_config(nn.Identity(), PatchTrainingArguments("out", recipe="paper"))
+        >>> config = adapter_config(Identity(), PatchTrainingArguments("out", recipe="paper"))
         >>> config.r, config.lora_alpha, config.init_lora_weights
         (8, 2, 'paper')
     """
+    from loraguard.tuner import GatedLoraConfig
+
     paper = args.recipe == "paper"
     return GatedLoraConfig(
         r=r or (8 if args.kind == "standard" else 16),

@@ -25,7 +25,8 @@ from loraguard.defenses.base import check_images, needs_fitting
 from loraguard.files import whole_files, writable_folder, write_json
 from loraguard.generators import Conditions, conditions_of, expand, labels_of
 from loraguard.hub.card import patch_card
-from loraguard.hub.local import CARD, LOG, read_patch, save_adapter
+from loraguard.hub.local import read_patch, save_adapter
+from loraguard.hub.names import CARD, LOG
 from loraguard.hub.provenance import describe_generator, training_record
 from loraguard.tuner import GatedLoraConfig, GatedLoraLayer, parameter_groups
 

@@ -20,6 +20,7 @@ from .fitting import check_fits
 from .hosts import ADAPTABLE, bypassed, check_host, check_not_shared, host_of, layer_class, walk
 from .layer import GatedLoraLayer
 from .loading import check_finite
+from .registration import register_classes
 
 
 class GatedLoraModel(WeightedAdapters, LoraModel):
@@ -223,3 +224,6 @@ class GatedLoraModel(WeightedAdapters, LoraModel):
             "path_initial_model_for_weight_conversion does not apply to GATED_LORA: its initialisations leave W "
             "alone. Leave it out."
         )
+
+
+register_classes(GatedLoraConfig, GatedLoraModel)

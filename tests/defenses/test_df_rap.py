@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from loraguard.channels import JPEG
 from loraguard.defenses import DFRAP, Disrupting
 from loraguard.defenses.df_rap import QUALITIES, SocialJPEG
-from loraguard.files import describe
+from loraguard.describing import describe
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard
 from local_hub import LocalHub
 
 from loraguard import GatedLoraConfig
-from loraguard.files import without_paths
+from loraguard.describing import without_paths
 from loraguard.hub import describe_patch, patch_card, read_audit, read_patch
 from loraguard.hub.audit import publishable
 from loraguard.hub.card import own_text

@@ -1,0 +1,15 @@
+from .batches import collate as collate
+from .celeba import CelebA as CelebA
+from .demo_faces import DemoFaces as DemoFaces
+from .folder import ImageFolder as ImageFolder
+from .hub import HubImages as HubImages
+from .perturbed import PerturbedPhotos as PerturbedPhotos
+from .perturbed import names_of as names_of
+from .photos import PhotoDataset as PhotoDataset
+from .reading import ImageReadError as ImageReadError
+from .reading import read_image as read_image
+from .registry import DATA as DATA
+from .source import open_data as open_data
+from .splits import Part as Part
+from .splits import split_photos as split_photos
+from .transforms import default_transform as default_transform

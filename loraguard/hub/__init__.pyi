@@ -1,0 +1,13 @@
+from .audit import audit_part as audit_part
+from .card import patch_card as patch_card
+from .findings import read_audit as read_audit
+from .local import Patch as Patch
+from .local import read_patch as read_patch
+from .local import save_adapter as save_adapter
+from .provenance import describe_data as describe_data
+from .provenance import describe_generator as describe_generator
+from .pull import load_patch as load_patch
+from .pull import pull_patch as pull_patch
+from .push import push_patch as push_patch
+from .recorded import kind_of as kind_of
+from .summary import describe_patch as describe_patch

@@ -1,0 +1,9 @@
+from .cache import FeatureCache as FeatureCache
+from .encoders import FeatureEncoder as FeatureEncoder
+from .functional import FeaturePair as FeaturePair
+from .functional import feature_cosine as feature_cosine
+from .functional import feature_mse as feature_mse
+from .functional import mmfa_loss as mmfa_loss
+from .functional import mmfa_terms as mmfa_terms
+from .mmfa import MMFALoss as MMFALoss
+from .mmfa import PreparedTarget as PreparedTarget

@@ -1,0 +1,13 @@
+from .estimate import Estimate as Estimate
+from .estimate import bootstrap_interval as bootstrap_interval
+from .estimate import estimate as estimate
+from .estimate import unanimous_interval as unanimous_interval
+from .frechet import Inception as Inception
+from .frechet import frechet_distance as frechet_distance
+from .images import DSR_THRESHOLD as DSR_THRESHOLD
+from .images import defense_succeeds as defense_succeeds
+from .images import masked_squared_error as masked_squared_error
+from .images import mean_squared_error as mean_squared_error
+from .images import psnr as psnr
+from .images import ssim as ssim
+from .perceptual import LPIPS as LPIPS

@@ -1,0 +1,13 @@
+from .authors import AuthorsPatch as AuthorsPatch
+from .authors import convert_checkpoint as convert_checkpoint
+from .config import GatedLoraConfig as GatedLoraConfig
+from .conv import GatedLoraConv as GatedLoraConv
+from .conv import GatedLoraConvTranspose as GatedLoraConvTranspose
+from .export import to_lora as to_lora
+from .folding import folded as folded
+from .gates import Gate as Gate
+from .gates import parameter_groups as parameter_groups
+from .layer import GatedLoraLayer as GatedLoraLayer
+from .linear import GatedLoraLinear as GatedLoraLinear
+from .model import GatedLoraModel as GatedLoraModel
+from .registration import register as register
