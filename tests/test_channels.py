@@ -127,14 +127,15 @@ def test_draws_come_from_the_global_generator_anew_for_each_image(spec: str) -> 
     out = sent(channel, same)
     assert torch.equal(out, sent(channel, same))
     assert torch.equal(out, sent(channel, same, seed=1)) == (spec not in RANDOM)
-    assert torch.equal(out, out[:1].expand_as(out)) == (spec not in RANDOM)
+    spread = (out - out[:1]).abs().max()
+    assert spread > 0.01 if spec in RANDOM else spread < 1e-4  # float32 rounds images of a batch each in its own way
 
 
 @pytest.mark.parametrize("spec", [spec for spec in SPECS if spec not in RANDOM])
 def test_images_of_a_batch_do_not_meet(spec: str, images: Tensor) -> None:
-    channel = parse_channel(spec)
+    channel, images = parse_channel(spec), images.double()
     alone = torch.cat([channel(image[None]) for image in images])
-    assert torch.allclose(channel(images), alone, atol=1e-6)
+    assert torch.allclose(channel(images), alone, rtol=0, atol=1e-11)
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -142,12 +143,12 @@ def test_the_stand_in_gives_gradients_and_the_channel_s_outcome(spec: str, drawn
     channel = parse_channel(spec)
     stand_in = channel.differentiable()
     assert stand_in.differentiable() == stand_in
-    images = drawn.clone().requires_grad_()
-    out, real = sent(stand_in, images), sent(channel, drawn)
+    images = drawn.double().requires_grad_()
+    out, real = sent(stand_in, images), sent(channel, images.detach())
     if "jpeg" in spec:
         assert (decibels(out.detach(), real) > 35).all()
     else:
-        assert torch.allclose(out, real, atol=1e-6)
+        assert torch.allclose(out, real, rtol=0, atol=1e-12)
     gradient = torch.autograd.grad((out * torch.randn_like(out)).sum(), images)[0]
     assert gradient.isfinite().all()
     assert (gradient.flatten(1).abs().sum(1) > 0).all()
@@ -220,16 +221,17 @@ def test_each_image_has_a_jpeg_quality_of_its_own(kind: type[JPEG], drawn: Tenso
     """Every outcome is that of one quality in the range, and both ends of the range occur."""
     single = [kind(quality)(drawn[:1])[0] for quality in (90, 91, 92)]
     out = kind(90, 92)(drawn[:1].expand(40, -1, -1, -1))
-    found = [{i for i, one in enumerate(single) if torch.allclose(one, image, atol=1e-5)} for image in out]
-    assert all(found)
-    assert set().union(*found) == {0, 1, 2}
+    apart = torch.stack([(out - one).abs().amax((1, 2, 3)) for one in single])
+    assert (apart.amin(0) < 1e-4).all()
+    assert (apart.sort(0).values[1] > 0.01).all()
+    assert set(apart.argmin(0).tolist()) == {0, 1, 2}
 
 
 @pytest.mark.parametrize("bits", [1, 3, 8])
 def test_quantize_takes_the_nearest_of_its_levels(bits: int, images: Tensor) -> None:
     steps = torch.linspace(-1, 1, 2**bits)
     nearest = steps[(images[..., None] - steps).abs().argmin(-1)]
-    assert torch.allclose(Quantize(bits)(images), nearest, atol=1e-6)
+    assert torch.allclose(Quantize(bits)(images), nearest, atol=1e-5)
 
 
 @pytest.mark.parametrize(("sigma", "kernel"), [(1.5, None), (1.5, 11), (0.8, 5), (3, 7), (2.2, None)])
@@ -255,7 +257,7 @@ def test_resize_is_pillow_s_there_and_back(scale: float, small: tuple[int, int],
         for plane, colour in zip(got, image, strict=True):
             photo = Image.fromarray(colour.numpy())
             back = photo.resize(small[::-1], Image.Resampling.BICUBIC).resize((13, 19), Image.Resampling.BICUBIC)
-            assert np.allclose(plane, np.array(back), atol=1e-5)
+            assert np.allclose(plane, np.array(back), atol=1e-4)  # both compute in float32
 
 
 def test_crops_are_torchvision_s_at_every_place() -> None:
@@ -316,7 +318,7 @@ def test_a_denoiser_of_one_s_own(tmp_path: Path, images: Tensor) -> None:
     save_file(network.state_dict(), tmp_path / "own.safetensors")
     channel = parse_channel(f"denoiser:{tmp_path}/own.safetensors")
     assert channel == Denoiser(f"{tmp_path}/own.safetensors")
-    assert torch.allclose(channel(images), (images - network(images)).clamp(-1, 1), atol=1e-6)
+    assert torch.allclose(channel(images), (images - network(images)).clamp(-1, 1), atol=1e-5)
 
 
 def test_what_is_no_denoiser_is_refused(tmp_path: Path) -> None:

@@ -240,7 +240,7 @@ def test_restarts_keep_the_worst_for_each_image(photos: Tensor, condition: dict[
     together = Disrupting(steps=3, restarts=3)(generator, images, condition)
     torch.manual_seed(4)
     single = torch.stack([distance(Disrupting(steps=3)(generator, images, condition)) for _ in range(3)])
-    assert torch.allclose(distance(together), single.amax(0), rtol=1e-12)
+    assert torch.allclose(distance(together), single.amax(0), rtol=1e-9)
     assert single.argmax(0).unique().numel() > 1
 
 

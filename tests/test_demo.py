@@ -141,7 +141,7 @@ def test_plain_peft_loads_its_patches(twice: list[DemoResult]) -> None:
         assert torch.equal(loaded(images, labels), result.model.eval()(images, labels))
         merged = loaded.merge_and_unload()
         assert merged.state_dict().keys() == load_file(WEIGHTS / "model.safetensors").keys()
-        assert (merged(images, labels) - result.model(images, labels)).abs().max() < 1e-5
+        assert (merged(images, labels) - result.model(images, labels)).abs().max() < 1e-4
 
 
 def test_its_settings_are_stated(twice: list[DemoResult]) -> None:

@@ -51,7 +51,7 @@ def test_own_network(kind: str, tmp_path: Path) -> None:
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
     assert "Merged into Swin2SRForImageSuperResolution" in done.stdout
-    assert float(done.stdout.partition("at most ")[2].partition(" off")[0]) < 1e-5
+    assert float(done.stdout.partition("at most ")[2].partition(" off")[0]) < 1e-4
     layers = [module for module in network.modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
     patch = load_file(tmp_path / "out" / "patch" / "adapter_model.safetensors")
     assert len(patch) == 3 * len(layers)  # A, B and a gate

@@ -45,8 +45,8 @@ def test_mse_and_dsr_against_numpy(pair: tuple[torch.Tensor, torch.Tensor]) -> N
     outputs, reference = pair
     scales = torch.tensor([0.0, 1.0, 2.0, 5.0, 9.0]).view(5, 1, 1, 1)
     outputs = reference + (outputs - reference) * scales
-    expected = np.square(outputs.numpy() - reference.numpy()).mean((1, 2, 3))
-    np.testing.assert_allclose(mean_squared_error(outputs, reference).numpy(), expected, rtol=1e-6)
+    expected = np.square(outputs.double().numpy() - reference.double().numpy()).mean((1, 2, 3))
+    np.testing.assert_allclose(mean_squared_error(outputs, reference).numpy(), expected, rtol=1e-5)
     assert defense_succeeds(outputs, reference).tolist() == (expected > 0.05).astype(float).tolist()
     assert 0 < defense_succeeds(outputs, reference).sum() < 5
 
@@ -86,14 +86,14 @@ def test_psnr_and_ssim_against_scikit_image(pair: tuple[torch.Tensor, torch.Tens
         theirs = skimage.metrics.structural_similarity(
             a, b, data_range=1, channel_axis=2, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
         )
-        assert mine_ssim.item() == pytest.approx(theirs, abs=1e-5)
+        assert mine_ssim.item() == pytest.approx(theirs, abs=1e-4)
 
 
 def test_equal_images() -> None:
     images = torch.rand(3, 3, 16, 16)
     assert torch.isinf(psnr(images, images)).all()
     assert estimate(psnr(images, images)).mean is None
-    assert torch.allclose(ssim(images, images), torch.ones(3))
+    assert torch.allclose(ssim(images, images), torch.ones(3), atol=1e-4)
 
 
 def test_one_equal_image_does_not_make_a_row_equal() -> None:

@@ -31,7 +31,7 @@ def test_values_against_scipy() -> None:
         n_resamples=6000, rng=1,
     ).confidence_interval  # fmt: skip
     assert mine.mean == pytest.approx((a - b).mean().item())
-    assert (mine.low, mine.high) == pytest.approx((theirs.low, theirs.high), abs=0.006)
+    assert (mine.low, mine.high) == pytest.approx((theirs.low, theirs.high), abs=0.009)  # five deviations
     assert (mine.n, mine.method) == (120, "paired percentile bootstrap, 6000 resamples")
 
 

@@ -337,7 +337,7 @@ def test_latent_codes_are_standard_normal_and_never_change() -> None:
     with torch.device("meta"):
         official = HiSD()
     first = official.conditions(torch.zeros(1, 5))["Bangs"]["latent"][0, :3].tolist()
-    assert first == pytest.approx([2.3749490, 1.1402543, 0.0299495], abs=1e-6)
+    assert first == pytest.approx([2.3749490, 1.1402543, 0.0299495], abs=1e-5)
 
 
 def test_edits_go_through_the_network_together(hisd: HiSD, photos: Tensor) -> None:

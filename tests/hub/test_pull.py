@@ -64,7 +64,7 @@ def test_generator_and_patch_in_one_call(hub: LocalHub, client: Client, trained:
     assert hub.repos["me/pulled"].tags == {"v1": pushed}
     config = json.loads(hub.repos["me/pulled"].files()["adapter_config.json"])
     assert config["base_model_name_or_path"] == "me/base"
-    assert load(client, revision="v1") == load(client, revision=pushed) == pytest.approx(expected(trained), rel=1e-6)
+    assert load(client, revision="v1") == load(client, revision=pushed) == pytest.approx(expected(trained), rel=1e-4)
     assert load(client) != pytest.approx(expected(trained), rel=1e-3)
 
 
@@ -81,7 +81,7 @@ def test_stock_from_pretrained(client: Client, trained: Path, pushed: str) -> No
 model = PeftModel.from_pretrained(DemoEditor.from_pretrained("me/base"), "me/pulled", revision="v1")
 result = model(*PHOTO).square().sum().item()
 """
-    assert client.run(SETUP + code) == pytest.approx(expected(trained), rel=1e-6)
+    assert client.run(SETUP + code) == pytest.approx(expected(trained), rel=1e-4)
 
 
 def test_without_a_connection(client: Client, pushed: str) -> None:
@@ -202,7 +202,7 @@ def test_a_pulled_folder_is_new_and_loads(client: Client, trained: Path, pushed:
         client.run(PULL, **options)
     loaded = load_patch(target, DemoEditor.from_pretrained(str(trained / "generator")))
     with torch.no_grad():
-        assert loaded(*photo()).square().sum().item() == pytest.approx(expected(trained))
+        assert loaded(*photo()).square().sum().item() == pytest.approx(expected(trained), rel=1e-4)
 
 
 def test_pickles_and_paths_of_a_stranger(hub: LocalHub, client: Client, trained: Path, pushed: str) -> None:

@@ -162,7 +162,7 @@ def test_torchvisions_resnet(torchvision_file: Path, monkeypatch: pytest.MonkeyP
         patches = FeatureEncoder.from_torchvision(torchvision_file, weights="IMAGENET1K_V1", features="patch")(images)
     assert found.shape == (1, 2048)
     assert (found - expected).norm() < 0.05 * expected.norm()
-    assert torch.allclose(patches.mean(1), found, atol=1e-5)
+    assert torch.allclose(patches.mean(1), found, atol=1e-4 * found.abs().max().item())
     source = encoder.settings()
     assert (source["file"], source["weights"]) == ("resnet50-0676ba61.pth", "IMAGENET1K_V1")
     assert source["preprocessing"]["size"] == {"shortest_edge": 256}

