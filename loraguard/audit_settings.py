@@ -7,24 +7,28 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
+from pydantic import AfterValidator, Field
 
-from .audit.controls import KINDS, PATCH
-from .audit.situation import UNTOUCHED
-from .defenses.base import check_budget
+from .audit.names import UNTOUCHED, Adversary
 from .files import whole_files
-from .kinds import fits, words
+from .kinds import checked
 
 SETTINGS = "audit.yaml"
 """In an audit's folder, what `--resume` reads."""
 
-_LEAST = {
-    "image_size": 1, "images": 1, "fit_images": 1, "train_steps": 1, "checks": 0, "batch_size": 1, "pictures": 1,
-}  # fmt: skip
 _NAMED = ("patches", "defenses", "perturbed")
 _CONTROLS = ("none", "noise")
+
+T = TypeVar("T")
+Many = Annotated[tuple[T, ...], AfterValidator(lambda values: tuple(dict.fromkeys(values)))]
+"""A list, each of its values once."""
+Number = Annotated[int, Field(ge=1)]
+Budget = Annotated[float, Field(gt=0, le=2)]
+"""A distance between two images in [-1, 1] that are not the same."""
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 @dataclass(frozen=True)
@@ -67,55 +71,38 @@ class AuditSettings:
         >>> AuditSettings(images=-1)
         Traceback (most recent call last):
         ...
-        ValueError: images=-1 must be at least 1.
+        ValueError: images=-1 must be greater than or equal to 1.
     """
 
     generator: str = "demo"
     checkpoint: str | None = None
-    image_size: int | None = None
+    image_size: Number | None = None
     data: str = "demo"
     split: str | None = None
-    images: int = 100
-    fit_images: int = 200
+    images: Number = 100
+    fit_images: Number = 200
     patches: dict[str, str] = field(default_factory=dict)
     ignore_fingerprint: bool = False
-    train: tuple[str, ...] = ()
-    train_steps: int | None = None
+    train: Many[Adversary] = ()
+    train_steps: Number | None = None
     defenses: dict[str, str] = field(default_factory=lambda: {"disrupting": "disrupting"})
-    no_leak_only: tuple[str, ...] = ()
+    no_leak_only: Many[str] = ()
     perturbed: dict[str, str] = field(default_factory=dict)
-    channels: tuple[str, ...] = ()
+    channels: Many[str] = ()
     adaptive_channels: bool = True
-    budgets: tuple[float, ...] = ()
-    strengths: tuple[int, ...] = ()
-    seeds: tuple[int, ...] = (0,)
-    checks: int = 50
+    budgets: Many[Budget] = ()
+    strengths: Many[Number] = ()
+    seeds: Annotated[Many[Seed], Field(min_length=1)] = (0,)
+    checks: Annotated[int, Field(ge=0)] = 50
     lpips: str | None = None
     fid: str | None = None
-    batch_size: int = 25
-    pictures: int = 6
-    device: str = "auto"
+    batch_size: Number = 25
+    pictures: Number = 6
+    device: Literal["auto", "cpu"] = "auto"
 
     def __post_init__(self) -> None:
-        for name, kind in get_type_hints(type(self)).items():
-            value = getattr(self, name)
-            if not fits(value, kind):
-                raise ValueError(f"{name}={value!r} must be {words(kind)}.")
-            if isinstance(value, (list, tuple)):  # each once
-                object.__setattr__(self, name, tuple(dict.fromkeys(value)))
-        for name, least in _LEAST.items():
-            if (value := getattr(self, name)) is not None and value < least:
-                raise ValueError(f"{name}={value!r} must be at least {least}.")
-        for eps in self.budgets:
-            check_budget(eps)
-        if not all(steps >= 1 for steps in self.strengths):
-            raise ValueError(f"strengths={list(self.strengths)} must be at least 1 each.")
-        if not self.seeds or not all(0 <= seed < 2**32 for seed in self.seeds):
-            raise ValueError(f"seeds={list(self.seeds)} must be one or more whole numbers from 0 to 2**32 - 1.")
-        if self.device not in ("auto", "cpu"):
-            raise ValueError(f"device={self.device!r} must be auto or cpu.")
-        if unknown := set(self.train) - {PATCH, *KINDS}:
-            raise ValueError(f"train={sorted(unknown)}: choose from {', '.join((PATCH, *KINDS))}.")
+        for name, value in checked(type(self), vars(self)).items():
+            object.__setattr__(self, name, value)
         if self.train_steps is not None and not self.train:
             raise ValueError("train_steps is of what `train` names, and it names nothing.")
         if unknown := set(self.no_leak_only) - set(self.defenses):

@@ -1,47 +1,77 @@
-"""Whether a value that a user wrote is of the kind that an annotation asks for."""
+"""Settings that a user wrote, checked against the annotations of what takes them."""
 
 from __future__ import annotations
 
-from types import UnionType
-from typing import Any, Union, get_args, get_origin
+import re
+from collections.abc import Mapping
+from dataclasses import is_dataclass
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
-_WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "nothing"}
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+_WORDS = {
+    "int_type": "be a whole number", "float_type": "be a number", "string_type": "be a text",
+    "bool_type": "be true or false", "tuple_type": "be a list", "dict_type": "be names, each with a value",
+}  # fmt: skip
+"""Where pydantic speaks Python; what else it says of a value is said in its words."""
 
 
-def fits(value: Any, kind: Any) -> bool:
-    """Whether a value, from YAML or from a Python literal, is of an annotated kind.
+def checked(made: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values from YAML or Python literals, each of the kind and in the range that an annotation asks for.
 
-    Whole numbers are numbers, true and false are not, and lists do for tuples. Of a kind that is no class nothing is
-    known, so everything fits.
+    By pydantic, in strict mode: whole numbers are numbers, true and false are not, no text is read as a number; but
+    lists do for tuples.
+    Ranges and the like are in `Annotated`, as pydantic has them (`pydantic.Field(ge=1)`). What has no annotation, or
+    one that pydantic does not know, is taken as it is.
+
+    Args:
+        made: the class or function that takes them.
+        values: by the name of its argument.
+
+    Raises:
+        ValueError: for a value that cannot be; the message says where it is and what was expected.
 
     Example:
-        >>> fits(1, float), fits(True, int), fits("1", int | None), fits([0.1, 1], tuple[float, ...])
-        (True, False, False, True)
+        >>> def noise(eps: float, edits: tuple[int, ...] | None = None): ...
+        >>> checked(noise, {"eps": 1, "edits": [3]})
+        {'eps': 1.0, 'edits': (3,)}
+        >>> checked(noise, {"edits": [3, True]})
+        Traceback (most recent call last):
+        ...
+        ValueError: edits[1]=True must be a whole number.
     """
-    origin, parts = get_origin(kind), get_args(kind)
-    if origin in (Union, UnionType):
-        return any(fits(value, part) for part in parts)
-    if origin is tuple:
-        return isinstance(value, (list, tuple)) and all(fits(one, parts[0]) for one in value)
-    if origin is dict:
-        return isinstance(value, dict) and all(fits(k, parts[0]) and fits(v, parts[1]) for k, v in value.items())
-    if kind in (int, float):
-        return isinstance(value, (int, kind)) and not isinstance(value, bool)
-    return not isinstance(kind, type) or isinstance(value, kind)
+    source = made if is_dataclass(made) or not isinstance(made, type) else vars(made).get("__init__", made)
+    try:
+        kinds = get_type_hints(source, include_extras=True)
+    except NameError:  # an import for type checkers alone
+        kinds = {}
+    return {name: _check(name, value, kinds[name]) if name in kinds else value for name, value in values.items()}
 
 
-def words(kind: Any) -> str:
-    """A kind as a user reads it.
+def _check(name: str, value: Any, kind: Any) -> Any:
+    from pydantic import ValidationError
 
-    Example:
-        >>> words(tuple[float, ...]), words(dict[str, str]), words(int | None)
-        ('a list, each a number', 'names, each with a text', 'a whole number or nothing')
-    """
-    origin, parts = get_origin(kind), get_args(kind)
-    if origin in (Union, UnionType):
-        return " or ".join(map(words, parts))
-    if origin is tuple:
-        return f"a list, each {words(parts[0])}"
-    if origin is dict:
-        return f"names, each with {words(parts[1])}"
-    return _WORDS.get(kind, getattr(kind, "__name__", str(kind)))
+    try:
+        return _adapter(kind).validate_python(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+    for step in first["loc"]:
+        try:
+            value = value[step]
+        except (LookupError, TypeError):  # a part of a union, which is no part of the value
+            break
+        name += f"[{step!r}]"
+    expected = _WORDS.get(first["type"]) or re.sub(r"^\w+ should ", "", first["msg"])
+    raise ValueError(f"{name}={first['input']!r} must {expected}.")
+
+
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    from pydantic import BeforeValidator, ConfigDict, TypeAdapter  # on use: most commands have no settings to check
+
+    if any(get_origin(part) is tuple for part in (kind, *get_args(kind))):
+        kind = Annotated[kind, BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)]
+    try:
+        return TypeAdapter(kind, config=ConfigDict(strict=True, arbitrary_types_allowed=True))
+    except Exception:  # what pydantic makes of a stranger's annotation is not laid down
+        return TypeAdapter(Any)

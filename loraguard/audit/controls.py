@@ -31,9 +31,8 @@ from loraguard.training.run import MATTERS
 from loraguard.training.step import Loss, settings_of
 from loraguard.tuner import GatedLoraConfig
 
-KINDS = ("ungated", "clean-only", "fine-tune")
-PATCH = "standard"
-"""Beside these, the patch itself, trained as it is."""
+from .names import KINDS, PATCH
+
 FINISHED = "control.json"
 STARTED = "started.json"
 

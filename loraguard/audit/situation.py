@@ -9,8 +9,7 @@ from torch import Tensor
 
 from loraguard.metrics import Estimate, estimate
 
-UNTOUCHED = "untouched"
-"""The name of the generator without a patch."""
+from .names import UNTOUCHED as UNTOUCHED
 
 NO_CHANNEL = "none"
 """The name of the channel that leaves photos as they are."""

@@ -5,40 +5,25 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import Field
 
 from loraguard.defenses import Defense
 from loraguard.describing import describe
+from loraguard.kinds import checked
 from loraguard.stamp import Stamp
 
 from .recipes import RECIPES
 
 TRACKERS = ("tensorboard", "wandb", "trackio")
-SCHEDULERS = (
-    "constant",
-    "constant_with_warmup",
-    "linear",
-    "cosine",
-    "cosine_with_restarts",
-    "polynomial",
-    "inverse_sqrt",
-)
-_POSITIVE = (
-    "num_train_epochs",
-    "max_train_steps",
-    "train_batch_size",
-    "edits_per_step",
-    "gradient_accumulation_steps",
-    "learning_rate",
-    "gate_learning_rate",
-    "max_grad_norm",
-    "checkpointing_steps",
-    "checkpoints_total_limit",
-    "validation_steps",
-    "num_validation_images",
-    "max_skipped_steps",
-)
-_NOT_NEGATIVE = ("lr_warmup_steps", "seed", "dataloader_num_workers")
+Scheduler = Literal[
+    "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial", "inverse_sqrt"
+]
+SCHEDULERS: tuple[Scheduler, ...] = get_args(Scheduler)
+Number = Annotated[int, Field(ge=1)]
+NumberOr0 = Annotated[int, Field(ge=0)]
+Rate = Annotated[float, Field(gt=0)]
 
 
 @dataclass
@@ -107,29 +92,29 @@ class PatchTrainingArguments:
     recipe: str = "fast"
     stamp: Stamp | None = None
     adversary: Defense | None = None
-    edits_per_step: int | None = None
-    num_train_epochs: int | None = None
-    max_train_steps: int | None = None
-    train_batch_size: int = 4
-    gradient_accumulation_steps: int = 1
-    learning_rate: float | None = None
-    gate_learning_rate: float | None = None
-    lr_scheduler: str | None = None
-    lr_warmup_steps: int = 0
+    edits_per_step: Number | None = None
+    num_train_epochs: Number | None = None
+    max_train_steps: Number | None = None
+    train_batch_size: Number = 4
+    gradient_accumulation_steps: Number = 1
+    learning_rate: Rate | None = None
+    gate_learning_rate: Rate | None = None
+    lr_scheduler: Scheduler | None = None
+    lr_warmup_steps: NumberOr0 = 0
     adam_beta1: float = 0.5
     adam_beta2: float = 0.999
-    max_grad_norm: float | None = None
-    seed: int = 0
-    dataloader_num_workers: int | None = None
-    mixed_precision: str | None = None
+    max_grad_norm: Rate | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    dataloader_num_workers: NumberOr0 | None = None
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = None
     torch_compile: bool = False
     cpu: bool = False
-    checkpointing_steps: int | None = None
-    checkpoints_total_limit: int | None = None
+    checkpointing_steps: Number | None = None
+    checkpoints_total_limit: Number | None = None
     resume_from_checkpoint: str | Path | None = None
-    validation_steps: int | None = None
-    num_validation_images: int = 16
-    max_skipped_steps: int = 5
+    validation_steps: Number | None = None
+    num_validation_images: Number = 16
+    max_skipped_steps: Number = 5
     report_to: str | None = None
     push_to_hub: bool = False
     hub_model_id: str | None = None
@@ -147,18 +132,7 @@ class PatchTrainingArguments:
         for name, value in RECIPES[self.recipe](self.kind).items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
-        for name in (*_POSITIVE, *_NOT_NEGATIVE):
-            value, least = getattr(self, name), "at least 0" if name in _NOT_NEGATIVE else "greater than 0"
-            if value is not None and not (value >= 0 if name in _NOT_NEGATIVE else value > 0):
-                raise ValueError(f"{name}={value!r} must be {least}.")
-        for name in ("train_batch_size", "gradient_accumulation_steps", "max_train_steps", "seed"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value >= 2**32):
-                raise ValueError(f"{name}={value!r} must be a whole number below 2**32.")
-        choices = {"mixed_precision": ("no", "fp16", "bf16", None), "lr_scheduler": SCHEDULERS}
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}={getattr(self, name)!r} must be one of {', '.join(map(str, allowed))}.")
+        checked(type(self), vars(self))
         if unknown := set(self.trackers) - set(TRACKERS):
             raise ValueError(f"report_to={self.report_to!r}: {sorted(unknown)} is none of {', '.join(TRACKERS)}.")
         json.dumps(self.to_dict(), allow_nan=False)  # it is written in the end; better to fail now

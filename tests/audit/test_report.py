@@ -323,7 +323,7 @@ def test_the_report_of_a_real_audit(written: tuple[AuditResult, Path]) -> None:
         "restarts": 1,
         "layer": None,
     }
-    assert {"torch", "peft", "torchmetrics", "accelerate", "loraguard"} == found["settings"]["versions"].keys()
+    assert {"torch", "peft", "torchmetrics", "accelerate", "lpips", "loraguard"} == found["settings"]["versions"].keys()
     with Image.open(folder / "grid.png") as grid:
         grid.verify()
         assert grid.height > (11 + 3) * 16

@@ -267,14 +267,19 @@ def test_validation_needs_images(patched: PeftModel, faces: DemoFaces, tmp_path:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"lr_scheduler": "sinus"}, "lr_scheduler='sinus' must be one of constant"),
+        ({"lr_scheduler": "sinus"}, "lr_scheduler='sinus' must be 'constant', "),
         ({"recipe": "slow"}, "recipe='slow' must be one of"),
         ({"report_to": "tensorbored"}, "tensorbored"),
-        ({"seed": -1}, "seed=-1 must be at least 0"),
-        ({"gradient_accumulation_steps": 0}, "must be greater than 0"),
-        ({"edits_per_step": 0}, "must be greater than 0"),
+        ({"seed": -1}, "seed=-1 must be greater than or equal to 0"),
+        ({"gradient_accumulation_steps": 0}, "must be greater than or equal to 1"),
+        ({"edits_per_step": 0}, "must be greater than or equal to 1"),
+        ({"learning_rate": 0}, "learning_rate=0 must be greater than 0"),
+        ({"learning_rate": "1e-3"}, "learning_rate='1e-3' must be a number"),
+        ({"num_train_epochs": 1.5}, "num_train_epochs=1.5 must be a whole number"),
+        ({"mixed_precision": "fp8"}, "mixed_precision='fp8' must be 'no', 'fp16' or 'bf16'"),
+        ({"cpu": "yes"}, "cpu='yes' must be true or false"),
         ({"train_batch_size": 2.5}, "train_batch_size=2.5 must be a whole number"),
-        ({"seed": 2**33}, "must be a whole number below"),
+        ({"seed": 2**33}, "seed=8589934592 must be less than 4294967296"),
     ],
 )
 def test_bad_settings(changes: dict, words: str, tmp_path: Path) -> None:
