@@ -201,7 +201,7 @@ def test_an_adapter_is_trained_merged_saved_and_loaded(case, generator, tmp_path
     fresh = case.build().eval()
     fresh.load_state_dict(hosts)
     loaded = PeftModel.from_pretrained(fresh, tmp_path)
-    torch.testing.assert_close(outputs(loaded, images, labels), patched)
+    torch.testing.assert_close(outputs(loaded, images, labels), patched, rtol=1e-4, atol=1e-4)
     merged = model.merge_and_unload()
     assert merged.state_dict().keys() == hosts.keys()
     torch.testing.assert_close(outputs(merged, images, labels), patched, rtol=1e-4, atol=1e-4)
