@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -63,9 +64,13 @@ def test_the_correlation_over_a_border_is_that_of_a_loop() -> None:
 
 
 @pytest.mark.parametrize(("count", "n"), [(0, 1), (0, 300), (1, 300), (7, 40), (39, 40), (40, 40), (0, 20_000)])
-def test_the_bound_is_scipys(count: int, n: int) -> None:
+def test_the_bound_is_what_binomials_say(count: int, n: int) -> None:
+    """At the bound, so few or fewer are seen with a probability of 5%, summed up here; and it is binomtest's."""
+    q = most_likely_share(count, n)
+    terms = [math.comb(n, i) * q**i * (1 - q) ** (n - i) for i in range(count + 1)]
+    assert sum(terms) == pytest.approx(0.05 if count < n else 1, rel=1e-8)
     expected = binomtest(count, n, alternative="less").proportion_ci(0.95, method="exact").high
-    assert most_likely_share(count, n) == pytest.approx(expected, abs=1e-7)
+    assert most_likely_share(count, n) == pytest.approx(expected, abs=1e-11)
 
 
 @pytest.mark.parametrize(
