@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from peft import PeftModel, get_peft_model
 from torch import Tensor
 
-from .audit import AuditResult, run_audit, write_report
+from .audit import AuditResult, Share, run_audit, write_report
 from .audit.photos import pick_edits
 from .data import DemoFaces, collate
 from .defenses import Disrupting
 from .files import writable_folder
 from .generators import DemoEditor
+from .side_by_side import SecondProcess, Sender, one_thread
 from .stamp import Stamp, StampDetector
 from .training import PatchTrainer, PatchTrainingArguments, TrainingResult
 from .training.checkpoints import STATE, whole_checkpoints
@@ -98,46 +103,30 @@ class DemoResult:
     report: Path
 
 
-def run_demo(
-    output_dir: str | Path,
-    settings: DemoSettings | None = None,
-    *,
-    device: str = "cpu",
-    say: Callable[[str], None] = print,
-    disable_tqdm: bool = False,
-) -> DemoResult:
-    """Protect drawn faces, train a standard and a defensive patch, audit all three generators, write the report.
+@dataclass(frozen=True)
+class Work:
+    """What there is to do, for a process that does all of it or a part; it travels to the second one.
 
-    Training that was interrupted goes on from its checkpoint, if the settings are the same.
-
-    Args:
-        output_dir: gets `report.html`, `audit.json`, `grid.png` and the patches in `standard/` and `defensive/`.
-        settings: by default those of `loraguard demo`.
-        device: "cpu", or "auto" for the accelerator that Accelerate finds.
-        say: called with a line of text as each part begins.
+    Attributes:
+        folder: of the demo.
+        settings: of the demo.
+        device: "cpu" or "auto".
         disable_tqdm: no progress bars.
-
-    Raises:
-        OSError: if the folder cannot be written to; before anything else is done.
     """
-    settings = settings or DemoSettings()
-    folder = writable_folder(output_dir)
-    for name in settings.patches:
-        writable_folder(folder / name)
-    torch.manual_seed(settings.seed)
-    generator = DemoEditor.pretrained()
-    model: PeftModel | None = None
-    training = {}
-    for name, recipe in settings.patches.items():
-        say(f"Training the {name} patch: {recipe.steps} steps")
+
+    folder: Path
+    settings: DemoSettings
+    device: str
+    disable_tqdm: bool
+
+    def train(self, name: str) -> TrainingResult:
+        """Train one of the patches, from its checkpoint where it was interrupted."""
+        settings, recipe = self.settings, self.settings.patches[name]
+        torch.manual_seed(settings.seed)
         config = GatedLoraConfig(r=recipe.r, lora_alpha=recipe.lora_alpha)
-        if model is None:
-            model = get_peft_model(generator, config, adapter_name=name)
-        else:
-            model.add_adapter(name, config)
-            model.set_adapter(name)
+        model = get_peft_model(DemoEditor.pretrained(), config, adapter_name=name)
         arguments = PatchTrainingArguments(
-            folder / name,
+            self.folder / name,
             recipe="paper",  # for what is not given here: every edit in each step
             stamp=recipe.stamp,
             adversary=replace(settings.defense, steps=recipe.attack_steps, step_size=settings.defense.eps),
@@ -147,27 +136,105 @@ def run_demo(
             lr_scheduler="cosine",
             max_grad_norm=1.0,
             seed=settings.seed,
-            cpu=device == "cpu",
-            disable_tqdm=disable_tqdm,
+            cpu=self.device == "cpu",
+            disable_tqdm=self.disable_tqdm,
         )
-        faces = DemoFaces(10_000, seed=settings.seed)
-        training[name] = PatchTrainer(model, faces, resumed(arguments)).train()
-    assert model is not None
+        return PatchTrainer(model, DemoFaces(10_000, seed=settings.seed), resumed(arguments)).train()
 
-    say(f"Auditing on {settings.test_images} faces that no patch was trained on")
-    detector = calibrated_detector(model, settings)
-    audit = run_audit(
-        model,
-        DemoFaces(settings.test_images, seed=settings.seed, split="test"),
-        defenses=settings.defense,
-        patches={name: recipe.stamp for name, recipe in settings.patches.items()},
-        conditions=every_edit,
-        detectors={"defensive": detector},
-        seeds=[settings.seed],
-        disable_tqdm=disable_tqdm,
-    )
+    def model(self) -> PeftModel:
+        """The generator with both patches, from their folders."""
+        model: PeftModel | None = None
+        for name in self.settings.patches:
+            if model is None:
+                model = PeftModel.from_pretrained(DemoEditor.pretrained(), self.folder / name, adapter_name=name)
+            else:
+                model.load_adapter(self.folder / name, adapter_name=name)
+        assert model is not None
+        return model.to(PartialState().device if self.device == "auto" else "cpu")
+
+    def audit(self, model: PeftModel, cells: str, share: Share) -> AuditResult:
+        """Audit all three generators, or do a share of it."""
+        settings = self.settings
+        return run_audit(
+            model,
+            DemoFaces(settings.test_images, seed=settings.seed, split="test"),
+            defenses=settings.defense,
+            patches={name: recipe.stamp for name, recipe in settings.patches.items()},
+            conditions=every_edit,
+            detectors={"defensive": calibrated_detector(model, settings)},
+            seeds=[settings.seed],
+            output_dir=cells,
+            share=share,
+            disable_tqdm=self.disable_tqdm,
+        )
+
+
+def run_demo(
+    output_dir: str | Path,
+    settings: DemoSettings | None = None,
+    *,
+    device: str = "cpu",
+    processes: int | None = None,
+    say: Callable[[str], None] = print,
+    disable_tqdm: bool = False,
+) -> DemoResult:
+    """Protect drawn faces, train a standard and a defensive patch, audit all three generators, write the report.
+
+    On a CPU two processes of one thread train a patch each and share the audit's photos: threads of one process
+    wait for each other in every layer, which takes ten times as long once another program keeps a core busy. One process
+    finds the same. Training that was interrupted goes on from its checkpoint, if the settings are the same.
+
+    Args:
+        output_dir: gets `report.html`, `audit.json`, `grid.png` and the patches in `standard/` and `defensive/`.
+        settings: by default those of `loraguard demo`.
+        device: "cpu", or "auto" for the accelerator that Accelerate finds.
+        processes: 1 or 2; by default 2 on a CPU of two cores or more. The second one imports the script that calls
+            this, which has to do so below `if __name__ == "__main__":`.
+        say: called with a line of text as each part begins.
+        disable_tqdm: no progress bars.
+
+    Raises:
+        OSError: if the folder cannot be written to; before anything else is done.
+    """
+    settings = settings or DemoSettings()
+    work = Work(writable_folder(output_dir), settings, device, disable_tqdm)
+    for name in settings.patches:
+        writable_folder(work.folder / name)
+    if processes is None:
+        processes = 2 if device == "cpu" and (os.cpu_count() or 1) > 1 else 1
+    patches = [f"a {name} patch in {recipe.steps} steps" for name, recipe in settings.patches.items()]
+    say(f"Training {' and '.join(patches)}{', side by side' if processes > 1 else ''}")
+    auditing = f"Auditing on {settings.test_images} faces that no patch was trained on"
+    training: dict[str, TrainingResult] = {}
+    with (
+        tempfile.TemporaryDirectory(prefix="loraguard-") as cells,
+        one_thread() if device == "cpu" else nullcontext(),
+    ):
+        if processes == 1:
+            training = {name: work.train(name) for name in settings.patches}
+            say(auditing)
+            audit = work.audit(model := work.model(), cells, Share())
+        else:
+            with SecondProcess(second_half, work, cells) as second:
+                training["standard"] = work.train("standard")
+                training["defensive"] = second.receive()
+                second.send("trained")
+                say(auditing)
+                audit = work.audit(model := work.model(), cells, Share(0, 2, second.receive))
     audit.settings["demo"] = asdict(settings)
-    return DemoResult(model, training, audit, write_report(audit, folder, training=training))
+    return DemoResult(model, training, audit, write_report(audit, work.folder, training=training))
+
+
+def second_half(first: Sender, work: Work, cells: str) -> None:
+    """What the second process does: the defensive patch, and its share of the audit."""
+    first.send(work.train("defensive"))
+    first.receive()
+
+    def leave() -> None:
+        first.send("audited")
+        raise SystemExit
+
+    work.audit(work.model(), cells, Share(1, 2, leave))
 
 
 def resumed(arguments: PatchTrainingArguments) -> PatchTrainingArguments:

@@ -78,3 +78,15 @@ def test_imports_run_one_way() -> None:
 def test_files_are_short() -> None:
     for path in HOUSE.rglob("*.py"):
         assert len(path.read_text(encoding="utf-8").splitlines()) <= 400, path
+
+
+def test_no_module_hides_a_name_of_its_package() -> None:
+    """A module that is imported becomes an attribute of its package, before a lazy name of the same spelling is."""
+    seen = 0
+    for stub in HOUSE.rglob("__init__.pyi"):
+        modules = {path.stem for path in stub.parent.iterdir()}
+        for node in ast.parse(stub.read_text(encoding="utf-8")).body:
+            for alias in node.names if isinstance(node, ast.ImportFrom) else ():
+                seen += 1
+                assert alias.name not in modules - {node.module}, f"{stub}: {alias.name}"
+    assert seen > 100

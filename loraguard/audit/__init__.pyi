@@ -8,10 +8,11 @@ from .matrix import curves as curves
 from .matrix import matrix as matrix
 from .paired import Difference as Difference
 from .paired import paired_difference as paired_difference
-from .protocol import place as place
 from .protocol import run_audit as run_audit
 from .report import write_report as write_report
 from .result import AuditResult as AuditResult
+from .share import Share as Share
+from .share import place as place
 from .situation import Estimate as Estimate
 from .situation import Photo as Photo
 from .situation import Situation as Situation

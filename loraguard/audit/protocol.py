@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from peft import PeftModel
 from torch import nn
 from torch.utils.data import Dataset
@@ -27,6 +25,7 @@ from .photos import Photos
 from .plan import plan
 from .result import AuditResult
 from .run import Run, must_fit
+from .share import Share
 from .store import Store
 from .subjects import Subjects
 
@@ -53,6 +52,7 @@ def run_audit(
     output_dir: str | Path | None = None,
     batch_size: int = 25,
     pictures: int = 6,
+    share: Share | None = None,
     disable_tqdm: bool = False,
 ) -> AuditResult:
     """Measure what defenses are still worth against a generator as it is and as it is patched.
@@ -94,6 +94,8 @@ def run_audit(
         output_dir: where what is found is kept; in memory only where there is none.
         batch_size: images at a time.
         pictures: how many images are kept for showing.
+        share: this process' part of an audit that several processes do together, each with the same arguments and
+            `output_dir`; by default what `accelerate launch` or `torchrun` say.
         disable_tqdm: no progress bar.
 
     Returns:
@@ -149,23 +151,15 @@ def run_audit(
     measures = Measures(found, lpips, features)
 
     with ExitStack() as stack:
-        process, processes = place()
+        share = share or Share.launched()
         if output_dir is None:
-            if processes > 1:
-                raise ValueError(f"{processes} processes need an output_dir to share what they find.")
+            if share.of > 1:
+                raise ValueError(f"{share.of} processes need an output_dir to share what they find.")
             output_dir = stack.enter_context(tempfile.TemporaryDirectory(prefix="loraguard-"))
         store = Store(writable_folder(output_dir) / "cells")
         stack.enter_context(subjects.in_eval_mode())
         run = Run(subjects, photos, channels, measures, store, jobs, fit_on, conditions, pictures)
-        run.go(process, processes, disable_tqdm)
+        run.go(share, disable_tqdm)
         result = run.result(defenses, seeds)
     result.checks = examine(result)
     return result
-
-
-def place() -> tuple[int, int]:
-    """This process' number, and how many there are that share an audit; 0 is the one that reports."""
-    if PartialState._shared_state or int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        state = PartialState()
-        return state.process_index, state.num_processes
-    return 0, 1

@@ -11,7 +11,6 @@ import accelerate
 import peft
 import torch
 import torchmetrics
-from accelerate import PartialState
 from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
@@ -30,6 +29,7 @@ from .measure import Measures
 from .photos import Batch, Photos
 from .plan import Job
 from .result import AuditResult
+from .share import Share
 from .situation import NO_CHANNEL, UNTOUCHED, Photo, Situation
 from .store import Store, key_of
 from .subjects import Subjects
@@ -70,10 +70,10 @@ class Run:
         self.fits: dict[str, Defense] = {}
         self.silent = True
 
-    def go(self, process: int, processes: int, disable_tqdm: bool) -> None:
+    def go(self, share: Share, disable_tqdm: bool) -> None:
         """Do what is not stored yet: this process' share of the batches."""
-        self.silent = disable_tqdm or process > 0
-        starts = list(self.photos.starts)[process::processes]
+        self.silent = disable_tqdm or share.number > 0
+        starts = list(self.photos.starts)[share.number :: share.of]
         total = sum(job.cost for start in starts for job in self.jobs if job.first is None or start < job.first)
         with tqdm(total=total, desc="audit", unit="pass", disable=self.silent) as bar:
             for start in starts:
@@ -83,8 +83,7 @@ class Run:
                     bar.set_postfix_str(f"{job.photo.defense}, {job.photo.knowledge}", refresh=False)
                     self._do(job, batch, whole, clean)
                     bar.update(job.cost)
-        if processes > 1:
-            PartialState().wait_for_everyone()
+        share.wait()
 
     def _parts(self, whole: Batch) -> Iterator[tuple[Job, Batch]]:
         """Every job with its part of a batch."""

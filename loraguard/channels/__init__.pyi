@@ -10,8 +10,8 @@ from .grey import Grey as Grey
 from .identity import Identity as Identity
 from .jpeg import JPEG as JPEG
 from .jpeg import DifferentiableJPEG as DifferentiableJPEG
+from .levels import Quantize as Quantize
 from .noise import GaussianNoise as GaussianNoise
-from .quantize import Quantize as Quantize
 from .registry import CHANNELS as CHANNELS
 from .registry import parse_channel as parse_channel
 from .resize import Resize as Resize

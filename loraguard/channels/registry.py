@@ -16,7 +16,7 @@ CHANNELS = Registry(
         "identity": "loraguard.channels.identity:Identity",
         "jpeg": "loraguard.channels.jpeg:JPEG",
         "webp": "loraguard.channels.webp:WebP",
-        "quantize": "loraguard.channels.quantize:Quantize",
+        "quantize": "loraguard.channels.levels:Quantize",
         "resize": "loraguard.channels.resize:Resize",
         "crop": "loraguard.channels.crop:CropResize",
         "blur": "loraguard.channels.blur:GaussianBlur",

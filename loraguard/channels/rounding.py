@@ -6,7 +6,7 @@ from torch import Tensor
 
 from loraguard.pixels import LEVELS_PER_UNIT
 
-from .quantize import Quantize
+from .levels import Quantize
 
 quantize = Quantize()
 """To 8 bits, the 256 levels that a photo's file can hold."""

@@ -2,4 +2,5 @@
 
 from . import main
 
-main()
+if __name__ == "__main__":  # a process that is started beside this one imports it under another name
+    main()

@@ -1,0 +1,125 @@
+"""A second process that works beside this one, and one thread for each."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Within the block torch computes with one thread, here and in processes that are started here."""
+    threads, variable = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        os.environ.pop("OMP_NUM_THREADS")
+        if variable is not None:
+            os.environ["OMP_NUM_THREADS"] = variable
+
+
+class SecondProcess:
+    """A fresh interpreter that calls a function beside this one; a context, at whose end it has ended.
+
+    Where the block is left by an error or an interrupt, the process gets SIGTERM, so that a training in it saves a
+    checkpoint and leaves. Its warnings are warned of here.
+
+    Args:
+        function: of a module, called there with a connection to this process and the arguments.
+        args: can be pickled.
+
+    Example:
+        >>> with SecondProcess(print_nothing, 3) as second:
+        ...     second.receive()
+        4
+    """
+
+    def __init__(self, function: Callable[..., None], *args: Any) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_run, args=(theirs, function, args), daemon=True)
+        self._theirs = theirs
+
+    def __enter__(self) -> SecondProcess:
+        self.process.start()
+        self._theirs.close()  # so that its end is seen here
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is not None and self.process.is_alive():
+            self.process.terminate()
+        self.process.join()
+        self.connection.close()
+
+    def send(self, value: Any) -> None:
+        """Send it a value."""
+        self.connection.send(value)
+
+    def receive(self) -> Any:
+        """The next value that it sends.
+
+        Raises:
+            ChildProcessError: if it has ended without one.
+            Exception: the one that ended it.
+        """
+        while True:
+            try:
+                kind, value = self.connection.recv()
+            except EOFError:
+                self.process.join()
+                raise ChildProcessError(
+                    f"The second process has ended with exit code {self.process.exitcode}, without a word."
+                ) from None
+            if kind == "warning":
+                warnings.warn(value, stacklevel=2)
+            elif kind == "error":
+                raise value
+            else:
+                return value
+
+
+class Sender:
+    """What the function of a :class:`SecondProcess` gets: the other end."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+
+    def send(self, value: Any) -> None:
+        """Send the first process a value."""
+        self.connection.send(("value", value))
+
+    def receive(self) -> Any:
+        """The next value that the first process sends; where it has ended, this process ends."""
+        try:
+            return self.connection.recv()
+        except EOFError:
+            sys.exit(1)
+
+
+def _run(connection: Connection, function: Callable[..., None], args: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115 -- until the process ends
+    warnings.showwarning = lambda message, *_, **__: connection.send(("warning", message))
+    try:
+        function(Sender(connection), *args)
+    except KeyboardInterrupt:  # the first process says it
+        sys.exit(128 + signal.SIGINT)
+    except Exception as error:
+        connection.send(("error", error))
+
+
+def print_nothing(sender: Sender, number: int) -> None:
+    """Send the next number; for the example."""
+    sender.send(number + 1)
