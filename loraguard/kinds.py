@@ -20,10 +20,9 @@ _WORDS = {
 def checked(made: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     """Values from YAML or Python literals, each of the kind and in the range that an annotation asks for.
 
-    By pydantic, in strict mode: whole numbers are numbers, true and false are not, no text is read as a number; but
-    lists do for tuples.
-    Ranges and the like are in `Annotated`, as pydantic has them (`pydantic.Field(ge=1)`). What has no annotation, or
-    one that pydantic does not know, is taken as it is.
+    By pydantic, in strict mode: whole numbers are numbers, true and false are not, and no text is read as a number; but
+    lists do for tuples. Ranges and the like are in `Annotated`, as pydantic has them (`pydantic.Field(ge=1)`). What has
+    no annotation, or one that pydantic does not know, is taken as it is.
 
     Args:
         made: the class or function that takes them.

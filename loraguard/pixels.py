@@ -31,9 +31,12 @@ def to_bytes(images: Tensor) -> Tensor:
         tensor([  0, 128, 166, 255], dtype=torch.uint8)
     """
     if not images.is_floating_point():
-        raise TypeError(f"Expected floating-point images in [-1, 1], got {images.dtype}.")
+        raise TypeError(f"Expected floating-point images in [-1, 1], got {images.dtype}; bytes take from_bytes first.")
     if missing := int(images.isnan().sum()):
-        raise ValueError(f"{missing} of {images.numel()} values are not a number, so no byte can hold them.")
+        raise ValueError(
+            f"{missing} of {images.numel()} values are not a number, which no byte can hold. See where they come from, "
+            "or put others in their place (torch.nan_to_num)."
+        )
     return ((images.detach().to(_computed_in(images.dtype)).clamp(-1, 1) + 1) * LEVELS_PER_UNIT).round().to(torch.uint8)
 
 
@@ -48,7 +51,7 @@ def from_bytes(pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         tensor([-1.0000, -0.6000,  1.0000])
     """
     if pixels.dtype != torch.uint8:
-        raise TypeError(f"Expected bytes of torch.uint8, got {pixels.dtype}.")
+        raise TypeError(f"Expected bytes of torch.uint8, got {pixels.dtype}; to_bytes makes them of images in [-1, 1].")
     return (pixels.to(_computed_in(dtype)) / LEVELS_PER_UNIT - 1).to(dtype)
 
 

@@ -16,7 +16,7 @@ SMALLEST = 31
 """Pixels a side below which AlexNet's second pooling has nothing to pool."""
 
 _LIFT = 1e-18
-"""Added to features: below what float32 can tell from nothing beside the 1e-10 that their norm has added."""
+"""Added to every feature: too little to show beside the 1e-10 that the package adds to their norm."""
 
 
 class LPIPS(nn.Module):
