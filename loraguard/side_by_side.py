@@ -12,26 +12,34 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import Any
 
-import torch
-
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Within the block torch computes with one thread, here and in processes that are started here."""
-    threads, variable = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
+    """Within the block torch computes with one thread."""
+    import torch
+
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    os.environ["OMP_NUM_THREADS"] = "1"
     try:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+@contextmanager
+def _one_thread_for_children() -> Iterator[None]:
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        yield
+    finally:
         os.environ.pop("OMP_NUM_THREADS")
-        if variable is not None:
-            os.environ["OMP_NUM_THREADS"] = variable
+        if before is not None:
+            os.environ["OMP_NUM_THREADS"] = before
 
 
 class SecondProcess:
-    """A fresh interpreter that calls a function beside this one; a context, at whose end it has ended.
+    """A fresh interpreter, of one thread, that calls a function beside this one; a context, at whose end it has ended.
 
     Where the block is left by an error or an interrupt, the process gets SIGTERM, so that a training in it saves a
     checkpoint and leaves. Its warnings are warned of here.
@@ -41,9 +49,9 @@ class SecondProcess:
         args: can be pickled.
 
     Example:
-        >>> with SecondProcess(print_nothing, 3) as second:
+        >>> with SecondProcess(Sender.send, "ready") as second:
         ...     second.receive()
-        4
+        'ready'
     """
 
     def __init__(self, function: Callable[..., None], *args: Any) -> None:
@@ -53,7 +61,8 @@ class SecondProcess:
         self._theirs = theirs
 
     def __enter__(self) -> SecondProcess:
-        self.process.start()
+        with _one_thread_for_children():
+            self.process.start()
         self._theirs.close()  # so that its end is seen here
         return self
 
@@ -109,7 +118,6 @@ class Sender:
 
 
 def _run(connection: Connection, function: Callable[..., None], args: tuple[Any, ...]) -> None:
-    torch.set_num_threads(1)
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115 -- until the process ends
     warnings.showwarning = lambda message, *_, **__: connection.send(("warning", message))
     try:
@@ -118,8 +126,3 @@ def _run(connection: Connection, function: Callable[..., None], args: tuple[Any,
         sys.exit(128 + signal.SIGINT)
     except Exception as error:
         connection.send(("error", error))
-
-
-def print_nothing(sender: Sender, number: int) -> None:
-    """Send the next number; for the example."""
-    sender.send(number + 1)

@@ -4,6 +4,9 @@ import csv
 import json
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -88,10 +91,11 @@ def test_edits_by_hand() -> None:
 
 @pytest.fixture(scope="module")
 def twice(tmp_path_factory: pytest.TempPathFactory) -> list[DemoResult]:
-    """The quick demo, two times."""
-    settings = DemoSettings().quick()
+    """The quick demo, in one process and in two."""
+    settings, folder = DemoSettings().quick(), tmp_path_factory.mktemp
     return [
-        run_demo(tmp_path_factory.mktemp("demo"), settings, say=lambda line: None, disable_tqdm=True) for _ in range(2)
+        run_demo(folder("demo"), settings, processes=number, say=lambda line: None, disable_tqdm=True)
+        for number in (1, 2)
     ]
 
 
@@ -117,17 +121,55 @@ def test_an_interrupt_is_made_up_for(twice: list[DemoResult], tmp_path: Path, mo
     with monkeypatch.context() as patch:
         patch.setattr(DemoFaces, "__getitems__", reading)
         with pytest.raises(KeyboardInterrupt):
-            run_demo(tmp_path, settings, say=len, disable_tqdm=True)
+            run_demo(tmp_path, settings, processes=1, say=len, disable_tqdm=True)
     assert list((tmp_path / "defensive").glob("checkpoint-[123]"))
     with pytest.warns(UserWarning, match="checkpoints of an earlier run"):
-        run_demo(shutil.copytree(tmp_path, tmp_path.with_name("other")), replace(settings, seed=1), say=len,
-                 disable_tqdm=True)  # fmt: skip
-    run_demo(tmp_path, settings, say=len, disable_tqdm=True)
+        run_demo(shutil.copytree(tmp_path, tmp_path.with_name("other")), replace(settings, seed=1), processes=1,
+                 say=len, disable_tqdm=True)  # fmt: skip
+    run_demo(tmp_path, settings, processes=1, say=len, disable_tqdm=True)
     log = json.loads((tmp_path / "defensive" / "training_log.json").read_text())
     assert log["settings"]["resume_from_checkpoint"] is not None
     for name in ("standard", "defensive"):
         file = Path(name, "adapter_model.safetensors")
         assert (tmp_path / file).read_bytes() == (twice[0].report.parent / file).read_bytes(), name
+
+
+HELD = """
+import os, sys, time
+from pathlib import Path
+from loraguard.data import DemoFaces
+from loraguard.demo import DemoSettings, run_demo
+
+read, folder, later = DemoFaces.__getitems__, Path(sys.argv[1]), iter(range(1000))
+
+def reading(self, indices):
+    if next(later) == 2:  # in the second step
+        (folder / f"{os.getpid()}.there").touch()
+        while not (folder / "go").exists():
+            time.sleep(0.01)
+    return read(self, indices)
+
+DemoFaces.__getitems__ = reading  # in the second process, too, which imports this script
+if __name__ == "__main__":
+    run_demo(folder / "out", DemoSettings().quick(), processes=2, disable_tqdm=True)
+"""
+
+
+def test_an_interrupt_of_the_first_process_stops_the_second_in_good_order(tmp_path: Path) -> None:
+    """Both are held in a step, the first gets the signal, and each leaves a checkpoint after that step."""
+    script = tmp_path / "script.py"
+    script.write_text(HELD)
+    with subprocess.Popen([sys.executable, script, tmp_path], stderr=subprocess.PIPE, text=True) as process:
+        while len(list(tmp_path.glob("*.there"))) < 2:
+            assert process.poll() is None, process.stderr and process.stderr.read()
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        (tmp_path / "go").touch()
+        process.communicate()
+    assert process.returncode != 0
+    for name in ("standard", "defensive"):
+        assert list((tmp_path / "out" / name).glob("checkpoint-*")), name
+        assert not (tmp_path / "out" / name / "adapter_model.safetensors").exists()
 
 
 @torch.no_grad()

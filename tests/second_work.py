@@ -1,0 +1,24 @@
+"""What the second processes of `test_side_by_side.py` do; in a module of its own, as they have to import it."""
+
+import os
+import signal
+import time
+import warnings
+
+from loraguard.side_by_side import Sender
+
+
+def work(first: Sender, what: str) -> None:
+    if what == "answer":
+        print("not to be seen")
+        first.send((os.getpid(), os.environ["OMP_NUM_THREADS"]))
+        warnings.warn("mind the gap", FutureWarning, stacklevel=1)
+        first.send(2 * first.receive())
+    if what == "fail":
+        raise ValueError("eps=5 is too much.")
+    if what == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if what == "wait":
+        first.send("waiting")
+        while True:
+            time.sleep(60)

@@ -1,0 +1,57 @@
+"""A second process: values, warnings and errors come back, and it never outlives the block."""
+
+import os
+import signal
+
+import pytest
+import torch
+from second_work import work
+
+from loraguard.side_by_side import SecondProcess, one_thread
+
+
+def test_values_and_warnings_come_back(capfd: pytest.CaptureFixture[str]) -> None:
+    with SecondProcess(work, "answer") as second:
+        pid, threads = second.receive()
+        assert pid != os.getpid()
+        assert threads == "1"
+        second.send(21)
+        with pytest.warns(FutureWarning, match="mind the gap"):
+            assert second.receive() == 42
+    assert second.process.exitcode == 0
+    assert "not to be seen" not in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("what", "error", "said"),
+    [
+        ("fail", ValueError, "eps=5 is too much"),
+        ("die", ChildProcessError, "exit code -9"),
+        ("end", ChildProcessError, "0"),
+    ],
+)
+def test_errors(what: str, error: type[Exception], said: str) -> None:
+    with SecondProcess(work, what) as second, pytest.raises(error, match=said):
+        second.receive()
+
+
+def test_an_error_here_ends_it() -> None:
+    second = SecondProcess(work, "wait")
+
+    def fail() -> None:
+        with second:
+            assert second.receive() == "waiting"
+            raise RuntimeError("here")
+
+    with pytest.raises(RuntimeError, match="here"):
+        fail()
+    assert second.process.exitcode == -signal.SIGTERM
+
+
+def test_one_thread() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    with one_thread():
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(before)
