@@ -1,9 +1,13 @@
-"""The command line in this process, for the tests."""
+"""The command line, for the tests: in this process, in a fork as the console script starts it, and by `python -m`."""
+
+import subprocess
+from collections.abc import Callable, Sequence
 
 from click.testing import Result
+from processes import call_main, forked_ranks, run_main, run_python
 from typer.testing import CliRunner
 
-from loraguard.cli import app
+from loraguard.cli import app, main
 
 
 def run(*arguments: object) -> Result:
@@ -20,3 +24,18 @@ def refused(*arguments: object) -> str:
     assert result.stderr.startswith("Error: ")
     assert result.stderr.count("\n") == 1, result.stderr
     return result.stderr
+
+
+def run_forked(*words: object, first: Sequence[Callable[[], object]] = ()) -> subprocess.CompletedProcess[str]:
+    """What the console script says and does in a process of its own, in which these functions are called first."""
+    return run_main(main, *words, first=first)
+
+
+def run_forked_ranks(*words: object, first: Sequence[Callable[[], object]]) -> list[subprocess.CompletedProcess[str]]:
+    """The same in two processes that work together, as those of `torchrun` do."""
+    return forked_ranks(call_main, main, [str(word) for word in words], first)
+
+
+def run_fresh(*arguments: object, module: str = "loraguard.cli") -> subprocess.CompletedProcess[str]:
+    """The same by `python -m`, in a process that imports everything anew: only where that is the point."""
+    return run_python("-m", module, *arguments)

@@ -1,41 +1,49 @@
-"""The command line, in processes of its own."""
+"""The command line: what it says, and what it does in a process of its own."""
 
 import json
 import re
 import shlex
 import signal
-import subprocess
-import sys
-import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from command_line import refused, run, run_forked, run_fresh
 from peft import PeftModel
 from PIL import Image
+from processes import signal_at_call
+from tiny import register
 from typer.core import TyperGroup as Group
 from typer.main import get_command
 
 import loraguard
 from loraguard.cli import app
 from loraguard.generators import StarGAN
+from loraguard.training.run import TrainingRun
 
-
-def run(*arguments: str, **options: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "loraguard.cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, **options)
+TINY = [
+    "--generator",
+    "tiny",
+    "--data",
+    "tiny",
+    "--train-size",
+    "4",
+    "--test-size",
+    "0",
+    "--rank",
+    "1",
+    "--device",
+    "cpu",
+]
 
 
 def test_help_and_version() -> None:
-    assert "demo" in run("--help").stdout
+    """In fresh processes, by both names."""
+    assert "demo" in run_fresh("--help").stdout
+    assert run_fresh("--version", module="loraguard").stdout == f"loraguard {loraguard.__version__}\n"
     assert "--output-dir" in run("demo", "--help").stdout
-    assert run("--version").stdout.strip() == f"loraguard {loraguard.__version__}"
-    package = [sys.executable, "-m", "loraguard", "--version"]
-    assert (
-        subprocess.run(package, capture_output=True, text=True, check=True).stdout
-        == f"loraguard {loraguard.__version__}\n"
-    )
 
 
 def test_the_examples_of_the_help_are_understood() -> None:
@@ -56,16 +64,13 @@ def test_the_examples_of_the_help_are_understood() -> None:
 
 def test_an_unwritable_folder_is_said_at_once(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("here first")
-    result = run("demo", "--output-dir", str(tmp_path / "file"))
-    assert result.returncode == 2
-    assert "Cannot write to the output folder" in result.stderr
-    assert "Traceback" not in result.stderr
+    assert "Cannot write to the output folder" in refused("demo", "--output-dir", tmp_path / "file")
     assert (tmp_path / "file").read_text() == "here first"
 
 
 def test_an_unknown_device() -> None:
     result = run("demo", "--device", "abacus")
-    assert result.returncode == 2
+    assert result.exit_code == 2
     assert "cpu" in result.stderr
 
 
@@ -95,7 +100,7 @@ def test_from_an_official_checkpoint_to_an_audited_patch(celeba: Path, tmp_path:
     out = tmp_path / "out"
     words = ["--generator", "stargan", "--checkpoint", str(tmp_path / "200000-G.ckpt"), "--image-size", "32"]
     size = ["--train-size", "6", "--test-size", "4", "--max-train-steps", "2", "--rank", "2", "--device", "cpu"]
-    done = run("train", *words, "--data", f"celeba:{celeba}", *size, "--stamp", "AI", "--output-dir", str(out))
+    done = run_forked("train", *words, "--data", f"celeba:{celeba}", *size, "--stamp", "AI", "--output-dir", str(out))
     assert done.returncode == 0, done.stderr
     assert "Training a defensive patch for StarGAN on 6 photos: 2 steps" in done.stdout
     assert "Auditing it on 4 photos that it was not trained on" in done.stdout
@@ -118,10 +123,7 @@ def test_from_an_official_checkpoint_to_an_audited_patch(celeba: Path, tmp_path:
     ],
 )
 def test_what_cannot_be_trained_is_said_in_a_line(words: list[str], said: str, tmp_path: Path) -> None:
-    done = run("train", *words, "--output-dir", str(tmp_path / "out"))
-    assert done.returncode == 2
-    assert said in done.stderr
-    assert "Traceback" not in done.stderr
+    assert said in refused("train", *words, "--output-dir", tmp_path / "out")
 
 
 def test_info() -> None:
@@ -132,27 +134,36 @@ def test_info() -> None:
 
 
 def test_no_audit_where_none_is_wanted(tmp_path: Path) -> None:
+    """In a fresh process, as DeepSpeed, where it is installed, logs when it is imported."""
     size = ["--train-size", "4", "--test-size", "0", "--max-train-steps", "1", "--rank", "1", "--device", "cpu"]
-    done = run("train", *size, "--output-dir", str(tmp_path))
+    done = run_fresh("train", *size, "--output-dir", tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "accelerator" not in done.stdout  # as DeepSpeed logs there
+    assert "accelerator" not in done.stdout  # which DeepSpeed's line is about
     assert (tmp_path / "adapter_model.safetensors").is_file()
     assert not (tmp_path / "audit").exists()
 
 
 def test_an_interrupt_says_where_the_run_goes_on(tmp_path: Path) -> None:
-    """SIGINT after the second checkpoint of a run that would take minutes."""
-    size = ["--train-size", "8", "--test-size", "0", "--max-train-steps", "5000", "--rank", "1", "--device", "cpu"]
-    command = [sys.executable, "-m", "loraguard.cli", "train", *size, "--checkpointing-steps", "2"]
-    with subprocess.Popen(
-        [*command, "--output-dir", str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        deadline = time.monotonic() + 120
-        while not (tmp_path / "checkpoint-4").is_dir() and time.monotonic() < deadline and process.poll() is None:
-            time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=120)
-    assert process.returncode == 130
-    assert "has all of it" in errors
-    assert "--resume" in errors
-    assert "Traceback" not in errors
+    """SIGINT as the fifth step begins: its checkpoint is beside those that were due, and the run goes on from there."""
+    words = ["train", *TINY, "--max-train-steps", "6", "--checkpointing-steps", "2", "--output-dir", tmp_path]
+    fifth = partial(signal_at_call, signal.SIGINT, TrainingRun, "_train_step", 5)
+    stopped = run_forked(*words, first=[register, fifth])
+    assert stopped.returncode == 130
+    said = f"Interrupted after step 5 of 6; {tmp_path / 'checkpoint-5'} has all of it. To go on: "
+    assert said in stopped.stderr
+    assert "--resume" in stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2", "checkpoint-4", "checkpoint-5"]
+    resumed = run_forked(*words, "--resume", first=[register])
+    assert resumed.returncode == 0, resumed.stderr
+    log = json.loads((tmp_path / "training_log.json").read_text())["steps"]
+    assert [entry["step"] for entry in log] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_warning_is_a_line(tmp_path: Path) -> None:
+    """Without the place in the code, which `warnings` shows by itself."""
+    words = ["train", *TINY, "--max-train-steps", "1", "--checkpointing-steps", "1", "--output-dir", tmp_path]
+    first, second = (run_forked(*words, first=[register]).stderr for _ in range(2))
+    assert "Warning" not in first
+    (warning,) = (line for line in second.splitlines() if "Warning" in line)
+    assert warning.startswith(f"Warning: {tmp_path} holds checkpoints of an earlier run, checkpoint-1 the last")

@@ -1,36 +1,40 @@
-"""`loraguard audit`, `compare` and `protect`: in process, and killed and interrupted in processes of their own."""
+"""`loraguard audit`, `compare` and `protect`, and an audit that is killed and interrupted."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
-from command_line import refused, run
+from command_line import refused, run, run_forked
 from PIL import Image
+from processes import signal_at_call
+from tiny import register
 from typer.testing import CliRunner
 
 from loraguard import auditing
+from loraguard.audit.store import Store
 from loraguard.audit_settings import SETTINGS, AuditSettings
 from loraguard.cli import app
 
 QUICK = ["--defense", "disrupting:0.1,steps=2", "--batch-size", "2"]
-SCRIPT = Path(__file__).with_name("tiny.py")
 
 
 @pytest.fixture
 def settings_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., AuditSettings]:
-    """What an audit by these arguments would be of."""
+    """What an audit by these arguments would be of, where there are the files and folders that they name."""
+    monkeypatch.chdir(tmp_path)
+    for file in ("a.ckpt", "inception.pth"):
+        Path(file).touch()
+    for folder in ("x", "d"):
+        Path(folder).mkdir()
 
     def settings_of(*arguments: object) -> AuditSettings:
         seen: list[AuditSettings] = []
@@ -48,7 +52,7 @@ def settings_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[...
 
 
 FLAGS = (
-    "--generator stargan --checkpoint a.ckpt --image-size 128 --patch mine=p --patch q/two --ignore-fingerprint "
+    "--generator stargan --checkpoint a.ckpt --image-size 128 --patch mine=p/one --patch q/two --ignore-fingerprint "
     "--train standard --train fine-tune --train-steps 9 --data folder:x --split test --images 5 --fit-images 6 "
     "--defense disrupting:0.1,steps=3 --defense weak=noise --no-leak-only weak --perturbed theirs=d --channel jpeg:75 "
     "--channel jpeg:75+resize:0.5 --no-adaptive --budget 0.1 --budget 1 --strength 5 --seed 1 --seed 2 --checks 0 "
@@ -58,7 +62,7 @@ YAML = """
 generator: stargan
 checkpoint: a.ckpt
 image_size: 128
-patches: {mine: p, two: q/two}
+patches: {mine: p/one, two: q/two}
 ignore_fingerprint: true
 train: [standard, fine-tune]
 train_steps: 9
@@ -277,31 +281,24 @@ def test_help_fits_a_terminal() -> None:
 
 
 def test_killed_and_interrupted_it_goes_on(tiny: list[str], tmp_path: Path) -> None:
-    """SIGKILL, then SIGINT, each once more has been found; the end is that of an audit left alone."""
-    settings = [*tiny, "--images", "20", "--defense", "disrupting:0.1,steps=60", "--batch-size", "1", "--device", "cpu"]
-    cells = tmp_path / "out" / "cells"
+    """SIGKILL, then SIGINT, each before a fifth finding is written; the end is that of an audit left alone."""
+    settings = [*tiny, "--images", "6", "--defense", "disrupting:0.1,steps=2", "--batch-size", "1", "--device", "cpu"]
+    out = tmp_path / "out"
 
-    def until_more_is_found(arguments: list[str], number: int) -> tuple[int, str]:
-        before = len(list(cells.rglob("*.json")))
-        command = [sys.executable, str(SCRIPT), "audit", *arguments]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-                              env=environment) as process:  # fmt: skip
-            deadline = time.monotonic() + 240
-            while len(list(cells.rglob("*.json"))) < before + 5 and time.monotonic() < deadline:
-                assert process.poll() is None
-                time.sleep(0.01)
-            process.send_signal(number)
-            _, errors = process.communicate(timeout=120)
-        return process.returncode, errors
+    def before_the_fifth(number: int, *arguments: object) -> tuple[int, list[str]]:
+        signalled = partial(signal_at_call, number, Store, "write", 5)
+        done = run_forked("audit", *arguments, first=[register, signalled])
+        return done.returncode, done.stderr.splitlines()
 
-    assert until_more_is_found([*settings, "--output-dir", str(tmp_path / "out")], signal.SIGKILL)[0] == -signal.SIGKILL
-    code, said = until_more_is_found(["--resume", str(tmp_path / "out")], signal.SIGINT)
+    assert before_the_fifth(signal.SIGKILL, *settings, "--output-dir", out)[0] == -signal.SIGKILL
+    assert len(list((out / "cells").rglob("*.json"))) == 4
+    code, said = before_the_fifth(signal.SIGINT, "--resume", out)
     assert code == 130
-    assert said.splitlines()[-1] == f"Interrupted. To go on: loraguard audit --resume {tmp_path / 'out'}"
-    assert "Traceback" not in said
-    assert not (tmp_path / "out" / "audit.json").exists()
-    assert run("audit", "--resume", tmp_path / "out").exit_code == 0
+    assert said[-1] == f"Interrupted. To go on: loraguard audit --resume {out}"
+    assert not [line for line in said if "Traceback" in line]
+    assert len(list((out / "cells").rglob("*.json"))) == 8
+    assert not (out / "audit.json").exists()
+    assert run("audit", "--resume", out).exit_code == 0
     assert run("audit", *settings, "--output-dir", tmp_path / "whole").exit_code == 0
     for file in ("audit.json", "images.csv"):
-        assert (tmp_path / "out" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+        assert (out / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()

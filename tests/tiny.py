@@ -1,4 +1,4 @@
-"""A generator and faces, small enough for an audit in a second; as a script, the command line that knows them."""
+"""A generator and faces, small enough for an audit in a second."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from loraguard.data import DemoFaces, default_transform
-from loraguard.generators import DemoEditor
+from loraguard.data import DATA, DemoFaces, default_transform
+from loraguard.generators import GENERATORS, DemoEditor
 
 SIZE = 32
 
@@ -35,11 +35,8 @@ class TinyFaces(DemoFaces):
 
 NAMES = {"loraguard.generators": "tiny:Tiny", "loraguard.data": "tiny:TinyFaces"}
 
-if __name__ == "__main__":
-    from loraguard.cli import main
-    from loraguard.data import DATA
-    from loraguard.generators import GENERATORS
 
+def register() -> None:
+    """Have the command line of this process know both by the name `tiny`."""
     for registry in (DATA, GENERATORS):
         registry.ours["tiny"] = NAMES[registry.group]
-    main()
