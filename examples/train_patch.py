@@ -16,7 +16,7 @@ import inspect
 import re
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 import yaml
@@ -28,8 +28,6 @@ from loraguard.defenses import DEFENSES, Mixture, needs_fitting
 from loraguard.generators import load_generator
 from loraguard.losses import FeatureEncoder, MMFALoss
 from loraguard.training import adapter_config
-
-TYPES = {"int": int, "float": float, "str": str, "bool": bool}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -54,15 +52,17 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--loss", choices=("pixel", "mmfa"), default="pixel", help="mmfa adds features as in the paper")
     flags.add_argument("--encoder", action="append", help="in place of the paper's: a folder or a Hub id; repeatable")
     taken = {action.dest for action in flags._actions}
-    for field in fields(PatchTrainingArguments):
-        kind = TYPES.get(str(field.type).split(" | ")[0])
-        if field.name in taken or kind is None:
+    for name, kinds in get_type_hints(PatchTrainingArguments).items():
+        kind = kinds if kinds in (int, float, str, bool) or get_origin(kinds) is Literal else get_args(kinds)[0]
+        about = {"help": description(name), "default": None}
+        if name in taken or name in ("stamp", "adversary"):
             continue
-        about = {"help": description(field.name), "default": None}
-        if kind is bool:
-            flags.add_argument(f"--{field.name}", action=argparse.BooleanOptionalAction, **about)
+        if get_origin(kind) is Literal:
+            flags.add_argument(f"--{name}", choices=get_args(kind), **about)
+        elif kind is bool:
+            flags.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, **about)
         else:
-            flags.add_argument(f"--{field.name}", type=kind, metavar=kind.__name__.upper(), **about)
+            flags.add_argument(f"--{name}", type=kind, metavar=kind.__name__.upper(), **about)
     return flags
 
 
