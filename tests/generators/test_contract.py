@@ -213,7 +213,7 @@ def test_train_and_eval_mode_are_the_same_to_an_adapter(case, generator) -> None
     images, labels = case.images(), case.labels()
     buffers = {name: tensor.clone() for name, tensor in model.named_buffers()}
     evaluated = outputs(model, images, labels)
-    torch.testing.assert_close(outputs(model.train(), images, labels), evaluated, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(outputs(model.train(), images, labels), evaluated, rtol=1e-3, atol=1e-3)
     assert all(torch.equal(tensor, buffers[name]) for name, tensor in model.named_buffers())
 
 

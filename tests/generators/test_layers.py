@@ -49,7 +49,7 @@ def images() -> Tensor:
 def test_the_latent_is_what_the_encoder_gives(name: str, images: Tensor) -> None:
     generator, condition, by_hand = GENERATORS[name]
     latent = up_to(generator, generator.latent_layer)(images, **condition)
-    assert torch.allclose(latent, by_hand(generator, images), atol=1e-5)
+    assert torch.allclose(latent, by_hand(generator, images), atol=1e-4)
     assert latent.shape[-1] < 16
 
 
@@ -80,8 +80,8 @@ def test_wrapped_in_peft_folded_and_behind_a_channel(images: Tensor) -> None:
     assert (untouched - truth).abs().max() > 0.01
     with folded(patched):
         for network, expected in ((patched, truth), (Through(patched, channel), behind)):
-            assert torch.allclose(latent(network), expected, atol=1e-5)
-    assert torch.allclose(latent(Through(patched, channel)), behind, atol=1e-5)
+            assert torch.allclose(latent(network), expected, atol=1e-4)
+    assert torch.allclose(latent(Through(patched, channel)), behind, atol=1e-4)
     assert not any(module._forward_hooks for module in patched.modules())
 
 

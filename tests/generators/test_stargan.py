@@ -160,10 +160,10 @@ class TestChannelsLast:
         assert fast.is_contiguous(memory_format=torch.channels_last)
         truth = F.instance_norm(x, weight=norm.weight, bias=norm.bias)
         truth = truth.relu() if norm.relu else truth
-        torch.testing.assert_close(fast, truth, rtol=0, atol=1e-12)
+        torch.testing.assert_close(fast, truth, rtol=0, atol=1e-11)
         gradient = torch.randn_like(truth)
         for one, other in zip(*(torch.autograd.grad(y, sources, gradient) for y in (fast, truth)), strict=True):
-            torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-11)
 
     @pytest.mark.parametrize("learns", [True, False])
     def test_derivatives(self, norm: InstanceNorm, learns: bool) -> None:
@@ -177,12 +177,13 @@ class TestChannelsLast:
         monkeypatch.setattr("loraguard.generators.instance_norm._AT_ONCE", 2 * x[0].numel())
         apart = torch.autograd.grad(norm(x).square().sum(), [x, norm.weight, norm.bias])
         for one, other in zip(apart, together, strict=True):
-            torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-11)
 
     def test_rounding_where_the_mean_is_far_from_zero(self, norm: InstanceNorm) -> None:
-        x = self.features(10.0, torch.float32)
+        x = self.features(100.0, torch.float32)
         truth = norm.double()(x.detach().double().contiguous())
-        torch.testing.assert_close(norm.float()(x).double(), truth, rtol=0, atol=3e-5)
+        error = (norm.float()(x).double() - truth).abs().max()
+        assert error < 5e-4  # 40 eps of the mean; mean(x^2) - mean(x)^2 would be 4e-3 off
 
     def test_the_network_is_the_same_function(self, scramble, monkeypatch: pytest.MonkeyPatch) -> None:
         generator = scramble(StarGAN(8, repeat_num=1)).double()
