@@ -2,19 +2,18 @@
 
 import copy
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import torch
+from audited import WHOLE, audit_photos, audit_share, killed_before_a_change
 from peft import PeftModel, get_peft_model
+from processes import forked, forked_ranks
 from setups import STAMP, Audit, Flip
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -286,61 +285,39 @@ def test_another_patch_or_photo_is_not_taken_for_the_old_one(audit: Audit, model
     assert not torch.equal(other["untouched", "noise"].values["mse"], after["untouched", "noise"].values["mse"])
 
 
-SCRIPT = """
-import sys, torch
-from peft import get_peft_model
-from loraguard import GatedLoraConfig
-from loraguard.audit import run_audit
-from loraguard.data import DemoFaces
-from loraguard.defenses import Disrupting
-from loraguard.files import write_json
-from loraguard.generators import DemoEditor
-from pathlib import Path
-
-torch.set_num_threads(1)
-torch.manual_seed(0)
-model = get_peft_model(DemoEditor(conv_dim=4, num_blocks=1), GatedLoraConfig(r=2, init_lora_weights="paper"))
-result = run_audit(model, DemoFaces(24, size=16), defenses=Disrupting(0.1, 8), patches={"default": None}, batch_size=2,
-                   seeds=[0, 1], output_dir=sys.argv[1], disable_tqdm=True)
-write_json(Path(sys.argv[2]), result.to_dict())
-"""
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """What an audit finds that nobody disturbs."""
+    folder = tmp_path_factory.mktemp("whole")
+    done = forked(audit_photos, folder / "store", folder / "whole.json")
+    assert done.returncode == 0, done.stderr
+    return (folder / "whole.json").read_bytes()
 
 
-def start(store: Path, out: Path, **environment: str) -> subprocess.Popen:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.Popen([sys.executable, "-c", SCRIPT, str(store), str(out)], env=environment)
-
-
-def test_killed_and_gone_on(tmp_path: Path) -> None:
-    """SIGKILL in the middle; what was found stays, and the whole is what it would have been."""
+def test_killed_and_gone_on(whole: bytes, tmp_path: Path) -> None:
+    """SIGKILL before each change to files that a finding makes; what was found stays, and the whole is what it was."""
     store = tmp_path / "killed"
-    process = start(store, tmp_path / "none.json")
-    deadline = time.monotonic() + 300
-    while len(list(store.glob("cells/*/*.json"))) < 20:
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    kept = {path: path.stat().st_mtime_ns for path in store.glob("cells/*/*.json")}
+    kept: dict[Path, int] = {}
+    for nth in count(1):
+        done = forked(killed_before_a_change, store, nth)
+        found = {path: path.stat().st_mtime_ns for path in store.glob("cells/*/*.json")}
+        assert found.items() >= kept.items()
+        kept = found
+        if done.returncode == WHOLE:
+            break
+        assert done.returncode == -signal.SIGKILL, done.stderr
+    assert nth > len(kept) > 1  # some died before the finding had its name, some after
     assert not (tmp_path / "none.json").exists()
-    assert start(store, tmp_path / "resumed.json").wait(300) == 0
-    assert start(tmp_path / "whole", tmp_path / "whole.json").wait(300) == 0
-    assert (tmp_path / "resumed.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
+    done = forked(audit_photos, store, tmp_path / "resumed.json")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "resumed.json").read_bytes() == whole
     assert all(path.stat().st_mtime_ns == then for path, then in kept.items())
 
 
-def test_two_processes_share_the_batches(tmp_path: Path) -> None:
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29517", "ACCELERATE_USE_CPU": "true"}
-    runs = [
-        start(tmp_path / "two", tmp_path / f"{rank}.json", **shared, RANK=str(rank), LOCAL_RANK=str(rank))
-        for rank in (0, 1)
-    ]
-    assert [run.wait(300) for run in runs] == [0, 0]
-    assert start(tmp_path / "one", tmp_path / "one.json").wait(300) == 0
-    assert (tmp_path / "0.json").read_bytes() == (tmp_path / "1.json").read_bytes()
-    one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "0"))
-    assert one["situations"] == two["situations"]
+def test_two_processes_share_the_batches(whole: bytes, tmp_path: Path) -> None:
+    done = forked_ranks(audit_share, tmp_path / "two", tmp_path)
+    assert [one.returncode for one in done] == [0, 0], done
+    assert [(tmp_path / f"{rank}.json").read_bytes() for rank in (0, 1)] == [whole, whole]
 
 
 # What is refused, and what is left alone.

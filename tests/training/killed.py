@@ -1,79 +1,123 @@
-"""Trains in forked processes that kill themselves; a script, as fork needs a process with one thread.
+"""Trainings for test_checkpoints.py, some of which are stopped at exactly chosen moments in forks."""
 
-`python killed.py FOLDER KILLS` trains once to the end, then once more in a process that is killed (SIGKILL) again and
-again and each time resumed, and prints what came of it as JSON.
-"""
-
-import json
 import os
-import random
+import resource
 import signal
-import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model
+from processes import signal_at_call, signal_at_change
+from torch import Tensor, nn
 
 from loraguard import GatedLoraConfig, PatchTrainer, PatchTrainingArguments
 from loraguard.data import DemoFaces
 from loraguard.defenses import Disrupting
 from loraguard.generators import DemoEditor
+from loraguard.training.checkpoints import Checkpoints
+from loraguard.training.run import TrainingRun
 
-STEPS = 24
+STEPS = 18
+WHOLE = 77
+"""The exit code where a checkpoint was written before the moment to be killed came."""
+
+
+def model() -> PeftModel:
+    torch.manual_seed(0)
+    return get_peft_model(DemoEditor(conv_dim=4, num_blocks=1), GatedLoraConfig(r=2))
+
+
+def arguments(folder: Path, **changes: Any) -> PatchTrainingArguments:
+    defaults = {
+        "adversary": Disrupting(steps=1), "max_train_steps": 6, "train_batch_size": 2, "learning_rate": 1e-2,
+        "lr_scheduler": "cosine", "cpu": True, "disable_tqdm": True,
+    }  # fmt: skip
+    return PatchTrainingArguments(folder, **{**defaults, **changes})
+
+
+class Once:
+    """An adversary that does something at its n-th call."""
+
+    eps = 0.05
+
+    def __init__(self, call: int, deed: Callable[[], object] | None) -> None:
+        self.call, self.deed, self.calls = call, deed, 0
+
+    def __call__(self, generator: nn.Module, images: Tensor, condition: dict, clean: Tensor | None = None) -> Tensor:
+        self.calls += 1
+        if self.calls == self.call and self.deed is not None:
+            self.deed()
+        return Disrupting(steps=1)(generator, images, condition, clean)
 
 
 def train(folder: Path) -> None:
+    """With all that draws at random: dropout, edits, starts of the attack, the order of photos."""
     torch.manual_seed(3)
-    model = get_peft_model(DemoEditor(conv_dim=4, num_blocks=1), GatedLoraConfig(r=2, lora_dropout=0.1))
-    arguments = PatchTrainingArguments(
+    network = get_peft_model(DemoEditor(conv_dim=4, num_blocks=1), GatedLoraConfig(r=2, lora_dropout=0.1))
+    settings = PatchTrainingArguments(
         folder, adversary=Disrupting(steps=2), max_train_steps=STEPS, train_batch_size=2, learning_rate=1e-2,
         lr_scheduler="cosine", edits_per_step=2, checkpointing_steps=1, checkpoints_total_limit=2,
         resume_from_checkpoint="latest", cpu=True, disable_tqdm=True,
     )  # fmt: skip
-    PatchTrainer(model, DemoFaces(11, size=16), arguments).train()
+    PatchTrainer(network, DemoFaces(11, size=16), settings).train()
 
 
-def in_a_process(folder: Path, kill_after: float | None) -> tuple[int, float]:
-    """Train in a child, killed after so many seconds; its exit status and how long it lived."""
-    started = time.monotonic()
-    child = os.fork()
-    if not child:
-        try:
-            train(folder)
-        except BaseException as error:
-            print(repr(error), file=sys.stderr)
-            os._exit(1)
-        os._exit(0)
-    if kill_after is not None:
-        while time.monotonic() - started < kill_after and not os.waitid(
-            os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT
-        ):
-            time.sleep(0.002)
-        os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    return os.waitstatus_to_exitcode(status), time.monotonic() - started
+def killed_in_a_step(folder: Path, nth: int) -> None:
+    """Of this process, as it begins."""
+    signal_at_call(signal.SIGKILL, TrainingRun, "_train_step", nth)
+    train(folder)
 
 
-def main(folder: Path, kills: int) -> None:
-    status, seconds = in_a_process(folder / "whole", None)
-    assert status == 0
-    draws = random.Random(0)
-    moments: list[str] = []
-    rounds = 1
-    while len(moments) < kills:
-        current = folder / f"killed-{rounds}"
-        status, _ = in_a_process(current, draws.uniform(0.1, 0.4) * seconds)
-        if status == 0:  # done before it was killed: once more from the start
-            rounds += 1
-            continue
-        assert status == -signal.SIGKILL, status
-        found = [path.name for path in current.glob(".*checkpoint-*.partial")]
-        moments.append("writing" if found else "between")
-    status, _ = in_a_process(folder / f"killed-{rounds}", None)
-    assert status == 0
-    print(json.dumps({"moments": moments, "rounds": rounds}))
+def killed_before_a_change(folder: Path, nth: int) -> None:
+    """Before the n-th change to files that this process' first checkpoint makes; or else right after all of them."""
+
+    def first() -> None:
+        change, save = signal_at_change(signal.SIGKILL, nth), torch.save
+
+        def announced(*args: Any, **kwargs: Any) -> None:  # which opens files in compiled code
+            change()
+            save(*args, **kwargs)
+
+        torch.save = announced
+
+    _in_the_first_checkpoint(first)
+    train(folder)
 
 
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+def killed_within_a_file(folder: Path, size: int) -> None:
+    """By the system, as soon as this process' first checkpoint writes more than `size` bytes to a file."""
+
+    def first() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # nobody wants to look into it
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+    _in_the_first_checkpoint(first)
+    train(folder)
+
+
+def _in_the_first_checkpoint(deed: Callable[[], None]) -> None:
+    save = Checkpoints.save
+
+    def first(self: Checkpoints, step: int, state: dict[str, Any]) -> None:
+        deed()
+        save(self, step, state)
+        os._exit(WHOLE)
+
+    Checkpoints.save = first
+
+
+def short_of_disk(folder: Path) -> None:
+    """From the fourth step on the system refuses to write more than 2000 bytes to a file; what is said is printed."""
+
+    def fill() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    settings = arguments(folder, checkpointing_steps=2, adversary=Once(4, fill))
+    try:
+        PatchTrainer(model(), DemoFaces(7, size=16), settings).train()
+    except OSError as error:
+        print("OSError", error)

@@ -4,73 +4,67 @@ import copy
 import json
 import os
 import signal
-import subprocess
-import sys
+from itertools import chain, count
 from pathlib import Path
 
 import pytest
 import torch
+from killed import (
+    STEPS,
+    WHOLE,
+    Once,
+    arguments,
+    killed_before_a_change,
+    killed_in_a_step,
+    killed_within_a_file,
+    model,
+    short_of_disk,
+    train,
+)
 from peft import PeftModel, get_peft_model
-from torch import Tensor, nn
+from processes import forked
 
-from loraguard import GatedLoraConfig, PatchTrainer, PatchTrainingArguments
+from loraguard import GatedLoraConfig, PatchTrainer
 from loraguard.data import DemoFaces
-from loraguard.defenses import Disrupting
-from loraguard.generators import DemoEditor
-
-HERE = Path(__file__).parent
-
-
-def model() -> PeftModel:
-    torch.manual_seed(0)
-    return get_peft_model(DemoEditor(conv_dim=4, num_blocks=1), GatedLoraConfig(r=2))
-
-
-def arguments(folder: Path, **changes: object) -> PatchTrainingArguments:
-    defaults = {
-        "adversary": Disrupting(steps=1), "max_train_steps": 6, "train_batch_size": 2, "learning_rate": 1e-2,
-        "lr_scheduler": "cosine", "cpu": True, "disable_tqdm": True,
-    }  # fmt: skip
-    return PatchTrainingArguments(folder, **{**defaults, **changes})
+from loraguard.training.checkpoints import whole_checkpoints
 
 
 def weights(folder: Path) -> bytes:
     return (folder / "adapter_model.safetensors").read_bytes()
 
 
-class Once:
-    """An adversary that does something at its n-th call."""
+def test_a_run_killed_at_any_moment_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+    """SIGKILL in a step and before each change to files that a checkpoint makes, and death while it writes a file.
 
-    eps = 0.05
-
-    def __init__(self, call: int, deed) -> None:
-        self.call, self.deed, self.calls = call, deed, 0
-
-    def __call__(self, generator: nn.Module, images: Tensor, condition: dict, clean: Tensor | None = None) -> Tensor:
-        self.calls += 1
-        if self.calls == self.call:
-            self.deed()
-        return Disrupting(steps=1)(generator, images, condition, clean)
-
-
-def test_a_run_killed_at_random_moments_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
-    """20 times SIGKILL, while a checkpoint is written and in between; equal to the bit."""
-    kills = 20
-    command = [sys.executable, "-W", "ignore", str(HERE / "killed.py"), str(tmp_path), str(kills)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, env=environment)
-    assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout)
-    assert len(found["moments"]) == kills
-    assert set(found["moments"]) == {"writing", "between"}
-    log = json.loads((tmp_path / "whole" / "training_log.json").read_text())
-    for number in range(1, found["rounds"] + 1):
-        killed = tmp_path / f"killed-{number}"
-        assert weights(killed) == weights(tmp_path / "whole")
-        again = json.loads((killed / "training_log.json").read_text())
-        assert {k: v for k, v in again.items() if k != "settings"} == {k: v for k, v in log.items() if k != "settings"}
-        assert not list(killed.glob(".*checkpoint*"))
-        assert len(list(killed.glob("checkpoint-*"))) == 2
+    Each process goes on from what the one before it left; the end is equal to the bit. Between two changes to files
+    all moments are alike.
+    """
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert forked(train, whole).returncode == 0
+    half = {file.name: file.stat().st_size // 2 for file in (whole / f"checkpoint-{STEPS}").iterdir()}
+    deaths = [
+        (signal.SIGKILL, killed_in_a_step, 4),  # from here on each checkpoint takes an earlier one's place
+        (signal.SIGXFSZ, killed_within_a_file, half["optimizer.bin"]),
+        (signal.SIGXFSZ, killed_within_a_file, half["adapter_model.safetensors"]),
+    ]
+    steps, left = [], set()
+    for number, deed, at in chain(deaths, ((signal.SIGKILL, killed_before_a_change, nth) for nth in count(1))):
+        done = forked(deed, killed, at)
+        if done.returncode == WHOLE:
+            break
+        assert done.returncode == -number, done.stderr
+        steps.append(int(whole_checkpoints(killed)[-1].name.removeprefix("checkpoint-")))
+        left |= {path.name.partition(".old")[1] for path in killed.glob(".*checkpoint-*.partial")}
+    assert steps == sorted(steps)  # no step is lost
+    assert steps[0] == 3
+    assert left == {"", ".old"}  # some died writing, some deleting
+    assert forked(train, killed).returncode == 0
+    assert weights(killed) == weights(whole)
+    logs = [json.loads((folder / "training_log.json").read_text()) for folder in (whole, killed)]
+    one, other = ({key: value for key, value in log.items() if key != "settings"} for log in logs)
+    assert one == other
+    assert not list(killed.glob(".*checkpoint*"))
+    assert [path.name for path in whole_checkpoints(killed)] == [f"checkpoint-{STEPS - 1}", f"checkpoint-{STEPS}"]
 
 
 def test_resuming_in_the_middle_equals_not_stopping(tmp_path: Path) -> None:
@@ -125,18 +119,8 @@ def test_a_signal_in_the_last_step_leaves_with_the_patch(tmp_path: Path) -> None
 
 def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
     """A limit on the size of files stands for the disk: the system refuses to write on."""
-    code = (
-        "import resource, signal, sys; from pathlib import Path\n"
-        "sys.path.insert(0, sys.argv[1]); from test_checkpoints import *\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "fill = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
-        "settings = arguments(Path(sys.argv[2]), checkpointing_steps=2, adversary=Once(4, fill))\n"
-        "try:\n    PatchTrainer(model(), DemoFaces(7, size=16), settings).train()\n"
-        "except OSError as error: print('OSError', error)"
-    )
-    command = [sys.executable, "-W", "ignore", "-c", code, str(HERE), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.stdout.startswith("OSError"), done.stderr[-2000:]
+    done = forked(short_of_disk, tmp_path)
+    assert done.stdout.startswith("OSError"), done.stderr
     assert f"The last good one is {tmp_path / 'checkpoint-2'}" in done.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
     settings = arguments(tmp_path, resume_from_checkpoint="latest")
@@ -144,24 +128,24 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_resumed_is_said(tmp_path: Path) -> None:
-    def train(folder: Path, images: int = 7, **changes: object) -> None:
+    def trained(folder: Path, images: int = 7, **changes: object) -> None:
         PatchTrainer(model(), DemoFaces(images, size=16), arguments(folder, **changes)).train()
 
-    train(tmp_path, checkpointing_steps=3)
+    trained(tmp_path, checkpointing_steps=3)
     with pytest.raises(FileNotFoundError, match="checkpoint-3, checkpoint-6"):
-        train(tmp_path, resume_from_checkpoint="checkpoint-5")
+        trained(tmp_path, resume_from_checkpoint="checkpoint-5")
     with pytest.raises(ValueError, match="7 images, this run has 9"):
-        train(tmp_path, 9, resume_from_checkpoint="latest")
+        trained(tmp_path, 9, resume_from_checkpoint="latest")
     with pytest.warns(UserWarning, match=r"learning_rate: 0.01 then, 0.1 now"):
-        train(tmp_path, resume_from_checkpoint="checkpoint-3", learning_rate=0.1)
+        trained(tmp_path, resume_from_checkpoint="checkpoint-3", learning_rate=0.1)
     for file in ("random_states_0.pkl", "optimizer.bin"):
         (tmp_path / "checkpoint-6" / file).write_bytes(b"nothing")
         with pytest.raises(ValueError, match="checkpoint-6 cannot be loaded"):
-            train(tmp_path, resume_from_checkpoint="checkpoint-6")
+            trained(tmp_path, resume_from_checkpoint="checkpoint-6")
     (tmp_path / "checkpoint-6" / "random_states_0.pkl").rename(tmp_path / "checkpoint-6" / "random_states_1.pkl")
     (tmp_path / "checkpoint-3" / "random_states_1.pkl").write_bytes(b"")
     with pytest.raises(ValueError, match="2 processes, this one has 1"):
-        train(tmp_path, resume_from_checkpoint="checkpoint-3")
+        trained(tmp_path, resume_from_checkpoint="checkpoint-3")
 
 
 def test_latest_without_a_checkpoint_starts_anew(tmp_path: Path) -> None:

@@ -1,22 +1,26 @@
 """Several processes, and several batches a step, are one process and one batch."""
 
 import json
-import subprocess
-import sys
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
+import accelerate.commands.launch
 import pytest
 import torch
 from accelerate import DeepSpeedPlugin
 from accelerate.commands.config.config_args import load_config_from_file
+from command_line import run_forked_ranks
+from processes import forked_ranks, run_main
 from safetensors.torch import load_file
-from two_processes import train
+from sharded import train_sharded_and_not
+from tiny import register
+from two_processes import train, train_and_say
 
 from loraguard.training.gradients import set_up_zero
 
-HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
-CONFIGS = ROOT / "examples" / "configs"
+HERE = Path(__file__).parent
+CONFIGS = HERE.parents[1] / "examples" / "configs"
 
 
 def adapter(folder: Path) -> dict[str, torch.Tensor]:
@@ -30,13 +34,12 @@ def assert_same(folder: Path, other: Path, rtol: float = 1e-9, atol: float = 1e-
         assert torch.allclose(value, theirs[name], rtol=rtol, atol=atol), name
 
 
-def launch(config: str, script: str, *arguments: str) -> str:
-    """What the script says, once for each of its two processes, which a shipped configuration starts."""
-    options = ["--config_file", str(CONFIGS / config), "--main_process_port", "0"]
-    command = [sys.executable, "-m", "accelerate.commands.launch", *options, str(HERE / script), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=ROOT)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+def launched(config: str, folder: Path) -> list[dict[str, str]]:
+    """What the two processes are told that `accelerate launch` starts by a shipped configuration: their variables."""
+    options = ["--config_file", CONFIGS / config, "--main_process_port", "0"]
+    done = run_main(accelerate.commands.launch.main, *options, HERE / "say_environment.py", folder)
+    assert done.returncode == 0, done.stderr
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
 
 
 def test_accumulated_batches_are_the_big_batch(tmp_path: Path) -> None:
@@ -48,8 +51,8 @@ def test_accumulated_batches_are_the_big_batch(tmp_path: Path) -> None:
 def test_two_processes_are_one_with_the_same_global_batch(tmp_path: Path) -> None:
     """Over gloo; only one of them writes."""
     train(tmp_path / "one", batch=4)
-    said = launch("multi_cpu.yaml", "two_processes.py", str(tmp_path / "two"), "2")
-    assert said.count("processes 2 MULTI_CPU") == 2
+    done = forked_ranks(train_and_say, tmp_path / "two", told=launched("multi_cpu.yaml", tmp_path))
+    assert [one.stdout for one in done] == 2 * ["processes 2 MULTI_CPU\n"], done
     assert_same(tmp_path / "one", tmp_path / "two")
     found = {path.relative_to(tmp_path / "two").as_posix() for path in (tmp_path / "two").rglob("*")}
     assert {"checkpoint-4/random_states_0.pkl", "checkpoint-4/random_states_1.pkl"} <= found
@@ -59,24 +62,24 @@ def test_two_processes_are_one_with_the_same_global_batch(tmp_path: Path) -> Non
 
 def test_two_processes_audit_together(tmp_path: Path) -> None:
     """`loraguard train` and then `loraguard audit` of that patch: each ends, the main process alone speaks."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     sizes = {"train": ["--train-size", "8", "--test-size", "5", "--max-train-steps", "1", "--rank", "1"],
              "audit": ["--fit-images", "8", "--images", "5", "--checks", "0", "--patch", f"mine={tmp_path / 'train'}",
                        "--batch-size", "2", "--defense", "disrupting:0.1,steps=2"]}  # fmt: skip
     for command, size in sizes.items():
-        flags = ["--generator", "tiny", "--data", "tiny", "--device", "cpu", "--output-dir", str(tmp_path / command)]
-        words = [*launcher, str(ROOT / "tests" / "tiny.py"), command, *flags, *size]
-        done = subprocess.run(words, capture_output=True, text=True, timeout=300, cwd=ROOT, check=False)
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert done.stdout.count("Report: ") == done.stdout.count("Auditing ") == 1
+        flags = ["--generator", "tiny", "--data", "tiny", "--device", "cpu", "--output-dir", tmp_path / command]
+        done = run_forked_ranks(command, *flags, *size, first=[register])
+        assert [one.returncode for one in done] == [0, 0], done
+        assert [(one.stdout.count("Auditing "), one.stdout.count("Report: ")) for one in done] == [(1, 1), (0, 0)]
         folder = tmp_path / "train" / "audit" if command == "train" else tmp_path / command
         assert json.loads((folder / "audit.json").read_text())["settings"]["n"] == 5
 
 
 def test_zero_is_data_parallel(tmp_path: Path) -> None:
     """Two processes over DeepSpeed's ZeRO-2, with a step that is skipped and a resumption, are two over DDP."""
-    said = launch("deepspeed_zero2.yaml", "sharded.py", str(tmp_path))
-    assert (said.count("processes 2 DEEPSPEED"), said.count("processes 2 MULTI_CPU")) == (2, 2)
+    done = forked_ranks(train_sharded_and_not, tmp_path, told=launched("deepspeed_zero2.yaml", tmp_path))
+    for one in done:
+        assert re.findall("processes .*", one.stdout) == ["processes 2 DEEPSPEED", "processes 2 MULTI_CPU"], one
+        assert one.returncode == 0, one.stderr
     assert_same(tmp_path / "zero", tmp_path / "ddp", rtol=0, atol=1e-6)
 
 

@@ -2,14 +2,14 @@
 
 import copy
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from huggingface_hub import ModelCard
 from peft import PeftModel, get_peft_model
+from precision import train_in_bfloat16
+from processes import forked
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
@@ -440,25 +440,10 @@ def test_gradients_that_are_not_finite_stop_the_run(patched: PeftModel, faces: D
     assert all(torch.equal(value, weights[key]) for key, value in patched.state_dict().items())
 
 
-def test_mixed_precision_leaves_the_model_as_it_was(patched: PeftModel, faces: DemoFaces, tmp_path: Path) -> None:
-    """In a process of its own, as Accelerate keeps one precision for each."""
-    code = (
-        "import sys, torch; from pathlib import Path; from peft import get_peft_model; from loraguard import *\n"
-        "from loraguard.data import DemoFaces; from loraguard.defenses import Disrupting\n"
-        "from loraguard.generators import DemoEditor\n"
-        "model = get_peft_model(DemoEditor(conv_dim=4, num_blocks=1), GatedLoraConfig(r=2))\n"
-        "face = DemoFaces(8, size=16)[0]; given = face['image'][None], face['labels'][None]\n"
-        "with torch.no_grad(), model.disable_adapter(): before = model(*given)\n"
-        "args = PatchTrainingArguments(sys.argv[1], adversary=Disrupting(steps=1), max_train_steps=2, cpu=True,\n"
-        "                              disable_tqdm=True, mixed_precision='bf16')\n"
-        "PatchTrainer(model, DemoFaces(8, size=16), args).train()\n"
-        "assert 'forward' not in vars(model)\n"
-        "with torch.no_grad(), model.disable_adapter(): assert torch.equal(before, model(*given))\n"
-        "print('same')"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
-    assert done.stdout.split()[-1] == "same"  # DeepSpeed, where it is installed, logs to stdout
+def test_mixed_precision_leaves_the_model_as_it_was(tmp_path: Path) -> None:
+    done = forked(train_in_bfloat16, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "training_log.json").read_text())["settings"]["mixed_precision"] == "bf16"
 
 
 def test_a_compiled_generator_trains_alike(faces: DemoFaces, tmp_path: Path, monkeypatch) -> None:

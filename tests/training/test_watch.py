@@ -2,9 +2,6 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 from itertools import islice
 from pathlib import Path
 
@@ -13,6 +10,8 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from PIL import Image
+from precision import say_the_precision
+from processes import forked
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 from torch.nn import functional as F
@@ -83,17 +82,8 @@ def test_a_skipped_step_leaves_the_gradient_scaler_ready_for_the_next(
 
 def test_precision_is_what_the_launcher_was_told(tmp_path: Path) -> None:
     """As `accelerate launch --mixed_precision bf16`, and examples/configs, tell it."""
-    code = (
-        "import sys; from peft import get_peft_model; from loraguard import *; from loraguard.data import DemoFaces\n"
-        "from loraguard.generators import DemoEditor\n"
-        "model = get_peft_model(DemoEditor(conv_dim=4), GatedLoraConfig(r=2))\n"
-        "settings = PatchTrainingArguments(sys.argv[1], cpu=True)\n"
-        "print(PatchTrainer(model, DemoFaces(4, size=16), settings).accelerator.mixed_precision)"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path)]
-    environment = {**os.environ, "ACCELERATE_MIXED_PRECISION": "bf16"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=True)
-    assert done.stdout.split() == ["bf16"]
+    done = forked(say_the_precision, tmp_path, ACCELERATE_MIXED_PRECISION="bf16")
+    assert done.stdout.split() == ["bf16"], done.stderr
 
 
 def test_an_explosion_is_skipped(patched: PeftModel, faces: DemoFaces, tmp_path: Path) -> None:

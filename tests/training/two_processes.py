@@ -1,6 +1,5 @@
-"""Trains in one process or two and saves the adapter; started by test_processes.py."""
+"""Trains in one process or two and saves the adapter, for test_processes.py."""
 
-import sys
 from pathlib import Path
 
 import torch
@@ -49,6 +48,7 @@ def train(folder: Path, batch: int, accumulation: int = 1, loss=F.mse_loss) -> P
     return trainer
 
 
-if __name__ == "__main__":
-    trainer = train(Path(sys.argv[1]), int(sys.argv[2]))
-    print(f"processes {trainer.accelerator.num_processes} {trainer.accelerator.distributed_type.value}", flush=True)
+def train_and_say(folder: Path) -> None:
+    """With 2 photos in each process' batch."""
+    trainer = train(folder, batch=2)
+    print(f"processes {trainer.accelerator.num_processes} {trainer.accelerator.distributed_type.value}")
