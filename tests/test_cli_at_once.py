@@ -28,13 +28,13 @@ LIGHT_MODULES = {
 MOST_MEMORY = 100e6
 
 SEE = """
-import atexit, json, re, sys
+import atexit, json, os, re, sys
 def see():
     with open("/proc/self/status") as status:  # getrusage counts what the parent had when it forked
         used = 1024 * int(re.search(r"VmHWM:\\s*(\\d+) kB", status.read())[1])
     tops = {name.partition(".")[0] for name in sys.modules} - sys.stdlib_module_names
     ours = [name for name in sys.modules if name.partition(".")[0] == "loraguard"]
-    print("SEEN", json.dumps([sorted(tops), sorted(ours), used]))
+    print("SEEN", json.dumps([sorted(tops), sorted(ours), used, os.environ["OMP_WAIT_POLICY"]]))
 atexit.register(see)
 from loraguard.cli import main
 sys.argv[0] = "loraguard"
@@ -89,8 +89,9 @@ def run(*words: str, folder: Path, **environment: str) -> tuple[subprocess.Compl
     )  # fmt: skip
     assert "Traceback" not in done.stderr, done.stderr
     *_, seen = [line for line in done.stdout.splitlines() if line.startswith("SEEN")]
-    tops, ours, used = json.loads(seen.removeprefix("SEEN"))
+    tops, ours, used, policy = json.loads(seen.removeprefix("SEEN"))
     assert used < MOST_MEMORY
+    assert policy == environment.get("OMP_WAIT_POLICY", "PASSIVE")
     return done, set(tops), set(ours)
 
 
@@ -104,6 +105,10 @@ def test_help(words: list[str], tmp_path: Path) -> None:
     assert done.returncode == 0
     assert is_light(tops), tops - LIGHT
     assert ours <= LIGHT_MODULES, ours - LIGHT_MODULES
+
+
+def test_the_user_s_own_policy_of_waiting_is_kept(tmp_path: Path) -> None:
+    run("--version", folder=tmp_path, OMP_WAIT_POLICY="ACTIVE")
 
 
 @pytest.mark.parametrize("words", WRONG, ids=lambda words: " ".join(words)[:60])

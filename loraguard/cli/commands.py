@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 import warnings
 from pathlib import Path
@@ -119,6 +120,9 @@ def is_worth_a_line(record: logging.LogRecord) -> bool:
 
 def main() -> None:
     """Entry point of the console script."""
+    # Before torch is loaded: a thread that waits for another one sleeps. By default it spins, and where another program
+    # keeps a core busy, spinning takes the other thread's time and a step takes several times as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     warnings.showwarning = say_warning
     logging.getLogger("DeepSpeed").addFilter(is_worth_a_line)
     app()

@@ -1,6 +1,6 @@
-"""How long `loraguard demo` takes, alone and beside a busy neighbour: `python benchmarks/demo.py [--against COMMIT]`.
+"""How long a command takes, alone and beside a busy neighbour: `python benchmarks/neighbour.py [--against COMMIT]`.
 
-A neighbour is a process that keeps one core busy. With `--against`, an earlier commit of this repository runs in turn
+The command is `loraguard demo`, or what `--command` says. A neighbour is a process that keeps one core busy. With `--against`, an earlier commit of this repository runs in turn
 with the present one, on the same machine, and a row says how many times as fast the present one is. Memory is the
 largest sum over the demo's processes at any time, looked at every quarter of a second; shared pages count once (PSS).
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -40,8 +41,8 @@ def memory_of(process: psutil.Process) -> int:
     return total
 
 
-def demo(code: Path, neighbours: int, words: list[str]) -> tuple[float, float, int]:
-    """Seconds, seconds of processor time and largest memory of a whole `loraguard demo` with the code in a folder."""
+def run(code: Path, neighbours: int, words: list[str]) -> tuple[float, float, int]:
+    """Seconds, seconds of processor time and largest memory of a command with the code in a folder."""
     environment = {**os.environ, "PYTHONPATH": str(code), "HF_HUB_OFFLINE": "1"}
     environment.pop("OMP_NUM_THREADS", None)
     with ExitStack() as stack:
@@ -50,7 +51,7 @@ def demo(code: Path, neighbours: int, words: list[str]) -> tuple[float, float, i
             neighbour = stack.enter_context(subprocess.Popen(NEIGHBOUR))
             stack.callback(neighbour.kill)
         before, started, most = os.times(), time.monotonic(), 0
-        command = [sys.executable, "-m", "loraguard", "demo", "--output-dir", folder, *words]
+        command = [sys.executable, "-m", "loraguard", *words, "--output-dir", folder]
         running = psutil.Popen(
             command, env=environment, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
@@ -58,7 +59,7 @@ def demo(code: Path, neighbours: int, words: list[str]) -> tuple[float, float, i
             most = max(most, memory_of(running))
             time.sleep(0.25)
         if running.returncode:
-            raise SystemExit(f"The demo of {code} ended with exit code {running.returncode}.")
+            raise SystemExit(f"With {code} it ended with exit code {running.returncode}.")
         after = os.times()
         used = after.children_user + after.children_system - before.children_user - before.children_system
         return time.monotonic() - started, used, most
@@ -69,7 +70,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--against", metavar="COMMIT", help="an earlier commit to run in turn")
     parser.add_argument("--neighbours", type=int, nargs="+", default=[0, 1], help="how many, for each situation")
-    parser.add_argument("--quick", action="store_true", help="the demo's --quick, to try this script")
+    parser.add_argument("--command", default="demo", help="such as 'train --max-train-steps 20'")
     options = parser.parse_args()
     print(processor())
     with ExitStack() as stack:
@@ -82,7 +83,7 @@ def main() -> None:
         for neighbours in options.neighbours:
             taken = []
             for name, code in codes.items():
-                seconds, used, most = demo(code, neighbours, ["--quick"] if options.quick else [])
+                seconds, used, most = run(code, neighbours, shlex.split(options.command))
                 print(
                     f"{name}, {neighbours} neighbour{'s' if neighbours != 1 else ''}: {seconds:.0f} s, "
                     f"{used:.0f} s of processor time, {most / 2**20:.0f} MiB",
