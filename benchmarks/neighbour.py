@@ -1,8 +1,9 @@
 """How long a command takes, alone and beside a busy neighbour: `python benchmarks/neighbour.py [--against COMMIT]`.
 
-The command is `loraguard demo`, or what `--command` says. A neighbour is a process that keeps one core busy. With `--against`, an earlier commit of this repository runs in turn
-with the present one, on the same machine, and a row says how many times as fast the present one is. Memory is the
-largest sum over the demo's processes at any time, looked at every quarter of a second; shared pages count once (PSS).
+The command is `loraguard demo`, or what `--command` says. A neighbour is a process that keeps one core busy. With
+`--against`, an earlier commit of this repository runs in turn with the present one, on the same machine, and a row says
+how many times as fast the present one is. Memory is the largest sum over the command's processes at any time, looked at
+every quarter of a second; shared pages count once (PSS).
 """
 
 from __future__ import annotations

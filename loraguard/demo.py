@@ -182,9 +182,9 @@ def run_demo(
 ) -> DemoResult:
     """Protect drawn faces, train a standard and a defensive patch, audit all three generators, write the report.
 
-    On a CPU two processes of one thread train a patch each and share the audit's photos: threads of one process wait for
-    each other in every layer, which takes ten times as long once another program keeps a core busy. One process finds
-    the same. Training that was interrupted goes on from its checkpoint, if the settings are the same.
+    On a CPU two processes of one thread train a patch each and share the audit's photos, as the threads of one process
+    would wait for each other in every layer. One process finds the same. Training that was interrupted goes on from its
+    checkpoint, if the settings are the same.
 
     Args:
         output_dir: gets `report.html`, `audit.json`, `grid.png` and the patches in `standard/` and `defensive/`.
