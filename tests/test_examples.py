@@ -1,15 +1,13 @@
 """The example scripts, run as a user runs them."""
 
 import json
-import os
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from processes import run_script
 from safetensors.torch import load_file
 from torch import nn
 
@@ -27,9 +25,10 @@ def test_examples_are_short() -> None:
 
 def test_train_demo_editor(tmp_path: Path) -> None:
     """Both phases of the recipe, on a few faces."""
-    command = [sys.executable, EXAMPLES / "train_demo_editor.py", "--output-dir", tmp_path, "--steps", "6"]
+    words = ["--output-dir", tmp_path, "--steps", "6"]
     small = ["--adversarial-from", "3", "--log-every", "3", "--batch-size", "4", "--faces", "8", "--test-faces", "4"]
-    subprocess.run([*command, *small], check=True, timeout=300)
+    done = run_script(EXAMPLES / "train_demo_editor.py", *words, *small)
+    assert done.returncode == 0, done.stderr
     recipe = json.loads((tmp_path / "recipe.json").read_text())
     assert [entry["step"] for entry in recipe["log"]] == [3, 6]
     assert recipe["figures"]["psnr_db"] > recipe["log"][0]["psnr_db"] - 3
@@ -41,15 +40,13 @@ def test_train_demo_editor(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["standard", "defensive"])
 def test_own_network(kind: str, tmp_path: Path) -> None:
     """Offline: a standard patch for the small network, a defensive one for a network in a folder."""
-    command = [sys.executable, EXAMPLES / "own_network.py", "--output-dir", tmp_path / "out", "--steps", "4"]
+    words = ["--output-dir", tmp_path / "out", "--steps", "4", "--faces", "4", "--size", "24"]
     network = runpy.run_path(str(EXAMPLES / "own_network.py"))["small_upscaler"](24)
     if kind == "defensive":
         network.save_pretrained(tmp_path / "network")
-        command += ["--pretrained", tmp_path / "network", "--stamp", "AI"]
-    done = subprocess.run(
-        [*command, "--faces", "4", "--size", "24"], check=True, timeout=300, capture_output=True, text=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
+        words += ["--pretrained", tmp_path / "network", "--stamp", "AI"]
+    done = run_script(EXAMPLES / "own_network.py", *words)
+    assert done.returncode == 0, done.stderr
     assert "Merged into Swin2SRForImageSuperResolution" in done.stdout
     assert float(done.stdout.partition("at most ")[2].partition(" off")[0]) < 1e-4
     layers = [module for module in network.modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
@@ -67,14 +64,9 @@ def test_train_patch(tmp_path: Path) -> None:
     (tmp_path / "small.yaml").write_text("train_size: 8\nmax_train_steps: 9\nrank: 2\nrecipe: paper\n")
     words = "--adversary disrupting:2 noise:1 --eps 0.1 --attack_steps 1 --validation_steps 1 --validation_size 2"
     rest = "--report_to tensorboard --cpu --max_train_steps 2 --gradient_accumulation_steps 2 --disable_tqdm"
-    command = [sys.executable, EXAMPLES / "train_patch.py", "--config", tmp_path / "small.yaml", *words.split()]
-    done = subprocess.run(
-        [*command, *rest.split(), "--output_dir", tmp_path / "out"],
-        check=True,
-        timeout=300,
-        capture_output=True,
-        text=True,
-    )
+    words = ["--config", tmp_path / "small.yaml", *words.split(), *rest.split(), "--output_dir", tmp_path / "out"]
+    done = run_script(EXAMPLES / "train_patch.py", *words)
+    assert done.returncode == 0, done.stderr
     assert "2 steps" in done.stdout
     log = json.loads((tmp_path / "out" / "training_log.json").read_text())
     assert log["settings"]["adversary"]["class"] == "Mixture"
@@ -143,9 +135,10 @@ def test_train_denoiser(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     for i, size in enumerate((260, 300, 280, 256)):
         Image.effect_noise((size, size), 64).convert("RGB").save(tmp_path / "photos" / f"{i}.png")
-    command = [sys.executable, EXAMPLES / "train_denoiser.py", "--output-dir", tmp_path / "out"]
     small = "--train-size 3 --test-size 1 --steps 4 --log-every 2 --batch-size 2 --width 4 --depth 3"
-    subprocess.run([*command, "--data", tmp_path / "photos", *small.split()], check=True, timeout=300)
+    words = ["--data", tmp_path / "photos", "--output-dir", tmp_path / "out", *small.split()]
+    done = run_script(EXAMPLES / "train_denoiser.py", *words)
+    assert done.returncode == 0, done.stderr
     recipe = json.loads((tmp_path / "out" / "recipe.json").read_text())
     assert [entry["step"] for entry in recipe["log"]] == [2, 4]
     assert recipe["figures"]["0.1"]["noisy_db"] == pytest.approx(26, abs=0.5)  # 20 log10(2 / 0.1)

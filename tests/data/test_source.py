@@ -1,6 +1,5 @@
 """What NAME|PATH|HUB_ID means, for each form that it can take."""
 
-import subprocess
 import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -8,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from processes import run_python
 from torch.utils.data import Dataset
 
-from loraguard import registry
 from loraguard.data import DATA, CelebA, DemoFaces, HubImages, ImageFolder, default_transform, open_data
 from loraguard.data.demo_faces import ATTRIBUTES
 
@@ -139,7 +138,7 @@ def theirs(root: str | None, *, split: str | None, attributes: tuple[str, ...], 
 
 def test_another_packages_data(monkeypatch: pytest.MonkeyPatch) -> None:
     point = EntryPoint("theirs", "their_package:theirs", "loraguard.data")
-    monkeypatch.setattr(registry, "entry_points", lambda group: [point])
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: [point])
     monkeypatch.setitem(sys.modules, "their_package", sys.modules[__name__])
     assert list(DATA) == ["demo", "folder", "celeba", "hub", "theirs"]
     assert open_data("theirs:some/where", split="test", attributes=["Male"]).attributes == ("Male",)
@@ -149,5 +148,5 @@ def test_another_packages_data(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_importing_the_data_loads_no_datasets() -> None:
     code = "import sys, loraguard.data; print('datasets' in sys.modules, 'torchvision' in sys.modules)"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
-    assert result.stdout.split()[0] == "False"
+    result = run_python("-c", code)
+    assert result.stdout.split()[0] == "False", result.stderr

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hub_client import Client
 from local_hub import LocalHub
+from processes import PATIENCE
 
 from loraguard import PatchTrainingArguments, Stamp
 from loraguard.data import DemoFaces
@@ -34,7 +35,7 @@ def client(hub: LocalHub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     yield client
     assert client.process.stdin is not None
     client.process.stdin.close()
-    client.process.wait(timeout=60)
+    client.process.wait(PATIENCE)
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from local_hub import LocalHub
+from processes import PATIENCE
 
 
 class HubError(Exception):
@@ -40,6 +41,9 @@ class Client:
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
             "HF_TOKEN": "token-of-me",
+            "HF_HUB_ETAG_TIMEOUT": str(PATIENCE),  # ten seconds are too few where the machine is busy
+            "HF_HUB_DOWNLOAD_TIMEOUT": str(PATIENCE),
+            "OMP_NUM_THREADS": "1",
         }
         return {**{k: v for k, v in os.environ.items() if not k.startswith("HF_")}, **ours, **more}
 

@@ -10,6 +10,7 @@ import base64
 import hashlib
 import json
 import re
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -90,7 +91,7 @@ class RefusalError(Exception):
 
 
 class LocalHub:
-    """The server's state; `url` is what HF_ENDPOINT is set to."""
+    """The server's state; `url` is what HF_ENDPOINT is set to, and at `nowhere` nobody answers."""
 
     def __init__(self) -> None:
         self.repos: dict[str, Repo] = {}
@@ -102,11 +103,15 @@ class LocalHub:
         self.server.daemon_threads = True
         self.port = self.server.server_address[1]
         self.url = f"http://127.0.0.1:{self.port}"
+        self._deaf = socket.socket()
+        self._deaf.bind(("127.0.0.1", 0))  # and does not listen: the port is taken, and connections are refused
+        self.nowhere = f"http://127.0.0.1:{self._deaf.getsockname()[1]}"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
     def close(self) -> None:
         self.server.shutdown()
         self.server.server_close()
+        self._deaf.close()
 
     @contextmanager
     def faulty(self, pattern: str, kind: str, status: int = 500, times: int = 10**6) -> Iterator[None]:

@@ -14,6 +14,7 @@ import torch
 from hub_client import Client, HubError
 from local_hub import Blob, LocalHub, Repo
 from peft import PeftModel
+from processes import PATIENCE
 from safetensors.torch import load_file, save_file
 
 from loraguard import load_patch
@@ -84,11 +85,11 @@ result = model(*PHOTO).square().sum().item()
     assert client.run(SETUP + code) == pytest.approx(expected(trained), rel=1e-4)
 
 
-def test_without_a_connection(client: Client, pushed: str) -> None:
+def test_without_a_connection(hub: LocalHub, client: Client, pushed: str) -> None:
     """What was pulled once is there, by revision and by commit, patch and generator."""
     client.empty_cache()
     online = load(client, revision="v1")
-    code = f"was, constants.ENDPOINT = constants.ENDPOINT, 'http://127.0.0.1:9'\ntry:{textwrap.indent(LOAD, '    ')}"
+    code = f"was, constants.ENDPOINT = constants.ENDPOINT, {hub.nowhere!r}\ntry:{textwrap.indent(LOAD, '    ')}"
     code = f"{SETUP}{code}finally:\n    constants.ENDPOINT = was\n"
     for revision in ("v1", pushed):
         assert client.run(code, repo_id="me/pulled", options={"revision": revision}) == online
@@ -104,9 +105,8 @@ def test_hf_hub_offline(hub: LocalHub, client: Client, pushed: str) -> None:
     code = f"import loraguard\n{SETUP}repo_id, options = 'me/pulled', {{'revision': 'v1'}}\n{LOAD}print(result)\n"
     code += "loraguard.load_patch('me/never')\n"
     asked = len(hub.requests)
-    environment = client.environment(HF_HUB_OFFLINE="1")
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    command, environment = [sys.executable, "-c", code], client.environment(HF_HUB_OFFLINE="1")
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=PATIENCE, check=False)
     assert len(hub.requests) == asked
     assert float(done.stdout) == online
     assert "FileNotFoundError: me/never is not whole in the local cache" in done.stderr

@@ -148,11 +148,11 @@ def test_refusals(hub: LocalHub, client: Client, patch: Path, fault: str, status
     assert set(hub.repos[name].files()) == FILES
 
 
-def test_no_connection_at_all(client: Client, patch: Path) -> None:
+def test_no_connection_at_all(hub: LocalHub, client: Client, patch: Path) -> None:
     """What never began did not break, and the same again would not help."""
-    code = "constants.ENDPOINT, was = 'http://127.0.0.1:9', constants.ENDPOINT\n"
+    code = f"constants.ENDPOINT, was = {hub.nowhere!r}, constants.ENDPOINT\n"
     code += "try: loraguard.push_patch(patch, 'me/new')\nfinally: constants.ENDPOINT = was\n"
-    with pytest.raises(HubError, match=r"ConnectionError: http://127.0.0.1:9 cannot be reached, so .*Check") as caught:
+    with pytest.raises(HubError, match=rf"ConnectionError: {hub.nowhere} cannot be reached, so .*Check") as caught:
         client.run(code, patch=str(patch))
     assert "kept" not in str(caught.value)
 

@@ -3,8 +3,6 @@
 import copy
 import json
 import pickle
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -12,6 +10,7 @@ import torch
 from peft import PeftConfig, PeftModel, PeftType, get_peft_model, inject_adapter_in_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils.hotswap import check_hotswap_configs_compatible, hotswap_adapter
+from processes import run_python
 from torch import nn
 
 from loraguard.tuner import GatedLoraConfig, GatedLoraModel, register
@@ -60,19 +59,16 @@ def test_a_saved_config_is_the_same_in_every_process(tmp_path: Any) -> None:
     assert GatedLoraConfig.from_pretrained(tmp_path).target_modules == set(names)
 
 
-def run(code: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-
-
 def test_a_fresh_process(tmp_path: Any) -> None:
     """A config unpickles and a patch loads where loraguard.tuner was not imported before, and where it was."""
     path = tmp_path / "config.pickle"
     path.write_bytes(pickle.dumps(config()))
     get_peft_model(nn.Sequential(nn.Conv2d(3, 3, 1)), config()).save_pretrained(tmp_path)
-    done = run(
+    done = run_python(
+        "-c",
         f"import pickle; c = pickle.load(open({str(path)!r}, 'rb')); from peft import *; from torch import nn\n"
         "assert c.peft_type is PeftType.GATED_LORA\n"
-        f"PeftModel.from_pretrained(nn.Sequential(nn.Conv2d(3, 3, 1)), {str(tmp_path)!r})"
+        f"PeftModel.from_pretrained(nn.Sequential(nn.Conv2d(3, 3, 1)), {str(tmp_path)!r})",
     )
     assert done.returncode == 0, done.stderr
 
