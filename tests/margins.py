@@ -14,7 +14,9 @@ torch.allclose(...)`) the table has the smallest ratio, which must stay far abov
 
 A test that fails under `--other-kernel` compares two computations whose last bits no kernel promises to be the same, or
 asks for more digits than the dtype holds (`other_kernel.py` says what is disturbed, and what is left alone). One that
-fails under `--other-seed` rests on luck: on a draw, or on a training that amplifies rounding.
+fails under `--other-seed` rests on luck: on a draw, or on a training that amplifies rounding. What `torch.compile` and
+`torch.export` make cannot run under a mode: tests of it fail with words that say so, and are to be read by hand; so is
+what runs in other processes, where nothing is disturbed.
 """
 
 from __future__ import annotations

@@ -169,7 +169,7 @@ def test_fine_tuning_against_one_plain_step(editor: DemoEditor, faces: DemoFaces
     norm = torch.stack([parameter.grad.norm() for parameter in editor.parameters()]).norm()
     (entry,) = json.loads((tmp_path / "training_log.json").read_text())["steps"]
     expected = {"loss_clean": losses[0].item(), "loss_adversarial": losses[1].item(), "gradient_norm": norm.item()}
-    assert {name: entry[name] for name in expected} == pytest.approx(expected, rel=1e-4)
+    assert {name: entry[name] for name in expected} == pytest.approx(expected, rel=1e-3)
     for before, after in zip(editor.parameters(), network.parameters(), strict=True):
         large = before.grad.abs() > 1e-4 * norm
         moved = (after - before)[large] / settings.learning_rate  # Adam's first step is as long as its rate

@@ -220,8 +220,8 @@ def test_validation_and_tensorboard(patched: PeftModel, faces: DemoFaces, tmp_pa
             target = patched(images, wanted)
     mse = (clean - target).square().mean((1, 2, 3))
     last = result.validation[-1]
-    assert last["clean_mse"] == pytest.approx(mse.mean().item(), rel=1e-4)
-    assert last["clean_psnr"] == pytest.approx((10 * (4 / mse).log10()).mean().item(), rel=1e-4)
+    assert last["clean_mse"] == pytest.approx(mse.mean().item(), rel=1e-3)
+    assert last["clean_psnr"] == pytest.approx((10 * (4 / mse).log10()).mean().item(), rel=1e-3)
     assert last["leak_mse"] > last["clean_mse"]
 
     picture = Image.open(tmp_path / "a" / "validation" / "step-4.png")
