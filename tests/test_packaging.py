@@ -1,5 +1,6 @@
 """Wheel and sdist: everything that the package reads is in them, and the version is in one place."""
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -7,8 +8,12 @@ import tarfile
 import zipfile
 from email.parser import Parser
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+from packaging.requirements import Requirement
+from processes import run_python
+from setuptools.config.setupcfg import read_configuration
 
 import loraguard
 
@@ -28,8 +33,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 tar.add(ROOT / file, file)
     with tarfile.open(archive) as tar:
         tar.extractall(tree, filter="data")
-    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", out, tree]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = run_python("-m", "build", "--no-isolation", "--outdir", out, tree)
     assert done.returncode == 0, done.stdout + done.stderr
     return out
 
@@ -78,3 +82,41 @@ def test_the_version_is_in_one_place() -> None:
     assert [file.name for file in files if literal.search(file.read_text(encoding="utf-8"))] == []
     declared = [file for file in files if "__version__ = " in file.read_text(encoding="utf-8")]
     assert declared == [ROOT / "loraguard" / "__init__.py"]
+
+
+# Dependencies.
+
+
+@pytest.fixture
+def imports() -> ModuleType:
+    """The script that measures what they cost."""
+    spec = importlib.util.spec_from_file_location("imports_benchmark", ROOT / "benchmarks" / "imports.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where its dataclass looks
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_dependency_has_a_row_as_the_script_prints_it(imports: ModuleType) -> None:
+    required = [Requirement(one) for one in read_configuration(ROOT / "setup.cfg")["options"]["install_requires"]]
+    page = (ROOT / "docs" / "contributing.md").read_text(encoding="utf-8")
+    section = page.partition("\n## Dependencies\n")[2].partition("\n## ")[0]
+    table = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| `")]
+    names = [row[0].strip("`") for row in table]
+    assert names == imports.declared() == [one.name for one in required]
+    for name, (*words, milliseconds, megabytes) in zip(names, (row[:5] for row in table), strict=True):
+        assert words == imports.row(name)
+        assert int(milliseconds) >= 0
+        assert int(megabytes) >= 0
+
+
+def test_what_an_import_costs_is_measured(imports: ModuleType, tmp_path: Path) -> None:
+    """A module that computes for a while, keeps 30 MB and imports another dependency."""
+    code = "import time, lazy_loader\nwhile time.process_time() < 0.3: pass\nkept = bytes(range(250)) * 120_000\n"
+    (tmp_path / "heavy.py").write_text(code)
+    imports.DEPENDENCIES["heavy"] = imports.Dependency("heavy", "", "")
+    imports.HOUSE = tmp_path
+    milliseconds, megabytes, brings = imports.measure("heavy", repeats=1)
+    assert milliseconds > 100
+    assert 29 < megabytes < 40
+    assert brings == ["lazy_loader"]
