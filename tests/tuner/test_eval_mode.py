@@ -1,10 +1,12 @@
 """Layers in eval mode fold on their own, and notice whatever would make a fold wrong."""
 
 import copy
+import functools
 import pickle
 import threading
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from loraguard.tuner import GatedLoraConfig, GatedLoraLayer, folded
+from loraguard.tuner.folding import Fold, FoldingLayer
 
 EXACT = {"rtol": 0.0, "atol": 1e-12}
 
@@ -204,39 +207,70 @@ def test_folds_are_neither_copied_nor_kept(model: PeftModel, batch: Any) -> None
     assert not any(layer._folds for layer in layers_of(model))
 
 
+def elsewhere(job: Callable[[], None]) -> None:
+    """Do it in another thread, from beginning to end."""
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(job).result()
+
+
 class TestThreads:
-    def run(self, *jobs: Callable[[], None]) -> None:
-        errors: list[BaseException] = []
+    """Before and after each look of a layer at what threads share, another thread does all of its work."""
 
-        def attempt(job: Callable[[], None]) -> None:
-            try:
-                for _ in range(25):
-                    job()
-            except BaseException as error:
-                errors.append(error)
-
-        threads = [threading.Thread(target=attempt, args=(job,)) for job in jobs]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        if errors:
-            raise errors[0]
-
-    def test_folding_in_one_and_learning_in_another(self, model: PeftModel, batch: Any) -> None:
+    @pytest.fixture
+    def jobs(self, model: PeftModel, batch: Any) -> dict[str, Callable[[], None]]:
         y, trained = model(*batch), [p for p in model.parameters() if p.requires_grad]
+        expected = torch.autograd.grad(y.square().sum(), trained)
+        y = y.detach()
 
         def infer() -> None:
-            with torch.no_grad(), folded(model):
-                torch.testing.assert_close(model(*batch), y, **EXACT)
             with torch.no_grad():
                 torch.testing.assert_close(model(*batch), y, **EXACT)
 
+        def infer_folded() -> None:
+            with folded(model):
+                output = model(*batch)
+                assert not output.requires_grad
+                torch.testing.assert_close(output, y, **EXACT)
+
         def learn() -> None:
             gradients = torch.autograd.grad(model(*batch).square().sum(), trained)
-            assert all(gradient.abs().max() > 0 for gradient in gradients)
+            for one, other in zip(gradients, expected, strict=True):
+                torch.testing.assert_close(one, other, **EXACT)
 
-        self.run(infer, learn, infer, learn)
+        return {"infer": infer, "folded": infer_folded, "learn": learn}
+
+    @pytest.mark.parametrize("there", ["infer", "folded", "learn"])
+    @pytest.mark.parametrize("here", ["infer", "folded", "learn"])
+    def test_one_in_the_midst_of_another(
+        self,
+        model: PeftModel,
+        jobs: dict[str, Callable[[], None]],
+        here: str,
+        there: str,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        main, places = threading.get_ident(), Counter[str]()
+
+        def meanwhile(owner: type, name: str) -> None:
+            true = getattr(owner, name)
+
+            @functools.wraps(true)
+            def with_another(*args: Any, **kwargs: Any) -> Any:
+                if threading.get_ident() != main:
+                    return true(*args, **kwargs)
+                places[name] += 1
+                elsewhere(jobs[there])
+                found = true(*args, **kwargs)
+                elsewhere(jobs[there])
+                return found
+
+            monkeypatch.setattr(owner, name, with_another)
+
+        for owner, name in ((FoldingLayer, "_inside_folded"), (FoldingLayer, "_fold"), (Fold, "is_of")):
+            meanwhile(owner, name)
+        for _ in range(2):  # with nothing kept, and with what was kept
+            jobs[here]()
+        assert places
         assert not any(layer._folding for layer in layers_of(model))
 
 
