@@ -27,7 +27,7 @@ from .training import PatchTrainer, PatchTrainingArguments, TrainingResult
 from .training.checkpoints import STATE, whole_checkpoints
 from .tuner import GatedLoraConfig
 
-DEFENSE = Disrupting(eps=0.1, steps=15, step_size=0.03)
+DEFENSE = Disrupting(eps=0.1, steps=10, step_size=0.03)
 STAMP = Stamp("AI", place="bottom-left", size=0.4, margin=0.0, background="#b00020", outline=None)
 
 
