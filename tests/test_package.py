@@ -11,7 +11,7 @@ import loraguard
 
 HOUSE = Path(loraguard.__file__).parent
 FLOORS = [
-    {"kinds", "pixels", "files", "tuner"},
+    {"kinds", "pixels", "files", "tuner", "side_by_side"},
     {"_registering", "fingerprint", "registry", "weights"},
     {"describing"},
     {"channels", "metrics"},

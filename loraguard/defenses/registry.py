@@ -42,8 +42,8 @@ def parse_defense(spec: str) -> Any:
         >>> parse_defense("disrupting:0.1,steps=15").steps
         15
     """
-    check_defense(spec)
     name, at, file = spec.partition("@")
+    DEFENSES.check(name.partition(":")[0])
     if not at or ":" in name:
         return build(DEFENSES, spec)
     how = "pretrained" if file == "pretrained" else "load"

@@ -108,7 +108,7 @@ def _extend_peft_types() -> None:
     member._name_ = member._value_ = NAME
     member.__objclass__ = PeftType  # type: ignore[attr-defined]
     member._sort_order_ = len(PeftType)  # type: ignore[attr-defined]
-    member.__reduce_ex__ = lambda protocol: (peft_type, ())  # type: ignore[method-assign]
+    member.__reduce_ex__ = lambda protocol: (peft_type, ())  # type: ignore[method-assign, assignment]
     type.__setattr__(PeftType, NAME, member)
     PeftType._member_names_.append(NAME)
     PeftType._member_map_[NAME] = member
