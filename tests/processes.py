@@ -1,20 +1,17 @@
-"""Processes that tests start: forks of one that has imported everything, and signals at exactly chosen moments.
+"""Processes that tests start: forks of one that has imported everything.
 
 To import torch, PEFT, Transformers and Accelerate takes seconds, and a fork of a process that has done so milliseconds.
 `multiprocessing`'s fork server is such a process, one for each of pytest's own. A fork has nothing of what another test
 has left behind, and its standard output, its exit code and its death by a signal are a process' own.
-
-No test may depend on how fast a machine is. A signal therefore comes from within, at the n-th call of something or
-before the n-th change to files, and nobody watches for the moment.
 """
 
 from __future__ import annotations
 
 import functools
-import itertools
 import multiprocessing
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
@@ -43,6 +40,8 @@ class Fork:
 
     def __init__(self, deed: Callable[..., object], *arguments: object, **environment: str) -> None:
         self._said = tempfile.TemporaryDirectory(prefix="fork-")
+        for name in ("stdout", "stderr"):
+            Path(self._said.name, name).touch()
         self.process = _server().Process(target=_in_the_fork, args=(self._said.name, environment, deed, arguments))
         self.process.start()
 
@@ -115,48 +114,6 @@ def run_python(*words: object, **environment: str) -> subprocess.CompletedProces
     )  # fmt: skip
 
 
-def signal_at_call(number: int, owner: Any, name: str, nth: int) -> None:
-    """From now on the n-th call of `owner.name` begins with a signal to this process."""
-    call, count = getattr(owner, name), itertools.count(1)
-
-    @functools.wraps(call)
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        if next(count) == nth:
-            os.kill(os.getpid(), number)
-        return call(*args, **kwargs)
-
-    setattr(owner, name, counted)
-
-
-def signal_at_change(number: int, nth: int) -> Callable[[], None]:
-    """From now on a signal comes before the n-th change to files: one is opened for writing, renamed, removed, ...
-
-    A file that is emptied by opening it counts twice: before, and when it is there with nothing in it. Python announces
-    all of this (PEP 578), whoever does it; but compiled code that opens files does not: let that call what is returned.
-    """
-    count = itertools.count(1)
-
-    def change(emptied: Any = None) -> None:
-        if next(count) == nth:
-            if emptied is not None:
-                os.close(os.open(emptied, os.O_WRONLY | os.O_CREAT | os.O_TRUNC))
-            os.kill(os.getpid(), number)
-
-    def hook(event: str, args: tuple[Any, ...]) -> None:
-        if event in _CHANGES and not (event == "os.mkdir" and os.path.isdir(args[0])):
-            change()
-        elif event == "open" and args[2] & (os.O_WRONLY | os.O_RDWR):
-            change()
-            if args[2] & os.O_TRUNC:
-                change(args[0])
-
-    sys.addaudithook(hook)
-    return change
-
-
-_CHANGES = {"os.chmod", "os.link", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.symlink", "os.truncate"}
-
-
 @functools.cache
 def _server() -> Any:
     """The context whose processes are forks of one that has imported everything and has one thread.
@@ -201,6 +158,7 @@ def _in_the_fork(
         with open(f"{said}/{name}", "wb") as file:
             os.dup2(file.fileno(), number)
     os.environ.update(environment)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which shells have what runs in the background ignore
     deed(*arguments)
 
 

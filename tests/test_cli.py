@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 from command_line import refused, run, run_forked, run_fresh
+from moments import signal_at_call
 from peft import PeftModel
 from PIL import Image
-from processes import signal_at_call
 from tiny import register
 from typer.core import TyperGroup as Group
 from typer.main import get_command

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import yaml
 from command_line import refused, run, run_forked
+from moments import signal_at_call
 from PIL import Image
-from processes import signal_at_call
 from tiny import register
 from typer.testing import CliRunner
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from moments import signal_at_change
 from peft import get_peft_model
-from processes import signal_at_change
 
 from loraguard import GatedLoraConfig
 from loraguard.audit import run_audit

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
@@ -14,7 +12,7 @@ import torch
 from hub_client import Client, HubError
 from local_hub import Blob, LocalHub, Repo
 from peft import PeftModel
-from processes import PATIENCE
+from processes import forked
 from safetensors.torch import load_file, save_file
 
 from loraguard import load_patch
@@ -99,16 +97,17 @@ def test_without_a_connection(hub: LocalHub, client: Client, pushed: str) -> Non
 
 
 def test_hf_hub_offline(hub: LocalHub, client: Client, pushed: str) -> None:
-    """In a process of its own, as the variable is read at import; the second patch was never pulled."""
+    """In a fork of a process that had the variable when it imported; the second patch was never pulled."""
     client.empty_cache()
     online = load(client, revision="v1")
-    code = f"import loraguard\n{SETUP}repo_id, options = 'me/pulled', {{'revision': 'v1'}}\n{LOAD}print(result)\n"
-    code += "loraguard.load_patch('me/never')\n"
+    places = {"ENDPOINT": hub.url, "HF_HUB_CACHE": str(client.home / "hub")}
+    code = "import loraguard\nfrom huggingface_hub import constants\nassert constants.HF_HUB_OFFLINE\n"
+    code += f"vars(constants).update({places!r})\n{SETUP}repo_id, options = 'me/pulled', {{'revision': 'v1'}}\n{LOAD}"
+    code += "print(result)\nloraguard.load_patch('me/never')\n"
     asked = len(hub.requests)
-    command, environment = [sys.executable, "-c", code], client.environment(HF_HUB_OFFLINE="1")
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=PATIENCE, check=False)
+    done = forked(exec, code)
     assert len(hub.requests) == asked
-    assert float(done.stdout) == online
+    assert float(done.stdout) == online, done.stderr
     assert "FileNotFoundError: me/never is not whole in the local cache" in done.stderr
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from moments import signal_at_call, signal_at_change
 from peft import PeftModel, get_peft_model
-from processes import signal_at_call, signal_at_change
 from torch import Tensor, nn
 
 from loraguard import GatedLoraConfig, PatchTrainer, PatchTrainingArguments
