@@ -48,7 +48,7 @@ def test_compiled_code_finds_what_folded_made(model: PeftModel, monkeypatch: pyt
             with model.disable_adapter(), folded(model):
                 model(images)
         for one in found:
-            torch.testing.assert_close(one, expected, rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(one, expected, rtol=1e-10, atol=1e-10)
         layers = [module for module in model.modules() if isinstance(module, FoldingLayer)]
         assert made == layers
         made.clear()
@@ -65,5 +65,5 @@ def test_compiled_code_finds_no_weights_of_before(model: PeftModel) -> None:
         with compiled(model):
             found = model(images)
         expected = model(images)
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
     assert (found - before).abs().max() > 1e-3
