@@ -11,6 +11,8 @@ from loraguard import GatedLoraConfig
 from loraguard.data import DATA, DemoFaces
 from loraguard.generators import GENERATORS, DemoEditor
 
+collect_ignore = ["imported.py"]  # looking for doctests in it would import it here
+
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:

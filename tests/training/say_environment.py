@@ -5,4 +5,6 @@ import os
 import sys
 from pathlib import Path
 
-Path(sys.argv[1], f"{os.environ['RANK']}.json").write_text(json.dumps(dict(os.environ)))
+if __name__ == "__main__":
+    if __name__ == "__main__":
+    Path(sys.argv[1], f"{os.environ['RANK']}.json").write_text(json.dumps(dict(os.environ)))

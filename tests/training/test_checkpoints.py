@@ -53,7 +53,9 @@ def test_a_run_killed_at_any_moment_ends_as_if_it_had_not_been(tmp_path: Path) -
         if done.returncode == WHOLE:
             break
         assert done.returncode == -number, done.stderr
-        steps.append(int(whole_checkpoints(killed)[-1].name.removeprefix("checkpoint-")))
+        there = whole_checkpoints(killed)
+        assert all({file.name for file in one.iterdir()} == half.keys() for one in there)
+        steps.append(int(there[-1].name.removeprefix("checkpoint-")))
         left |= {path.name.partition(".old")[1] for path in killed.glob(".*checkpoint-*.partial")}
     assert steps == sorted(steps)  # no step is lost
     assert steps[0] == 3
