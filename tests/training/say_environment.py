@@ -6,5 +6,4 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    if __name__ == "__main__":
     Path(sys.argv[1], f"{os.environ['RANK']}.json").write_text(json.dumps(dict(os.environ)))
