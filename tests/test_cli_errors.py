@@ -63,9 +63,11 @@ def test_a_converted_patch_goes_into_a_folder(text: Path, tmp_path: Path) -> Non
 
 def test_a_file_is_named_without_a_number(tmp_path: Path) -> None:
     get_peft_model(DemoEditor(conv_dim=4), GatedLoraConfig(r=1)).save_pretrained(tmp_path)
-    missing = tmp_path / "nope.md"
-    said = refused("push", tmp_path, "me/x", "--card", missing)
-    assert said == f"Error: {missing}: No such file or directory.\n"
+    assert refused("push", tmp_path, "me/x", "--card", tmp_path / "nope.md") == (
+        f"Error: There is no file {tmp_path / 'nope.md'}.\n"
+    )
+    (folder := tmp_path / "card.md").mkdir()
+    assert refused("push", tmp_path, "me/x", "--card", folder) == f"Error: {folder}: Is a directory.\n"
 
 
 @pytest.mark.parametrize("command", [("info",), ("stamp", "preview", "--patch")])
