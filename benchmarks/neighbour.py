@@ -3,7 +3,7 @@
 The command is `loraguard demo`, or what `--command` says. A neighbour is a process that keeps one core busy. With
 `--against`, an earlier commit of this repository runs in turn with the present one, on the same machine, and a row says
 how many times as fast the present one is. Memory is the largest sum over the command's processes at any time, looked at
-every quarter of a second; shared pages count once (PSS).
+every second; shared pages count once (PSS).
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def run(code: Path, neighbours: int, words: list[str]) -> tuple[float, float, in
         )
         while running.poll() is None:
             most = max(most, memory_of(running))
-            time.sleep(0.25)
+            time.sleep(1)
         if running.returncode:
             raise SystemExit(f"With {code} it ended with exit code {running.returncode}.")
         after = os.times()

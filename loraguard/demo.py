@@ -190,8 +190,8 @@ def run_demo(
         output_dir: gets `report.html`, `audit.json`, `grid.png` and the patches in `standard/` and `defensive/`.
         settings: by default those of `loraguard demo`.
         device: "cpu", or "auto" for the accelerator that Accelerate finds.
-        processes: 1 or 2; by default 2 on a CPU of two cores or more. The second one imports the script that calls
-            this, which has to do so below `if __name__ == "__main__":`.
+        processes: 1 or 2; by default 2 on a CPU of two cores or more. Where the second one cannot be a copy of this
+            one, it imports the script that calls this, which has to do so below `if __name__ == "__main__":`.
         say: called with a line of text as each part begins.
         disable_tqdm: no progress bars.
 

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -38,8 +39,21 @@ def _one_thread_for_children() -> Iterator[None]:
             os.environ["OMP_NUM_THREADS"] = before
 
 
+def can_fork() -> bool:
+    """Whether a copy of this process works: on Linux, with no other Python thread and no GPU in use.
+
+    A copy starts at once and shares what is imported with this process, half a gigabyte; a fresh interpreter has to
+    import all of it. Where torch has computed with several threads, a copy can compute with one.
+    """
+    torch: Any = sys.modules.get("torch")
+    on_gpu = torch is not None and torch.cuda.is_initialized()
+    return sys.platform == "linux" and threading.active_count() == 1 and not on_gpu
+
+
 class SecondProcess:
-    """A fresh interpreter, of one thread, that calls a function beside this one; a context, at whose end it has ended.
+    """A process of one thread that calls a function beside this one; a context, at whose end it has ended.
+
+    It is a copy of this one (:func:`can_fork`) or else a fresh interpreter.
 
     Where the block is left by an error or an interrupt, the process gets SIGTERM, so that a training in it saves a
     checkpoint and leaves. Its warnings are warned of here.
@@ -55,7 +69,7 @@ class SecondProcess:
     """
 
     def __init__(self, function: Callable[..., None], *args: Any) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("fork" if can_fork() else "spawn")
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_run, args=(theirs, function, args), daemon=True)
         self._theirs = theirs
@@ -118,6 +132,8 @@ class Sender:
 
 
 def _run(connection: Connection, function: Callable[..., None], args: tuple[Any, ...]) -> None:
+    if torch := sys.modules.get("torch"):  # a copy, which has the first process' number
+        torch.set_num_threads(1)
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115 -- until the process ends
     warnings.showwarning = lambda message, *_, **__: connection.send(("warning", message))
     try:

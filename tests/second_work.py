@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 import warnings
 
@@ -11,7 +12,8 @@ from loraguard.side_by_side import Sender
 def work(first: Sender, what: str) -> None:
     if what == "answer":
         print("not to be seen")
-        first.send((os.getpid(), os.environ["OMP_NUM_THREADS"]))
+        torch = sys.modules.get("torch")
+        first.send((os.getpid(), torch.get_num_threads() if torch else os.environ["OMP_NUM_THREADS"]))
         warnings.warn("mind the gap", FutureWarning, stacklevel=1)
         first.send(2 * first.receive())
     if what == "fail":

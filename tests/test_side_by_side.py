@@ -7,19 +7,35 @@ import pytest
 import torch
 from second_work import work
 
-from loraguard.side_by_side import SecondProcess, one_thread
+from loraguard.side_by_side import SecondProcess, can_fork, one_thread
 
 
-def test_values_and_warnings_come_back(capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("fork", [True, False])
+def test_values_and_warnings_come_back(
+    fork: bool, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("loraguard.side_by_side.can_fork", lambda: fork)
     with SecondProcess(work, "answer") as second:
         pid, threads = second.receive()
         assert pid != os.getpid()
-        assert threads == "1"
+        assert threads == (1 if fork else "1")
         second.send(21)
         with pytest.warns(FutureWarning, match="mind the gap"):
             assert second.receive() == 42
     assert second.process.exitcode == 0
     assert "not to be seen" not in capfd.readouterr().out
+
+
+def test_a_copy_where_nothing_speaks_against_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setattr("threading.active_count", lambda: 1)
+    assert can_fork()
+    for name, value in (("threading.active_count", lambda: 2), ("torch.cuda.is_initialized", lambda: True)):
+        with monkeypatch.context() as patch:
+            patch.setattr(name, value)
+            assert not can_fork()
+    monkeypatch.setattr("sys.platform", "darwin")
+    assert not can_fork()
 
 
 @pytest.mark.parametrize(
