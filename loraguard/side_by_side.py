@@ -69,9 +69,10 @@ class SecondProcess:
     """
 
     def __init__(self, function: Callable[..., None], *args: Any) -> None:
-        context = multiprocessing.get_context("fork" if can_fork() else "spawn")
+        context = multiprocessing.get_context(method := "fork" if can_fork() else "spawn")
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_run, args=(theirs, function, args), daemon=True)
+        ours = self.connection if method == "fork" else None  # a copy has to close it, or would never see its end
+        self.process = context.Process(target=_run, args=(ours, theirs, function, args), daemon=True)
         self._theirs = theirs
 
     def __enter__(self) -> SecondProcess:
@@ -131,7 +132,11 @@ class Sender:
             sys.exit(1)
 
 
-def _run(connection: Connection, function: Callable[..., None], args: tuple[Any, ...]) -> None:
+def _run(
+    other: Connection | None, connection: Connection, function: Callable[..., None], args: tuple[Any, ...]
+) -> None:
+    if other is not None:
+        other.close()
     if torch := sys.modules.get("torch"):  # a copy, which has the first process' number
         torch.set_num_threads(1)
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115 -- until the process ends

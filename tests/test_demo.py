@@ -139,7 +139,7 @@ from loraguard.data import DemoFaces
 from loraguard.demo import DemoSettings, run_demo
 from loraguard.training.interruption import Interruption
 
-folder, later, noted = Path(sys.argv[1]), iter(range(1000)), []
+folder, later, noted, started = Path(sys.argv[1]), iter(range(1000)), [], None
 read, note = DemoFaces.__getitems__, Interruption._note
 
 def noting(self, number, frame):
@@ -148,7 +148,7 @@ def noting(self, number, frame):
 
 def reading(self, indices):
     if next(later) == 2:  # in the second step
-        first = __name__ == "__main__"
+        first = os.getpid() == started
         if not first:
             (folder / "there").touch()
         while not ((folder / "there").exists() if first else noted):
@@ -157,8 +157,9 @@ def reading(self, indices):
             os.kill(os.getpid(), signal.SIGINT)
     return read(self, indices)
 
-DemoFaces.__getitems__, Interruption._note = reading, noting  # in the second process, too, which imports this script
+DemoFaces.__getitems__, Interruption._note = reading, noting  # in the second process, too
 if __name__ == "__main__":
+    started = os.getpid()
     run_demo(folder / "out", DemoSettings().quick(), processes=2, disable_tqdm=True)
 """
 
