@@ -22,6 +22,8 @@ from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 PATIENCE = 20 * 60
 """Seconds after which a process is taken to hang. No test asks how long anything takes."""
 
@@ -123,14 +125,12 @@ def _server() -> Any:
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["imported"])
-    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-    before = dict(os.environ)
-    os.environ.update(ENVIRONMENT, PYTHONPATH=path)
-    try:
+    here = str(Path(__file__).parent)  # which the server does not get from `sys.path`
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ENVIRONMENT.items():
+            patch.setenv(name, value)
+        patch.setenv("PYTHONPATH", here, prepend=os.pathsep)
         forkserver.ensure_running()
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_look, args=(sender,))
     process.start()
@@ -155,6 +155,7 @@ def _in_the_fork(
     said: str, environment: Mapping[str, str], deed: Callable[..., object], arguments: tuple[object, ...]
 ) -> None:
     for number, name in ((1, "stdout"), (2, "stderr")):
+        getattr(sys, name).flush()  # what the server has written itself
         with open(f"{said}/{name}", "wb") as file:
             os.dup2(file.fileno(), number)
     os.environ.update(environment)
