@@ -69,7 +69,8 @@ class SecondProcess:
     """
 
     def __init__(self, function: Callable[..., None], *args: Any) -> None:
-        context = multiprocessing.get_context(method := "fork" if can_fork() else "spawn")
+        method = "fork" if can_fork() else "spawn"
+        context: Any = multiprocessing.get_context(method)
         self.connection, theirs = context.Pipe()
         ours = self.connection if method == "fork" else None  # a copy has to close it, or would never see its end
         self.process = context.Process(target=_run, args=(ours, theirs, function, args), daemon=True)
