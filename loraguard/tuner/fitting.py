@@ -7,8 +7,8 @@ from typing import Any
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
-from .hosts import host_of, walk
 from .loading import Shape, check_weights
+from .targets import base_layer_of, walk
 
 _PREFIX = "base_model.model."
 
@@ -30,7 +30,7 @@ def expected_shapes(model: nn.Module, config: Any, targets: Mapping[str, Any]) -
     for name, module in walk(model):
         if any(name.endswith(saved) for saved in config.modules_to_save or ()):
             shapes |= {f"{name}.{key}": value.shape for key, value in _unwrapped(module).state_dict().items()}
-        bias = host_of(module)._parameters.get("bias")
+        bias = base_layer_of(module)._parameters.get("bias")
         if bias is not None and (name in targets if config.bias == "lora_only" else config.bias == "all"):
             shapes[f"{name}.base_layer.bias" if name in targets else f"{name}.bias"] = bias.shape
     return {f"{_PREFIX}{name}": tuple(shape) for name, shape in shapes.items()}
@@ -54,7 +54,7 @@ def _embedding_shapes(model: Any) -> dict[str, Shape]:
         f"{_PREFIX}{name}.{wrapper}{key}": tuple(value.shape)
         for name, module in walk(model)
         if any(module is layer for layer in layers)
-        for key, value in host_of(_unwrapped(module)).state_dict().items()
+        for key, value in base_layer_of(_unwrapped(module)).state_dict().items()
         for wrapper in ("", "base_layer.", "modules_to_save.", "original_module.")
     }
 

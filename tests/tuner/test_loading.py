@@ -307,27 +307,27 @@ class TestSavedEmbeddings:
         return words
 
     def test_they_load_and_nothing_else_does(self, saved: Words, tmp_path: Path) -> None:
-        host = Words()
-        extra = host.embed_extra.weight.clone()
-        PeftModel.from_pretrained(host, tmp_path)
-        assert torch.equal(host.embed.weight, saved.embed.weight)
-        assert torch.equal(host.embed_extra.weight, extra)
+        base = Words()
+        extra = base.embed_extra.weight.clone()
+        PeftModel.from_pretrained(base, tmp_path)
+        assert torch.equal(base.embed.weight, saved.embed.weight)
+        assert torch.equal(base.embed_extra.weight, extra)
         assert "base_model.model.embed.weight" in load_file(tmp_path / WEIGHTS)
 
     def test_another_frozen_weight_is_refused(self, saved: Words, tmp_path: Path) -> None:
         tensors = load_file(tmp_path / WEIGHTS)
         save_file(tensors | {"base_model.model.embed_extra.weight": torch.zeros(10, 4)}, tmp_path / WEIGHTS)
-        host = Words()
+        base = Words()
         with pytest.raises(ValueError, match=r"'base_model.model.embed_extra.weight' fits nothing"):
-            PeftModel.from_pretrained(host, tmp_path)
-        assert type(host.out) is nn.Linear
+            PeftModel.from_pretrained(base, tmp_path)
+        assert type(base.out) is nn.Linear
 
     @pytest.mark.parametrize("ignore", [False, True])
     def test_another_vocabulary_is_refused(self, saved: Words, tmp_path: Path, ignore: bool) -> None:
-        host = Words(size=12)
+        base = Words(size=12)
         with pytest.raises(ValueError, match=r"embed.weight' has shape \(10, 4\), and this Words takes \(12, 4\)"):
-            PeftModel.from_pretrained(host, tmp_path, ignore_mismatched_sizes=ignore)
-        assert type(host.out) is nn.Linear
+            PeftModel.from_pretrained(base, tmp_path, ignore_mismatched_sizes=ignore)
+        assert type(base.out) is nn.Linear
 
     @pytest.mark.parametrize("given", [{"target_modules": ["lm_head"]}, {"modules_to_save": ["lm_head"]}], ids=str)
     def test_of_an_adapted_or_trained_layer(self, tmp_path: Path, given: dict[str, Any]) -> None:
