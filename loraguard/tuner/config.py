@@ -3,13 +3,12 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any, Literal, cast
 
 from peft import LoraConfig, PeftType
 
 from .gates.registry import GATES
-from .loading import check_pattern, find_weights
+from .loading import Header, check_pattern, find_weights, read_header
 
 ALL_LAYERS = "all-conv-linear"  # beside PEFT's "all-linear"
 _INITS = (True, False, "paper", "gaussian")
@@ -145,8 +144,8 @@ class GatedLoraConfig(LoraConfig):
     freeze_norm_stats: bool = field(default=True)
     provenance: dict[str, Any] | None = field(default=None)
 
-    # The file that came with the settings. Not a field: it is not saved.
-    _weights = cast("Path | None", None)
+    # What the file beside these settings holds, until a model takes them. Not a field: it is not saved.
+    header = cast("Header | None", None)
 
     def __post_init__(self) -> None:
         """Check what was given, before PEFT puts it in its own form."""
@@ -210,15 +209,17 @@ class GatedLoraConfig(LoraConfig):
     def from_pretrained(
         cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any
     ) -> "GatedLoraConfig":
-        """Load the settings of a patch, and remember where its weights are; see `loraguard.tuner.loading`.
+        """Load the settings of a patch, and what its file of weights holds; see `loraguard.tuner.loading`.
 
         Raises:
-            ValueError: If a field is unknown or has a value that it cannot have, or if the weights are a pickle.
+            ValueError: If a field is unknown or has a value that it cannot have, or if the weights are a pickle or not
+                whole.
         """
         config = super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
         if isinstance(config, cls):
-            hub = cls._split_kwargs(kwargs)[0]
-            config._weights = find_weights(str(pretrained_model_name_or_path), subfolder, **hub)
+            name, hub = str(pretrained_model_name_or_path), cls._split_kwargs(kwargs)[0]
+            weights = find_weights(name, subfolder, **hub)
+            config.header = None if weights is None else read_header(name, weights)
         return config
 
     @classmethod

@@ -1,13 +1,12 @@
 """Whether the file of a patch fits a network."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
-from .loading import Shape, check_weights
+from .loading import Header, Shape, check_header
 from .targets import base_layer_of, walk
 
 _PREFIX = "base_model.model."
@@ -36,14 +35,14 @@ def expected_shapes(model: nn.Module, config: Any, targets: Mapping[str, Any]) -
     return {f"{_PREFIX}{name}": tuple(shape) for name, shape in shapes.items()}
 
 
-def check_fits(file: Path, model: nn.Module, config: Any, targets: Mapping[str, Any]) -> None:
-    """Refuse a file that this network would not take whole; see `check_weights` and `expected_shapes`."""
+def check_fits(header: Header, model: nn.Module, config: Any, targets: Mapping[str, Any]) -> None:
+    """Refuse a file that this network would not take whole; see `check_header` and `expected_shapes`."""
 
     def accepts(name: str) -> bool:
         """The biases of wrapped modules, too, where bias="all"."""
         return config.bias == "all" and name.endswith(".bias") and ".lora_" not in name
 
-    check_weights(file, model, expected_shapes(model, config, targets), _embedding_shapes(model), accepts)
+    check_header(header, model, expected_shapes(model, config, targets), _embedding_shapes(model), accepts)
 
 
 def _embedding_shapes(model: Any) -> dict[str, Shape]:

@@ -18,7 +18,7 @@ from .combining import WeightedAdapters
 from .config import GatedLoraConfig
 from .fitting import check_fits
 from .layer import GatedLoraLayer
-from .loading import check_finite
+from .loading import Before, check_finite
 from .registration import register_classes
 from .targets import ADAPTABLE, base_layer_of, bypassed, check_base_layer, check_not_shared, layer_class, walk
 
@@ -47,6 +47,9 @@ class GatedLoraModel(WeightedAdapters, LoraModel):
 
     peft_config: dict[str, Any]
 
+    # The network before the adapter that is being loaded, until its tensors have arrived.
+    _before: Before | None = None
+
     # Finding layers. Every refusal comes before the first layer is replaced.
 
     def _prepare_adapter_config(self, peft_config: Any, model_config: dict[str, Any]) -> Any:
@@ -63,13 +66,14 @@ class GatedLoraModel(WeightedAdapters, LoraModel):
             check_base_layer(name, module)
         check_not_shared(self.model, set(targets))
         self._round_ranks(peft_config, targets)
-        self._check_weights(peft_config, targets)
+        self._check_header(peft_config, targets)
         return peft_config
 
-    def _check_weights(self, peft_config: Any, targets: dict[str, nn.Module]) -> None:
+    def _check_header(self, peft_config: Any, targets: dict[str, nn.Module]) -> None:
         """Compare the file that the config came with, if any, before a layer is replaced."""
+        header, peft_config.header = peft_config.header, None  # from here on the settings stand for themselves
         # transformers renames weights as it loads them; the file's own names say little then.
-        if peft_config._weights is None or hasattr(getattr(self.model, "config", None), "model_type"):
+        if header is None or hasattr(getattr(self.model, "config", None), "model_type"):
             return
         with torch.device("meta"):
             layers = {
@@ -82,8 +86,8 @@ class GatedLoraModel(WeightedAdapters, LoraModel):
                 )
                 for name, module in targets.items()
             }
-        check_fits(peft_config._weights, self.model, peft_config, layers)
-        peft_config._weights = None  # from here on the settings stand for themselves
+        check_fits(header, self.model, peft_config, layers)
+        self._before = Before(self.model)
 
     @staticmethod
     def _rank_and_alpha(peft_config: Any, name: str) -> dict[str, Any]:
@@ -97,17 +101,22 @@ class GatedLoraModel(WeightedAdapters, LoraModel):
     def _remap_adapter_state_dict_for_load(
         cls, model: Any, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Check what is loaded in other ways, too: where it would be dropped in silence, or is not finite."""
-        tensors = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
-        known = model.state_dict()
-        for name, tensor in tensors.items():
-            bare = name.removeprefix("base_model.model.")
-            if name not in known and bare not in known and ".lora_" in f".{bare}":
-                raise ValueError(
-                    f"{name!r} fits no adapter of this {type(model).__name__}; it has, for example, "
-                    f"{next((key for key in known if '.lora_' in key), None)!r}."
-                )
-            check_finite(f"Adapter {adapter_name!r}", name, tensor)
+        """Check each tensor as it arrives: whether it would be dropped in silence, and whether it is finite.
+
+        Where it comes from a file whose header was checked, the network is put back as it was.
+        """
+        tuner = getattr(model, "base_model", None)
+        try:
+            tensors = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+            _check_tensors(model, adapter_name, tensors)
+        except ValueError:
+            if isinstance(tuner, GatedLoraModel) and tuner._before is not None:
+                tuner.delete_adapter(adapter_name)
+                tuner._before.restore()
+            raise
+        finally:
+            if isinstance(tuner, GatedLoraModel):
+                tuner._before = None
         return tensors
 
     def _targets(self, peft_config: Any) -> dict[str, nn.Module]:
@@ -228,6 +237,20 @@ class GatedLoraModel(WeightedAdapters, LoraModel):
             "path_initial_model_for_weight_conversion does not apply to GATED_LORA: its initialisations leave W "
             "alone. Leave it out."
         )
+
+
+def _check_tensors(model: Any, adapter_name: str, tensors: dict[str, Tensor]) -> None:
+    known = model.state_dict()
+    for name, tensor in tensors.items():
+        bare = name.removeprefix("base_model.model.")
+        if name not in known and bare not in known and ".lora_" in f".{bare}":
+            raise ValueError(
+                f"{name!r} fits no adapter of this {type(model).__name__}; it has, for example, "
+                f"{next((key for key in known if '.lora_' in key), None)!r}."
+            )
+        # As the file calls it.
+        in_file = name.replace(f".modules_to_save.{adapter_name}.", ".").replace(f".{adapter_name}.", ".")
+        check_finite(f"Adapter {adapter_name!r}", in_file, tensor)
 
 
 register_classes(GatedLoraConfig, GatedLoraModel)
