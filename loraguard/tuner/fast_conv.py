@@ -79,10 +79,10 @@ class Geometry(NamedTuple):
 
 
 def _between_few_and_many(x: Tensor, weight: Tensor, padding: Pair) -> Tensor:
-    return by_rows(x, weight, padding) if len(weight) < weight.shape[1] else F.conv2d(x, weight, padding=padding)
+    return stacked_rows(x, weight, padding) if len(weight) < weight.shape[1] else F.conv2d(x, weight, padding=padding)
 
 
-def by_rows(x: Tensor, weight: Tensor, padding: Pair) -> Tensor:
+def stacked_rows(x: Tensor, weight: Tensor, padding: Pair) -> Tensor:
     """A tall kernel from many channels to few, as one convolution for all of its rows.
 
     torch computes few output channels no faster than 16. The rows of a kernel of height k make k times as many channels
@@ -90,7 +90,7 @@ def by_rows(x: Tensor, weight: Tensor, padding: Pair) -> Tensor:
 
     Example:
         >>> x, weight = torch.randn(1, 9, 12, 10).double(), torch.randn(2, 9, 7, 5).double()
-        >>> torch.allclose(by_rows(x, weight, (3, 2)), F.conv2d(x, weight, padding=(3, 2)))
+        >>> torch.allclose(stacked_rows(x, weight, (3, 2)), F.conv2d(x, weight, padding=(3, 2)))
         True
     """
     rows = weight.permute(2, 0, 1, 3).flatten(0, 1).unsqueeze(2)

@@ -35,11 +35,8 @@ def folded(model: nn.Module, *, learning: bool = False) -> Iterator[nn.Module]:
     root mean square for 3x3 and 256 channels), spread what is not finite further, and are differentiated once only.
 
     With `learning`, gradients reach A, B and the gate as well. The layers with a faster algorithm then run W + dW and,
-    in the backward pass, compute A*x again for the gradients of their adapters; the others run as outside. Nothing is
-    kept between calls, so that it needs no more memory than outside.
-
-    Outside, layers in eval mode do the same on their own where no gradient can be asked of a parameter; see
-    `FoldingLayer`.
+    in the backward pass, compute A x again for the gradients of their adapters; the others run as outside. Nothing is
+    kept between calls. Outside, layers in eval mode fold on their own where they may; see `FoldingLayer`.
 
     Args:
         model: A PEFT model with GATED_LORA adapters, or a module that contains one.
@@ -189,7 +186,7 @@ class FoldingLayer(GatedLoraLayer):
         """With W + dW, and the branches of adapters that have no dW; no gradient but to `x`."""
         base = self.base_layer
         if is_hooked(base):
-            result, branches = frozen(base)(x, *args, **kwargs), adapters
+            result, branches = without_gradients(base)(x, *args, **kwargs), adapters
         else:
             static = [adapter for adapter in adapters if self.is_mergeable(adapter)]
             branches = [adapter for adapter in adapters if adapter not in static]
@@ -207,7 +204,7 @@ class FoldingLayer(GatedLoraLayer):
                     result = self.run_base(x, weight, bias, *args, **kwargs)
         dtype = result.dtype
         for adapter in branches:
-            A, B, gate = map(frozen, self.parts(adapter))
+            A, B, gate = map(without_gradients, self.parts(adapter))
             hidden = A(self._cast_input_dtype(x, A.weight.dtype), *args, **kwargs)
             result = result + gate(hidden, B, self.scaling[adapter])
         return result.to(dtype)
@@ -336,12 +333,12 @@ def _by_rows(layer: Any, x: Tensor) -> Tensor:
     return layer(x)
 
 
-def frozen(module: nn.Module) -> Any:
+def without_gradients(module: nn.Module) -> Any:
     """The same module, whose parameters get no gradients; it shares their memory.
 
     Example:
         >>> layer = nn.Linear(2, 2)
-        >>> frozen(layer)(torch.ones(2)).requires_grad, layer.weight.requires_grad
+        >>> without_gradients(layer)(torch.ones(2)).requires_grad, layer.weight.requires_grad
         (False, True)
     """
     twin: Any = copy.copy(module)

@@ -48,7 +48,7 @@ class MergingLayer(nn.Module, LoraLayer):
     def factor_groups(self, adapter: str) -> tuple[Tensor, Tensor]:
         """A as (G, rho, in / G * prod(k)) and B as (G, out / G, rho), ungated and unscaled."""
         a, b = (factor.weight for factor in self.parts(adapter)[:2])
-        rank = len(a) // self.groups
+        rank = a.shape[0] // self.groups
         return a.reshape(self.groups, rank, -1), b.reshape(self.groups, -1, rank)
 
     @torch.no_grad()
