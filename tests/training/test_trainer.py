@@ -24,6 +24,7 @@ from loraguard.fingerprint import generator_fingerprint
 from loraguard.generators import DemoEditor, conditions_of, expand
 from loraguard.losses import FeatureCache, FeatureEncoder, MMFALoss
 from loraguard.training import patch_step
+from loraguard.tuner import GATES
 
 
 def arguments(folder: Path, **changes: object) -> PatchTrainingArguments:
@@ -364,7 +365,7 @@ def test_a_stamp_that_does_not_fit_is_refused_before_training(
         PatchTrainer(patched, faces, arguments(tmp_path, stamp=Stamp("A\nB\nC\nD", size=1.0)))
 
 
-@pytest.mark.parametrize("gate_type", ["scalar", "channel", "input", "input_channel", "none"])
+@pytest.mark.parametrize("gate_type", GATES)
 def test_every_gate_trains_and_loads_again(
     gate_type: str, editor: DemoEditor, faces: DemoFaces, tmp_path: Path
 ) -> None:
