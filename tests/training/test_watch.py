@@ -20,8 +20,9 @@ from loraguard import GatedLoraConfig, PatchTrainer, PatchTrainingArguments, Sta
 from loraguard.data import DemoFaces
 from loraguard.defenses import Disrupting, Mixture, RandomNoise
 from loraguard.generators import DemoEditor
+from loraguard.training.gates import stuck_gates
 from loraguard.training.sampling import EndlessBatches
-from loraguard.training.watch import StepWatch, stuck_gates
+from loraguard.training.watch import StepWatch
 
 
 def arguments(folder: Path, **changes: object) -> PatchTrainingArguments:
