@@ -11,7 +11,7 @@ from pydantic import Field
 
 from loraguard.kinds import checked
 
-from .recipes import RECIPES
+from .recipes import RECIPES, check_recipe
 
 if TYPE_CHECKING:  # the command line makes its flags from these settings, before anything heavy is imported
     from loraguard.defenses import Defense
@@ -135,8 +135,7 @@ class PatchTrainingArguments:
             raise TypeError(
                 f"stamp must be a Stamp or None, got {self.stamp!r}; write Stamp({self.stamp!r}) for a text."
             )
-        if self.recipe not in RECIPES:
-            raise ValueError(f"recipe={self.recipe!r} must be one of {', '.join(RECIPES)}.")
+        check_recipe(self.recipe)
         for name, value in RECIPES[self.recipe](self.kind).items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
