@@ -67,12 +67,8 @@ def train(
             **settings,
         )
         network = load_generator(generator, checkpoint, size=image_size)
-        photos = open_data(
-            data,
-            split=split,
-            attributes=getattr(network, "attributes", ()),
-            transform=transform_of(network),
-        )
+        attributes = getattr(network, "attributes", ())
+        photos = open_data(data, split=split, attributes=attributes, transform=transform_of(network))
         made = train_patch(
             network,
             photos,

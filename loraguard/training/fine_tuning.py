@@ -74,30 +74,33 @@ def fine_tune(
     trainer = PatchTrainer(
         get_peft_model(untouched, adapter_config(untouched, args, r=1)), dataset, args, conditions=conditions, loss=loss
     )
-    accelerator = trainer.accelerator
-    if accelerator.mixed_precision == "fp16":
+    if trainer.accelerator.mixed_precision == "fp16":
         raise ValueError("mixed_precision='fp16': a full fine-tune runs in 'no' or 'bf16' alone.")
     set_seed(args.seed, device_specific=True)
-    network.eval().requires_grad_(True)
+    return _trained(network.eval().requires_grad_(True), trainer)
+
+
+def _trained(network: nn.Module, trainer: PatchTrainer) -> nn.Module:
+    """The training loop; writes the network and the log, too."""
+    args, accelerator, total = trainer.args, trainer.accelerator, trainer.total_steps
     adam = torch.optim.Adam(network.parameters(), args.learning_rate, betas=(args.adam_beta1, args.adam_beta2))
     network, _, optimizer = accelerator.prepare(network, trainer.model, adam)
-    scheduler = get_scheduler(args.lr_scheduler, optimizer, args.lr_warmup_steps, trainer.total_steps)
+    scheduler = get_scheduler(args.lr_scheduler, optimizer, args.lr_warmup_steps, total)
     watch, log = StepWatch(args.max_skipped_steps), []
     batches = trainer.batches.after(0)
-
-    for step in tqdm(range(1, trainer.total_steps + 1), desc="full fine-tune", disable=args.disable_tqdm):
+    for step in tqdm(range(1, total + 1), desc="full fine-tune", disable=args.disable_tqdm):
         losses = torch.zeros(2)
         for _ in range(args.gradient_accumulation_steps):
             losses += _backward(network, trainer, next(batches))
         entry = dict(zip(("loss_clean", "loss_adversarial"), losses.tolist(), strict=True))
         norm = float(accelerator.clip_grad_norm_(network.parameters(), args.max_grad_norm))
         rate = scheduler.get_last_lr()[0]
-        if watch.look(step, entry, norm, rate).take:
+        if watch.judge(step, entry, norm, rate).take:
             optimizer.step()
             log.append({"step": step, **entry, "gradient_norm": norm, "learning_rate": rate})
         scheduler.step()
         optimizer.zero_grad()
-    watch.finish(trainer.total_steps)
+    watch.finish(total)
     return _saved(network, trainer, log, watch)
 
 

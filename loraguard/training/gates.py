@@ -18,7 +18,7 @@ class Gates:
 
     Args:
         model: a generator with adapters.
-        adapter: the one to look at.
+        adapter: the one whose gates they are.
 
     Example:
         >>> from peft import get_peft_model
@@ -35,7 +35,7 @@ class Gates:
         }
 
     def openings(self) -> dict[str, float]:
-        """By adapted layer, its gate's value sigmoid(g), averaged over channels; 1 for a layer without a gate."""
+        """By adapted layer, its gate's value sigmoid(g), averaged over feature channels; 1 where there is no gate."""
         means = [gate.opening.detach().mean().float() for gate in self._gates.values()]
         return dict(zip(self._gates, torch.stack(means).tolist(), strict=True))
 

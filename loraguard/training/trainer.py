@@ -168,7 +168,7 @@ class PatchTrainer:
                 if step == 1:
                     warn_of_unreached_layers(self.model, self.adapter)
                 norm, rate = gradients.clip(args.max_grad_norm), scheduler.get_last_lr()[0]
-                verdict = watch.look(step, losses, norm, rate)
+                verdict = watch.judge(step, losses, norm, rate)
                 if verdict.take:
                     gradients.step()
                 else:

@@ -40,9 +40,9 @@ class StepWatch:
 
     Example:
         >>> watch = StepWatch(max_skipped_steps=2)
-        >>> watch.look(1, {"loss_clean": 0.1}, norm=1.0, learning_rate=0.1)
+        >>> watch.judge(1, {"loss_clean": 0.1}, norm=1.0, learning_rate=0.1)
         Verdict(take=True, skipped=None)
-        >>> watch.look(2, {"loss_clean": float("nan")}, norm=1.0, learning_rate=0.1)
+        >>> watch.judge(2, {"loss_clean": float("nan")}, norm=1.0, learning_rate=0.1)
         Verdict(take=False, skipped='loss_clean is nan')
         >>> watch.skipped
         [{'step': 2, 'reason': 'loss_clean is nan'}]
@@ -55,7 +55,7 @@ class StepWatch:
         self._losses: deque[float] = deque(maxlen=50)
         self._norms: deque[float] = deque(maxlen=50)
 
-    def look(self, step: int, losses: Mapping[str, float], norm: float, learning_rate: float) -> Verdict:
+    def judge(self, step: int, losses: Mapping[str, float], norm: float, learning_rate: float) -> Verdict:
         """Whether a step is to be taken.
 
         Args:
