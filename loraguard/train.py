@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from .audit import AuditResult, calibrate_detector, place, run_audit, write_report
 from .data import split_photos
-from .defenses import Defense, Disrupting
+from .defenses import AnyDefense, Disrupting, as_defense
 from .files import writable_folder
 from .generators import Conditions
 from .training import PatchTrainer, PatchTrainingArguments, TrainingResult, adapter_config
@@ -49,7 +49,7 @@ def train_patch(
     test_size: int = 100,
     conditions: Conditions | None = None,
     loss: Callable[[Tensor, Tensor], Tensor] = F.mse_loss,
-    defense: Defense | None = None,
+    defense: AnyDefense | None = None,
     say: Callable[[str], None] = print,
 ) -> TrainedPatch:
     """Train a patch on some photos, audit it on others, and write both into `args.output_dir`.
@@ -100,7 +100,7 @@ def train_patch(
         return TrainedPatch(model, training, None, None)
 
     say(f"Auditing it on {len(held_out)} photos that it was not trained on")
-    eps = args.adversary.eps if args.adversary is not None else 0.05
+    eps = as_defense(args.adversary).eps if args.adversary is not None else 0.05
     detector = None if args.stamp is None else calibrate_detector(model, photos, args.stamp, conditions)
     audit = run_audit(
         model,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from loraguard.defenses import APGD, Disrupting, RandomNoise, Square
+from loraguard.defenses import APGD, Defense, Disrupting, RandomNoise, Square
 
 from .situation import NO_CHANNEL, UNTOUCHED, Photo
 
@@ -45,29 +45,7 @@ class Job:
     @property
     def cost(self) -> int:
         """About how many passes through a generator it takes, for the progress bar."""
-        fitted = hasattr(self.defense, "fitted")  # its steps are those of fitting, once for all photos
-        steps = 0 if fitted else getattr(self.defense, "steps", getattr(self.defense, "queries", 0))
-        return 1 + len(self.looks) + 2 * int(steps) * int(getattr(self.defense, "restarts", 1))
-
-
-def varied(defense: Any, *, eps: float | None = None, steps: int | None = None) -> Any:
-    """The defense with another budget, whose step size goes along, or another number of steps.
-
-    Example:
-        >>> varied(Disrupting(eps=0.05, step_size=0.01), eps=0.1)
-        Disrupting(eps=0.1, steps=10, step_size=0.02, method='pgd', restarts=1, layer=None)
-    """
-    changes: dict[str, Any] = {} if steps is None else {"steps": steps}
-    if eps is not None:
-        changes["eps"] = eps
-        if getattr(defense, "step_size", None) is not None:
-            changes["step_size"] = defense.step_size * eps / defense.eps
-    return replace(defense, **changes)
-
-
-def has(defense: Any, setting: str) -> bool:
-    """Whether a defense is a dataclass that can be made anew with another value of a setting."""
-    return is_dataclass(defense) and any(one.name == setting and one.init for one in fields(defense))
+        return 1 + len(self.looks) + (self.defense.passes if isinstance(self.defense, Defense) else 0)
 
 
 def plan(
@@ -115,7 +93,7 @@ def plan(
         jobs.extend(Job(photo, defense, crafted_on, through, seed, tuple(looks)) for seed in seeds)
 
     def no_leak_and_leak(name: str, defense: Any, role: str, channels: Sequence[str]) -> None:
-        eps, steps = (getattr(defense, setting, None) for setting in ("eps", "steps"))
+        eps, steps = _stated(defense)
         everyone = [(generator, channel) for generator in generators for channel in channels]
         add(Photo(name, "no-leak", eps, steps, role), defense, UNTOUCHED, everyone)
         for patched in () if name in fixed else generators[1:]:
@@ -129,21 +107,24 @@ def plan(
         no_leak_and_leak(name, defense, "main", everywhere)
     for name, defense in defenses.items():
         for channel in () if name in fixed else adaptive_channels:
-            photo = Photo(name, "leak+channel", getattr(defense, "eps", None), getattr(defense, "steps", None))
+            photo = Photo(name, "leak+channel", *_stated(defense))
             for generator in generators:
                 add(photo, defense, generator, [(generator, channel)], through=channel)
     for name, defense in defenses.items():
+        if not isinstance(defense, Defense):
+            continue
         for eps in budgets:
-            if has(defense, "eps") and eps != defense.eps:
-                no_leak_and_leak(name, varied(defense, eps=eps), "budget", [NO_CHANNEL])
+            other = defense.varied(eps=eps)
+            if other is not None and eps != defense.eps:
+                no_leak_and_leak(name, other, "budget", [NO_CHANNEL])
         for steps in strengths:
-            if has(defense, "steps") and steps != defense.steps:
-                other = varied(defense, steps=steps)
-                if other.steps == steps:  # FGSM has a single one whatever it is given
-                    no_leak_and_leak(name, other, "strength", [NO_CHANNEL])
+            other = defense.varied(steps=steps)
+            # FGSM has a single step whatever it is given.
+            if other is not None and steps != defense.steps and other.steps == steps:
+                no_leak_and_leak(name, other, "strength", [NO_CHANNEL])
     if checks:
         for name, attack in check_attacks(_budgets(defenses)[-1]).items():
-            photo = Photo(name, "leak", attack.eps, getattr(attack, "steps", None), "check")
+            photo = Photo(name, "leak", attack.eps, attack.steps, "check")
             for generator in generators:
                 look = ((generator, NO_CHANNEL),)
                 jobs.append(Job(photo, attack, generator, NO_CHANNEL, seeds[0], look, first=checks))
@@ -152,11 +133,16 @@ def plan(
 
 def _budgets(defenses: Mapping[str, Any]) -> list[float]:
     """Every L-infinity budget among the defenses, or :data:`USUAL`; others say so by an attribute `budget`."""
-    same = {one.eps for one in defenses.values() if getattr(one, "eps", None) and not hasattr(one, "budget")}
+    same = {one.eps for one in defenses.values() if isinstance(one, Defense) and one.eps and one.budget is None}
     return sorted(same or {USUAL})
 
 
-def check_attacks(eps: float) -> dict[str, Any]:
+def _stated(defense: Any) -> tuple[float | None, int | None]:
+    """Budget and steps; neither is known of photos that somebody else has perturbed."""
+    return (defense.eps, defense.steps) if isinstance(defense, Defense) else (None, None)
+
+
+def check_attacks(eps: float) -> dict[str, Defense]:
     """The attacks that say whether a conclusion at this budget can be trusted, each crafted on the generator at hand.
 
     :mod:`loraguard.audit.checks` reads what they find.

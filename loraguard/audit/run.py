@@ -42,8 +42,9 @@ _SCHEMA = 1
 def must_fit(job: Job) -> bool:
     """Whether a job's defense is to be fitted: one that was fitted beforehand is taken so for its own main job."""
     as_it_is = job.photo.knowledge == "no-leak" and job.photo.role == "main"
-    ready = as_it_is or getattr(job.defense, "fits_every_generator", False)
-    return isinstance(job.defense, Fittable) and not (ready and getattr(job.defense, "fitted", None) is not None)
+    if not isinstance(job.defense, Fittable):
+        return False
+    return job.defense.must_be_fitted or not (as_it_is or job.defense.fits_every_generator)
 
 
 class Run:
@@ -225,7 +226,9 @@ class Run:
             "data": describe(dataset) | own,
             "data_sha256": data,
             "budget": budget_words(defenses),
-            "own_budgets": [name for name, one in defenses.items() if hasattr(one, "budget")],
+            "own_budgets": [
+                name for name, one in defenses.items() if isinstance(one, Defense) and one.budget is not None
+            ],
             "defenses": {name: _identity(one) for name, one in defenses.items()},
             "fit_on": None if self.fit_on is None else describe(self.fit_on),
             "channels": {name: describe(one) for name, one in self.channels.items() if name != NO_CHANNEL},
@@ -245,8 +248,7 @@ class Run:
 
 def _identity(defense: Any) -> dict[str, Any]:
     """What tells a defense from others, as JSON takes it."""
-    name = getattr(defense, "__qualname__", None)
-    return {**describe(defense), **({"name": name} if name else {})}
+    return defense.settings() if isinstance(defense, Defense) else describe(defense)
 
 
 def _jsonable(values: Tensor) -> list[float | None]:

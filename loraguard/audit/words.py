@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from loraguard.defenses import Defense
 from loraguard.pixels import LEVELS_PER_UNIT
 
 from .glossary import COLUMNS, CONTROLS, KNOWLEDGE_HELP, Column
@@ -137,9 +138,10 @@ def story(result: AuditResult) -> list[tuple[tuple[str, str, str], str]]:
 
 def budget_words(defenses: Mapping[str, Any]) -> str:
     """The budgets of defenses, each with its unit."""
-    plain = sorted({eps for one in defenses.values() if (eps := _eps(one)) and not hasattr(one, "budget")})
+    made = {name: one for name, one in defenses.items() if isinstance(one, Defense)}
+    plain = sorted({one.eps for one in made.values() if one.eps and one.budget is None})
     shared = [f"L-infinity {eps:g} on [-1, 1], that is {eps * LEVELS_PER_UNIT:.2f}/255" for eps in plain]
-    own = [f"{name}: {one.eps:g}, {one.budget}" for name, one in defenses.items() if hasattr(one, "budget")]
+    own = [f"{name}: {one.eps:g}, {one.budget}" for name, one in made.items() if one.budget is not None]
     return "; ".join(shared + own)
 
 
@@ -345,10 +347,6 @@ def _listed(names: Iterable[str]) -> str:
 
 def _count(number: int, thing: str) -> str:
     return f"{number} {thing}{'' if number == 1 else 's'}"
-
-
-def _eps(defense: Any) -> float | None:
-    return getattr(defense, "eps", None)
 
 
 def _dsr(situation: Situation) -> float:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field
 
-from loraguard.defenses import Defense
+from loraguard.defenses import AnyDefense
 from loraguard.describing import describe
 from loraguard.kinds import checked
 from loraguard.stamp import Stamp
@@ -91,7 +91,7 @@ class PatchTrainingArguments:
     output_dir: str | Path
     recipe: str = "fast"
     stamp: Stamp | None = None
-    adversary: Defense | None = None
+    adversary: AnyDefense | None = None
     edits_per_step: Number | None = None
     num_train_epochs: Number | None = None
     max_train_steps: Number | None = None

@@ -21,7 +21,8 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import get_scheduler
 
 from loraguard.data import DemoFaces, collate
-from loraguard.defenses.base import check_images, needs_fitting
+from loraguard.defenses import needs_fitting
+from loraguard.defenses.base import check_image_batch
 from loraguard.files import whole_files, writable_folder, write_json
 from loraguard.generators import Conditions, conditions_of, expand, labels_of
 from loraguard.hub.card import patch_card
@@ -112,7 +113,7 @@ class PatchTrainer:
             )
         if args.validation_steps and validation_dataset is None:
             raise ValueError(f"validation_steps={args.validation_steps} needs a validation_dataset.")
-        if needs_fitting(args.adversary):
+        if args.adversary is not None and needs_fitting(args.adversary):
             raise ValueError(
                 f"{type(args.adversary).__name__} has to be fitted before training starts: give what its "
                 "fit(generator, photos) returns; for a Mixture, that of each part."
@@ -230,7 +231,7 @@ class PatchTrainer:
         The draw depends on seed and step alone: all processes, and all batches that make a step, have the same edits.
         """
         batch = {key: value.to(self.accelerator.device, non_blocking=True) for key, value in batch.items()}
-        check_images(batch["image"])
+        check_image_batch(batch["image"])
         edits = conditions_of(self.model, labels_of(batch, self.conditions), self.conditions)
         if step is not None and self.args.edits_per_step is not None:
             names = list(edits)
