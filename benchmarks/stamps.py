@@ -34,8 +34,7 @@ from loraguard import GatedLoraConfig, PatchTrainer, PatchTrainingArguments, Sta
 from loraguard.audit.photos import pick_edits
 from loraguard.channels import JPEG, Channel, CropResize, GaussianBlur, GaussianNoise, Identity, Resize, WebP
 from loraguard.data import DemoFaces, collate
-from loraguard.defenses import APGD, DEFENSES, Disrupting, Fittable, parse_defense, sign_ascent
-from loraguard.defenses.base import frozen
+from loraguard.defenses import APGD, DEFENSES, Disrupting, Fittable, parse_defense, sign_ascent, undisturbed
 from loraguard.files import whole_files, writable_folder, write_json
 from loraguard.generators import DemoEditor
 from loraguard.stamp.reader import most_likely_share
@@ -172,7 +171,7 @@ def on_the_stamp(
     network: nn.Module, images: Tensor, edit: dict[str, Tensor], reference: Tensor, region: Tensor
 ) -> Tensor:
     """An attack made to erase the stamp: the region is to look as the untouched network leaves it; PGD, 100 steps."""
-    with frozen(network):
+    with undisturbed(network):
         return sign_ascent(
             lambda x: -((network(x, **edit) - reference) * region).square().sum(),
             images, start=images, eps=EPS, steps=100, step_size=EPS / 10,

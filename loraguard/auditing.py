@@ -172,7 +172,7 @@ def train_adversaries(
 
     One that was interrupted goes on from its checkpoint.
     """
-    eps = max((one.eps for one in defenses.values() if not getattr(one, "budget", None)), default=EPS)
+    eps = max((one.eps for one in defenses.values() if one.budget is None), default=EPS)
     arguments = PatchTrainingArguments(
         folder,
         adversary=Disrupting(eps, steps=4, step_size=eps / 2),

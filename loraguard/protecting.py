@@ -17,8 +17,7 @@ from tqdm.auto import tqdm
 
 from .channels import published, quantize
 from .data import ImageFolder, collate, names_of, open_data
-from .defenses import needs_fitting, parse_defense
-from .describing import describe
+from .defenses import Fittable, parse_defense
 from .files import whole_files, writable_folder, write_json
 from .generators import conditions_of, labels_of, transform_of
 from .hub.provenance import describe_generator
@@ -102,8 +101,8 @@ def protect(
         ('a.png', (64, 64), True)
     """
     made = parse_defense(defense)
-    must_fit = needs_fitting(made)
-    if must_fit and fit_on is None:
+    to_fit = made if isinstance(made, Fittable) and made.must_be_fitted else None
+    if to_fit and fit_on is None:
         raise ValueError(f"{defense!r} has to be fitted: pass photos to fit it on (--fit-on), or {defense}@FILE.")
     generator = generator.to(device)
     notes: list[str] = []  # said once nothing stands in the way
@@ -120,10 +119,10 @@ def protect(
     for note in notes:
         say(note)
     torch.manual_seed(seed)
-    if must_fit:
+    if to_fit:
         assert fit_on is not None
-        made = made.fit(generator, _opened([fit_on], generator, say), disable_tqdm=disable_tqdm)
-    about = {"defense": describe(made), "generator": describe_generator(generator), "seed": seed}
+        made = to_fit.fit(generator, _opened([fit_on], generator, say), disable_tqdm=disable_tqdm)
+    about = {"defense": made.settings(), "generator": describe_generator(generator), "seed": seed}
     found: list[Protected] = []
     try:
         for index, file in enumerate(tqdm(files, desc="protect", unit="photo", disable=disable_tqdm)):

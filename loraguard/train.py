@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from .audit import AuditResult, calibrate_detector, place, run_audit, write_report
 from .data import split_photos
-from .defenses import Defense, Disrupting
+from .defenses import AnyDefense, Disrupting, as_defense
 from .generators import Conditions
 from .training import PatchTrainer, PatchTrainingArguments, TrainingResult, adapter_config
 from .tuner import GatedLoraConfig
@@ -48,7 +48,7 @@ def train_patch(
     test_size: int = 100,
     conditions: Conditions | None = None,
     loss: Callable[[Tensor, Tensor], Tensor] = F.mse_loss,
-    defense: Defense | None = None,
+    defense: AnyDefense | None = None,
     say: Callable[[str], None] = print,
 ) -> TrainedPatch:
     """Train a patch on some photos, audit it on others, and write both into `args.output_dir`.
@@ -107,10 +107,10 @@ def _audited(
     args: PatchTrainingArguments,
     folder: Path,
     conditions: Conditions | None,
-    defense: Defense | None,
+    defense: AnyDefense | None,
 ) -> AuditResult:
     """Audit a patch on photos that were held out; its stamp's detector is calibrated on those of the training."""
-    eps = args.adversary.eps
+    eps = as_defense(args.adversary).eps
     detector = None if args.stamp is None else calibrate_detector(model, photos, args.stamp, conditions)
     return run_audit(
         model,

@@ -1,8 +1,8 @@
 """How near each comparison of the suite comes to its tolerance, on this machine's kernels or on other ones.
 
-    python tests/margins.py tests/test_channels.py                        # this machine's kernels
-    python tests/margins.py --other-kernel 4 tests/test_channels.py       # every result rounds otherwise, by 4 eps
-    python tests/margins.py --other-seed 1 tests/test_channels.py         # torch draws other numbers everywhere
+    python tests/margins.py tests/channels/test_channels.py                   # this machine's kernels
+    python tests/margins.py --other-kernel 4 tests/channels/test_channels.py  # every result rounds otherwise, by 4 eps
+    python tests/margins.py --other-seed 1 tests/channels/test_channels.py    # torch draws other numbers everywhere
 
 Arguments that are not its own are pytest's. It is a pytest plugin too: `PYTHONPATH=tests pytest -p margins`.
 

@@ -43,8 +43,9 @@ class Crafted:
 def must_fit(job: Job) -> bool:
     """Whether a job's defense is to be fitted: one that was fitted beforehand is taken so for its own main job."""
     as_it_is = job.treatment.knowledge == "no-leak" and job.treatment.role == "main"
-    ready = as_it_is or getattr(job.defense, "fits_every_generator", False)
-    return isinstance(job.defense, Fittable) and not (ready and getattr(job.defense, "fitted", None) is not None)
+    if not isinstance(job.defense, Fittable):
+        return False
+    return job.defense.must_be_fitted or not (as_it_is or job.defense.fits_every_generator)
 
 
 class Crafter:
@@ -93,8 +94,8 @@ class Crafter:
             return Crafted(images, torch.zeros(len(batch)))
         perturbed = self.perturbed(job, batch, target)
         moved = farthest(perturbed, images)
-        eps = None if getattr(job.defense, "budget", None) else getattr(job.defense, "eps", None)
-        if eps is not None and float(moved.max()) > eps + TOLERANCE:
+        eps = job.defense.eps
+        if job.defense.budget is None and float(moved.max()) > eps + TOLERANCE:
             perturbed = torch.clamp(perturbed, images - eps, images + eps)
         return Crafted(published(perturbed, images), moved)
 

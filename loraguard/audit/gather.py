@@ -15,6 +15,7 @@ import torchmetrics
 from torch import Tensor
 
 import loraguard
+from loraguard.defenses import Defense
 from loraguard.describing import describe
 from loraguard.metrics import frechet_distance
 from loraguard.pixels import from_bytes
@@ -105,7 +106,7 @@ def _settings(run: Run, defenses: Mapping[str, Any], seeds: Sequence[int]) -> di
         "batch_size": run.photos.batch_size,
         "data": describe(dataset) | own,
         "budget": budget_words(defenses),
-        "own_budgets": [name for name, one in defenses.items() if getattr(one, "budget", None)],
+        "own_budgets": [name for name, one in defenses.items() if isinstance(one, Defense) and one.budget is not None],
         "defenses": {name: _described(one, run.names.defenses.get(id(one))) for name, one in defenses.items()},
         "fit_on": None if run.fit_on is None else describe(run.fit_on),
         "channels": {name: describe(one) for name, one in run.channels.items() if name != NO_CHANNEL},
@@ -140,9 +141,8 @@ def _say(settings: Mapping[str, Any]) -> None:
 
 def _described(defense: Any, identity: list[Any] | None) -> dict[str, Any]:
     """A defense's settings, and its identity as it was when the run began; photos that were given have none."""
-    name = getattr(defense, "__qualname__", None)
     known = {} if identity is None else {"identity": identity[-1]["sha256"]}
-    return {**describe(defense), **({"name": name} if name else {}), **known}
+    return {**(defense.settings() if isinstance(defense, Defense) else describe(defense)), **known}
 
 
 def _number(value: float | None) -> float:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from loraguard.data import collate
-from loraguard.defenses.base import check_images
+from loraguard.defenses.base import check_image_batch
 from loraguard.fingerprint import digest
 from loraguard.generators import Condition, Conditions, conditions_of, labels_of
 
@@ -117,12 +117,12 @@ class Photos:
         indices = range(start, min(len(self), start + self.batch_size))
         batch = {key: value.to(self.device) for key, value in _items(self.dataset, indices).items()}
         images = batch["image"]
-        check_images(images)
+        check_image_batch(images)
         edits = conditions_of(self.generator, labels_of(batch, self.conditions), self.conditions)
         names, condition = pick_edits(edits, self.draws[start : start + self.batch_size])
         given = {name: _items(other, indices)["image"].to(self.device) for name, other in self.given.items()}
         for name, perturbed in given.items():
-            check_images(perturbed)
+            check_image_batch(perturbed)
             if perturbed.shape != images.shape:
                 raise ValueError(
                     f"Photos that {name!r} has perturbed are {tuple(perturbed.shape[1:])}, the originals "

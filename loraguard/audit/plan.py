@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from loraguard.defenses import APGD, Disrupting, RandomNoise, Square
+from loraguard.defenses import APGD, Defense, Disrupting, RandomNoise, Square
 
 from .checks import FAR
 from .situation import NO_CHANNEL, UNTOUCHED, Treatment
@@ -43,29 +43,7 @@ class Job:
     @property
     def cost(self) -> int:
         """About how many passes through a generator it takes, for the progress bar."""
-        fitted = hasattr(self.defense, "fitted")  # its steps are those of fitting, once for all photos
-        steps = 0 if fitted else getattr(self.defense, "steps", getattr(self.defense, "queries", 0))
-        return 1 + len(self.passes) + 2 * int(steps) * int(getattr(self.defense, "restarts", 1))
-
-
-def varied(defense: Any, *, eps: float | None = None, steps: int | None = None) -> Any:
-    """The defense with another budget, whose step size goes along, or another number of steps.
-
-    Example:
-        >>> varied(Disrupting(eps=0.05, step_size=0.01), eps=0.1)
-        Disrupting(eps=0.1, steps=10, step_size=0.02, method='pgd', restarts=1, layer=None)
-    """
-    changes: dict[str, Any] = {} if steps is None else {"steps": steps}
-    if eps is not None:
-        changes["eps"] = eps
-        if getattr(defense, "step_size", None) is not None:
-            changes["step_size"] = defense.step_size * eps / defense.eps
-    return replace(defense, **changes)
-
-
-def has(defense: Any, setting: str) -> bool:
-    """Whether a defense is a dataclass that can be made anew with another value of a setting."""
-    return is_dataclass(defense) and any(one.name == setting and one.init for one in fields(defense))
+        return 1 + len(self.passes) + (self.defense.passes if isinstance(self.defense, Defense) else 0)
 
 
 def plan(
@@ -113,7 +91,7 @@ def plan(
         jobs.extend(Job(treatment, defense, crafted_on, through, seed, tuple(passes)) for seed in seeds)
 
     def no_leak_and_leak(name: str, defense: Any, role: str, channels: Sequence[str]) -> None:
-        eps, steps = (getattr(defense, setting, None) for setting in ("eps", "steps"))
+        eps, steps = _stated(defense)
         passes = [(generator, channel) for generator in generators for channel in channels]
         add(Treatment(name, "no-leak", eps, steps, role), defense, UNTOUCHED, passes)
         for patched in () if name in fixed else generators[1:]:
@@ -132,18 +110,21 @@ def plan(
         no_leak_and_leak(name, defense, "main", everywhere)
     for name, defense in defenses.items():
         for channel in () if name in fixed else adaptive_channels:
-            treatment = Treatment(name, "leak+channel", getattr(defense, "eps", None), getattr(defense, "steps", None))
+            treatment = Treatment(name, "leak+channel", *_stated(defense))
             for generator in generators:
                 add(treatment, defense, generator, [(generator, channel)], through=channel)
     for name, defense in defenses.items():
+        if not isinstance(defense, Defense):
+            continue
         for eps in budgets:
-            if has(defense, "eps") and eps != defense.eps:
-                no_leak_and_leak(name, varied(defense, eps=eps), "budget", [NO_CHANNEL])
+            other = defense.varied(eps=eps)
+            if other is not None and eps != defense.eps:
+                no_leak_and_leak(name, other, "budget", [NO_CHANNEL])
         for steps in more_steps:
-            if has(defense, "steps") and steps != defense.steps:
-                other = varied(defense, steps=steps)
-                if other.steps == steps:  # FGSM has a single one whatever it is given
-                    no_leak_and_leak(name, other, "steps", [NO_CHANNEL])
+            other = defense.varied(steps=steps)
+            # FGSM has a single step whatever it is given.
+            if other is not None and steps != defense.steps and other.steps == steps:
+                no_leak_and_leak(name, other, "steps", [NO_CHANNEL])
     if checks:
         jobs += _checks(_budgets(defenses), generators, seeds[0], checks)
     return jobs
@@ -155,7 +136,7 @@ def _checks(budgets: Sequence[float], generators: Sequence[str], seed: int, coun
     tried = {(name, attack.eps): attack for name, attack in attacks}
     jobs = []
     for (name, eps), attack in tried.items():
-        treatment = Treatment(name, "leak", eps, getattr(attack, "steps", None), "check")
+        treatment = Treatment(name, "leak", eps, attack.steps, "check")
         for generator in generators:
             passes = ((generator, NO_CHANNEL),)
             jobs.append(Job(treatment, attack, generator, NO_CHANNEL, seed, passes, first=count))
@@ -164,11 +145,16 @@ def _checks(budgets: Sequence[float], generators: Sequence[str], seed: int, coun
 
 def _budgets(defenses: Mapping[str, Any]) -> list[float]:
     """Every L-infinity budget among the defenses, or :data:`USUAL`; others say so by an attribute `budget`."""
-    same = {one.eps for one in defenses.values() if getattr(one, "eps", None) and not getattr(one, "budget", None)}
+    same = {one.eps for one in defenses.values() if isinstance(one, Defense) and one.eps and one.budget is None}
     return sorted(same or {USUAL})
 
 
-def check_attacks(eps: float) -> dict[str, Any]:
+def _stated(defense: Any) -> tuple[float | None, int | None]:
+    """Budget and steps; neither is known of photos that somebody else has perturbed."""
+    return (defense.eps, defense.steps) if isinstance(defense, Defense) else (None, None)
+
+
+def check_attacks(eps: float) -> dict[str, Defense]:
     """The attacks that say whether a conclusion at this budget can be trusted, each crafted on the generator at hand.
 
     :mod:`loraguard.audit.checks` reads what they find.

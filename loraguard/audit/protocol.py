@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from loraguard.channels import Channel, parse_channel
-from loraguard.defenses import Defense, Fittable
+from loraguard.defenses import AnyDefense, Fittable, as_defense
 from loraguard.files import writable_folder
 from loraguard.generators import Conditions
 from loraguard.metrics import LPIPS
@@ -36,7 +36,7 @@ def run_audit(
     model: PeftModel,
     dataset: Dataset[Any],
     *,
-    defenses: Defense | Mapping[str, Defense | Dataset[Any]],
+    defenses: AnyDefense | Mapping[str, AnyDefense | Dataset[Any]],
     patches: Mapping[str, Stamp | None],
     generators: Mapping[str, nn.Module] | None = None,
     channels: Sequence[str] | Mapping[str, Channel] = (),
@@ -132,6 +132,9 @@ def run_audit(
         channels = {spec: parse_channel(spec) for spec in channels}
     subjects = Subjects(model, patches, generators)
     given = {name: one for name, one in defenses.items() if hasattr(one, "__getitem__")}
+    defenses = {
+        name: one if name in given or isinstance(one, Dataset) else as_defense(one) for name, one in defenses.items()
+    }
     photos = Photos(
         dataset, model, conditions, given, batch_size=batch_size, seed=seeds[0], device=next(model.parameters()).device
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from loraguard.defenses import Defense
 from loraguard.pixels import LEVELS_PER_UNIT
 
 from .claim import best_of, called, dsr_of, flagged_words, flags_of, hardest, headline, listed, mean_of, rows_of
@@ -77,9 +78,10 @@ def story(result: AuditResult) -> list[tuple[tuple[str, str, str], str]]:
 
 def budget_words(defenses: Mapping[str, Any]) -> str:
     """The budgets of defenses, each with its unit."""
-    plain = sorted({eps for one in defenses.values() if (eps := _eps(one)) and not getattr(one, "budget", None)})
+    made = {name: one for name, one in defenses.items() if isinstance(one, Defense)}
+    plain = sorted({one.eps for one in made.values() if one.eps and one.budget is None})
     shared = [f"L-infinity {eps:g} on [-1, 1], that is {eps * LEVELS_PER_UNIT:.2f}/255" for eps in plain]
-    own = [f"{name}: {one.eps:g}, {one.budget}" for name, one in defenses.items() if getattr(one, "budget", None)]
+    own = [f"{name}: {one.eps:g}, {one.budget}" for name, one in made.items() if one.budget is not None]
     return "; ".join(shared + own)
 
 
@@ -246,7 +248,3 @@ def _range(rows: list[Situation]) -> str:
 
 def _count(number: int, thing: str) -> str:
     return f"{number} {thing}{'' if number == 1 else 's'}"
-
-
-def _eps(defense: Any) -> float | None:
-    return getattr(defense, "eps", None)

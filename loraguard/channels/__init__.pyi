@@ -17,5 +17,7 @@ from .registry import parse_channel as parse_channel
 from .resize import Resize as Resize
 from .rounding import published as published
 from .rounding import quantize as quantize
+from .salt_pepper import SaltPepper as SaltPepper
 from .tv import TotalVariation as TotalVariation
+from .unsharp import Unsharp as Unsharp
 from .webp import WebP as WebP

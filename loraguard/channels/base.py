@@ -16,7 +16,7 @@ Call = TypeVar("Call", bound=Callable[..., Tensor])
 class Channel(Protocol):
     """What happens to a photo between its publication and its misuse.
 
-    `channel(images)` takes images (N, 3, H, W) in [-1, 1] and returns some of the same shape, range, device and dtype.
+    `channel(images)` takes images (N, C, H, W) in [-1, 1] and returns some of the same shape, range, device and dtype.
     What it draws comes from torch's global generator, anew at each call and for each image.
     """
 
@@ -30,20 +30,20 @@ class Channel(Protocol):
 
 
 def keeps_format(call: Call) -> Call:
-    """For a channel's `__call__`: what goes in and comes out are images (N, 3, H, W) of one dtype, in [-1, 1].
+    """For a channel's `__call__`: what goes in and comes out are images (N, C, H, W) of one dtype, in [-1, 1].
 
     The outcome is clipped (:func:`clip`). Half precision is computed in float32, under autocast too: bfloat16 cannot
     tell a photo's levels apart.
 
     Raises:
-        ValueError: on a call with anything but floating-point images (N, 3, H, W).
+        ValueError: on a call with anything but floating-point images (N, C, H, W).
     """
 
     @wraps(call)
     def checked(self: Any, images: Tensor) -> Tensor:
-        if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:] or not images.is_floating_point():
+        if images.ndim != 4 or 0 in images.shape[1:] or not images.is_floating_point():
             raise ValueError(
-                f"Expected floating-point images (N, 3, H, W) in [-1, 1], got {tuple(images.shape)} of {images.dtype}."
+                f"Expected floating-point images (N, C, H, W) in [-1, 1], got {tuple(images.shape)} of {images.dtype}."
             )
         if not len(images):
             return images.clone()
@@ -52,6 +52,27 @@ def keeps_format(call: Call) -> Call:
             return clip(call(self, wide)).to(images.dtype)
 
     return cast(Call, checked)
+
+
+def in_colours(call: Call) -> Call:
+    """For a channel that works on RGB: greyscale images (N, 1, H, W) go through it as grey colours.
+
+    Raises:
+        ValueError: on a call with images of other than one or three colours.
+    """
+
+    @wraps(call)
+    def coloured(self: Any, images: Tensor) -> Tensor:
+        if images.ndim == 4 and images.shape[1] == 1:
+            return call(self, images.expand(-1, 3, -1, -1)).mean(1, keepdim=True)
+        if images.ndim == 4 and images.shape[1] not in (0, 3):
+            raise ValueError(
+                f"{type(self).__name__} works on colours: expected images (N, 3, H, W), or grey ones (N, 1, H, W), got "
+                f"{tuple(images.shape)}."
+            )
+        return call(self, images)
+
+    return cast(Call, coloured)
 
 
 def clip(images: Tensor, low: float = -1.0, high: float = 1.0) -> Tensor:
@@ -92,7 +113,7 @@ class Through(nn.Module):
         self.generator, self.channel = generator, channel
 
     def forward(self, images: Tensor, **condition: Tensor) -> Tensor:
-        """Edit images (N, 3, H, W) as they come out of the channel."""
+        """Edit images (N, C, H, W) as they come out of the channel."""
         return self.generator(self.channel(images), **condition)
 
     def __getattr__(self, name: str) -> Any:

@@ -42,7 +42,7 @@ class GaussianBlur:
 
     @keeps_format
     def __call__(self, images: Tensor) -> Tensor:
-        """Blurred images (N, 3, H, W), differentiable."""
+        """Blurred images (N, C, H, W), differentiable."""
         from kornia.filters import gaussian_blur2d
 
         kernel = self.kernel or 2 * math.ceil(3 * self.sigma) + 1
@@ -79,7 +79,7 @@ class AverageBlur:
 
     @keeps_format
     def __call__(self, images: Tensor) -> Tensor:
-        """Blurred images (N, 3, H, W), differentiable."""
+        """Blurred images (N, C, H, W), differentiable."""
         return F.avg_pool2d(_extended(images, self.kernel // 2), self.kernel, stride=1)
 
     def differentiable(self) -> AverageBlur:
@@ -112,7 +112,7 @@ class MedianBlur:
 
     @keeps_format
     def __call__(self, images: Tensor) -> Tensor:
-        """Filtered images (N, 3, H, W); the gradient goes to the pixels that were the medians."""
+        """Filtered images (N, C, H, W); the gradient goes to the pixels that were the medians."""
         from kornia.filters import median_blur
 
         reach = self.kernel // 2

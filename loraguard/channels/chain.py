@@ -35,7 +35,7 @@ class Chain:
 
     @keeps_format
     def __call__(self, images: Tensor) -> Tensor:
-        """Images (N, 3, H, W) at the end of the chain."""
+        """Images (N, C, H, W) at the end of the chain."""
         for channel in self.channels:
             images = channel(images)
         return images

@@ -35,7 +35,7 @@ class CropResize:
 
     @keeps_format
     def __call__(self, images: Tensor) -> Tensor:
-        """Parts of images, as (N, 3, H, W), differentiable."""
+        """Parts of images, as (N, C, H, W), differentiable."""
         size = images.shape[-2:]
         height, width = (max(1, round(side * self.part)) for side in size)
         tops = torch.randint(size[0] - height + 1, (len(images),)).tolist()

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from .base import keeps_format
+from .base import in_colours, keeps_format
 
 
 class DnCNN(nn.Sequential):
@@ -60,6 +60,7 @@ class Denoiser:
     def __post_init__(self) -> None:
         _network(self.path, torch.device("cpu"), torch.float32)
 
+    @in_colours
     @keeps_format
     def __call__(self, images: Tensor) -> Tensor:
         """Denoised images (N, 3, H, W), differentiable."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .base import keeps_format
+from .base import in_colours, keeps_format
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,7 @@ class Grey:
         tensor([-0.1440, -0.1440, -0.1440])
     """
 
+    @in_colours
     @keeps_format
     def __call__(self, images: Tensor) -> Tensor:
         """Grey images (N, 3, H, W), differentiable."""

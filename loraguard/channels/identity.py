@@ -22,7 +22,7 @@ class Identity:
 
     @keeps_format
     def __call__(self, images: Tensor) -> Tensor:
-        """Images (N, 3, H, W), the same."""
+        """Images (N, C, H, W), the same."""
         return images
 
     def differentiable(self) -> Identity:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .base import keeps_format
+from .base import in_colours, keeps_format
 from .files import check_quality, through_files
 
 
@@ -45,6 +45,7 @@ class JPEG:
         """Of each of n images, (N,); drawn from torch's global generator where `highest` is given."""
         return torch.randint(self.quality, (self.highest or self.quality) + 1, (n,))
 
+    @in_colours
     @keeps_format
     def __call__(self, images: Tensor) -> Tensor:
         """Images (N, 3, H, W) as they come back."""
@@ -70,6 +71,7 @@ class DifferentiableJPEG(JPEG):
         torch.Size([2, 3, 16, 16])
     """
 
+    @in_colours
     @keeps_format
     def __call__(self, images: Tensor) -> Tensor:
         """Images (N, 3, H, W) as they come back, differentiable."""

@@ -11,7 +11,7 @@ from .base import keeps_format
 
 @dataclass(frozen=True)
 class Quantize:
-    """Round images (N, 3, H, W) in [-1, 1] to evenly spaced levels.
+    """Round images (N, C, H, W) in [-1, 1] to evenly spaced levels.
 
     Args:
         bits: of each value; 8 are a photo's file, fewer are a defense against perturbations (bit-depth reduction, Xu et
@@ -37,7 +37,7 @@ class Quantize:
 
     @keeps_format
     def __call__(self, images: Tensor) -> Tensor:
-        """Rounded images (N, 3, H, W)."""
+        """Rounded images (N, C, H, W)."""
         half = (2**self.bits - 1) / 2
         rounded = ((images.detach().clamp(-1, 1) + 1) * half).round() / half - 1
         return rounded + (images - images.detach()) if self.pass_through else rounded

@@ -35,7 +35,7 @@ class GaussianNoise:
 
     @keeps_format
     def __call__(self, images: Tensor) -> Tensor:
-        """Noisy images (N, 3, H, W), differentiable."""
+        """Noisy images (N, C, H, W), differentiable."""
         return images + self.sigma * torch.randn_like(images)
 
     def differentiable(self) -> GaussianNoise:

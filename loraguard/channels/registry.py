@@ -23,6 +23,8 @@ CHANNELS = Registry(
         "average": "loraguard.channels.blur:AverageBlur",
         "median": "loraguard.channels.blur:MedianBlur",
         "noise": "loraguard.channels.noise:GaussianNoise",
+        "salt-pepper": "loraguard.channels.salt_pepper:SaltPepper",
+        "unsharp": "loraguard.channels.unsharp:Unsharp",
         "grey": "loraguard.channels.grey:Grey",
         "tv": "loraguard.channels.tv:TotalVariation",
         "denoiser": "loraguard.channels.denoiser:Denoiser",

@@ -36,7 +36,7 @@ class Resize:
 
     @keeps_format
     def __call__(self, images: Tensor) -> Tensor:
-        """Images (N, 3, H, W) with less detail, differentiable."""
+        """Images (N, C, H, W) with less detail, differentiable."""
         size = images.shape[-2:]
         return bicubic(bicubic(images, [max(1, round(side * self.scale)) for side in size]), size)
 
@@ -46,5 +46,5 @@ class Resize:
 
 
 def bicubic(images: Tensor, size: Sequence[int]) -> Tensor:
-    """Images (N, 3, H, W) at another size, clipped to [-1, 1], as bicubic interpolation overshoots at edges."""
+    """Images (N, C, H, W) at another size, clipped to [-1, 1], as bicubic interpolation overshoots at edges."""
     return clip(F.interpolate(images, list(size), mode="bicubic", antialias=True))

@@ -45,7 +45,7 @@ class TotalVariation:
 
     @keeps_format
     def __call__(self, images: Tensor) -> Tensor:
-        """Denoised images (N, 3, H, W), differentiable."""
+        """Denoised images (N, C, H, W), differentiable."""
         dual = images.new_zeros(2, *images.shape)
         for _ in range(self.steps):
             slope = _slopes(images - _divergence(dual))
@@ -59,7 +59,7 @@ class TotalVariation:
 
 
 def _slopes(images: Tensor) -> Tensor:
-    """Differences to the next row and column, (2, N, 3, H, W); 0 at the border."""
+    """Differences to the next row and column, (2, N, C, H, W); 0 at the border."""
     return torch.stack([F.pad(images.diff(dim=-2), (0, 0, 0, 1)), F.pad(images.diff(dim=-1), (0, 1))])
 
 

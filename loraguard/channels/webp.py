@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .base import keeps_format
+from .base import in_colours, keeps_format
 from .files import check_quality, through_files
 
 
@@ -34,6 +34,7 @@ class WebP:
     def __post_init__(self) -> None:
         check_quality(self.quality)
 
+    @in_colours
     @keeps_format
     def __call__(self, images: Tensor) -> Tensor:
         """Images (N, 3, H, W) as they come back."""

@@ -124,7 +124,9 @@ def audit(
         typer.Option(
             "--steps",
             "--strength",
-            help="A further number of a defense's steps, for a curve. *", metavar="STEPS", rich_help_panel=HOW_MUCH
+            help="A further number of a defense's steps, for a curve. *",
+            metavar="STEPS",
+            rich_help_panel=HOW_MUCH,
         ),
     ] = None,
     seed: Annotated[

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from loraguard.channels import published, quantize
 from loraguard.generators.base import Condition
 
-from .base import check_images, check_settings, frozen
+from .ascent import Adam, Objective, ascend
+from .base import Defense, check_settings
 from .terms import Term, away_from, in_turn
 from .transferable import check_edits, for_each
 
@@ -21,7 +22,7 @@ SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.999)
 
 
 @dataclass(frozen=True)
-class AntiForgery:
+class AntiForgery(Defense):
     """Shift the channels a and b of each photo in CIE Lab to maximise `MSE(G(x', c), G(x, c))`, L as it was.
 
     White-box, per image. Gradient ascent by Adam on the shifts, which are kept within the budget after each step. At no
@@ -52,7 +53,7 @@ class AntiForgery:
         True
     """
 
-    budget: ClassVar[str] = "L-infinity on a / 110 and b / 110 of CIE Lab (0.05 is 5.5 units of a and of b)"
+    budget: ClassVar[str | None] = "L-infinity on a / 110 and b / 110 of CIE Lab (0.05 is 5.5 units of a and of b)"
 
     eps: float = 0.05
     steps: int = 100
@@ -63,27 +64,40 @@ class AntiForgery:
         check_settings(self.eps, self.steps, self.step_size)
         check_edits(self.edits)
 
-    def __call__(
-        self, generator: nn.Module, images: Tensor, condition: Condition, clean: Tensor | None = None
-    ) -> Tensor:
-        """Perturbed images (N, 3, H, W) in [-1, 1]; see :class:`~loraguard.defenses.base.Defense`."""
-        check_images(images)
-        lab = to_lab(images)
-        shifts = 0.01 * self.eps * (2 * torch.rand_like(lab[:, 1:]) - 1)
-        with frozen(generator):
-            objective = in_turn(self._terms(generator, images, condition, clean))
-            adam = torch.optim.Adam([shifts.requires_grad_()], lr=self.step_size or self.eps / 500, maximize=True)
-            for _ in range(self.steps):
-                with torch.enable_grad():
-                    (shifts.grad,) = torch.autograd.grad(objective(shifted(lab, shifts)), shifts)
-                adam.step()
-                shifts.detach().clamp_(-self.eps, self.eps)
-        return self._within_budget(images, lab, shifts.detach())
+    def perturb(self, generator: nn.Module, images: Tensor, condition: Condition, clean: Tensor | None) -> Tensor:
+        """Photos with other colours; see :class:`~loraguard.defenses.base.Defense`.
 
-    def _terms(self, generator: nn.Module, images: Tensor, condition: Condition, clean: Tensor | None) -> list[Term]:
+        Raises:
+            ValueError: for images of other than three colours.
+        """
+        if images.shape[1] != 3:
+            raise ValueError(f"AntiForgery moves colours of RGB images (N, 3, H, W), got {tuple(images.shape)}.")
+        lab = to_lab(images)
+        shifts = ascend(
+            self._objective(lab, self.terms(generator, images, condition, clean)),
+            0.01 * self.eps * (2 * torch.rand_like(lab[:, 1:]) - 1),
+            low=-self.eps,
+            high=self.eps,
+            steps=self.steps,
+            step_size=self.step_size or self.eps / 500,
+            update=Adam(),
+        )
+        return self._within_budget(images, lab, shifts)
+
+    def terms(self, generator: nn.Module, images: Tensor, condition: Condition, clean: Tensor | None) -> Sequence[Term]:
+        """The distance that is to grow, or that of each of the edits."""
         if self.edits:
             return [away_from(generator, images, for_each(images, edit)) for edit in self.edits.values()]
-        return [away_from(generator, images, condition) if clean is None else Term(generator, condition, clean)]
+        return [away_from(generator, images, condition, clean)]
+
+    def _objective(self, lab: Tensor, terms: Sequence[Term]) -> Objective:
+        """Of shifts (N, 2, H, W): one term a step."""
+        objective = in_turn(terms)
+        return lambda shifts: objective(shifted(lab, shifts))
+
+    def movement(self, perturbed: Tensor, images: Tensor) -> Tensor:
+        """How far a / 110 or b / 110 of each photo was moved: (N,)."""
+        return (to_lab(perturbed) - to_lab(images))[:, 1:].abs().flatten(1).amax(1)
 
     def _within_budget(self, images: Tensor, lab: Tensor, shifts: Tensor) -> Tensor:
         """The photo with as much of each pixel's shift as is in the budget when clipped and published."""

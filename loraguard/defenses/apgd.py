@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from loraguard.generators.base import Condition
 
-from .base import check_budget, check_images, frozen, jitter
-from .worst import Distance, clean_outputs, keep_worst, output_distance
+from .ascent import ball
+from .base import Defense, check_budget, jitter
+from .terms import away_from
+from .worst import Distance, keep_worst
 
 CHECKPOINTS = (22, 41, 57, 70, 80, 87, 93, 99)
 """In percent of the steps, where step sizes are reconsidered (section 3.2: periods shrink by 3 down to 6 percent)."""
@@ -19,7 +21,7 @@ MOMENTUM = 0.75
 
 
 @dataclass(frozen=True)
-class APGD:
+class APGD(Defense):
     """Perturb each photo on its own to maximise `MSE(G(x + d, c), G(x, c))`, without a step size to tune.
 
     White-box, per image. Steps along the gradient's sign begin at `2 * eps`, carry momentum, and are halved, image by
@@ -57,19 +59,15 @@ class APGD:
                 f"restarts={self.restarts}, rho={self.rho}."
             )
 
-    def __call__(
-        self, generator: nn.Module, images: Tensor, condition: Condition, clean: Tensor | None = None
-    ) -> Tensor:
-        """Perturbed images (N, 3, H, W) in [-1, 1]; see :class:`~loraguard.defenses.base.Defense`."""
-        check_images(images)
-        distance = output_distance(generator, condition, clean_outputs(generator, images, condition, clean))
+    def perturb(self, generator: nn.Module, images: Tensor, condition: Condition, clean: Tensor | None) -> Tensor:
+        """The worst of all restarts; see :class:`~loraguard.defenses.base.Defense`."""
+        distance = away_from(generator, images, condition, clean)
 
         def attack() -> Tensor:
             start = jitter(images, self.eps)
             return auto_pgd(distance, images, start=start, eps=self.eps, steps=self.steps, rho=self.rho)
 
-        with frozen(generator):
-            return keep_worst([attack] * self.restarts, distance, images)
+        return keep_worst([attack] * self.restarts, distance, images)
 
 
 def auto_pgd(distance: Distance, images: Tensor, *, start: Tensor, eps: float, steps: int, rho: float = 0.75) -> Tensor:
@@ -92,7 +90,7 @@ def auto_pgd(distance: Distance, images: Tensor, *, start: Tensor, eps: float, s
         >>> torch.allclose(found, photo + 0.01, atol=1e-3)
         True
     """
-    low, high = (images - eps).clamp_min(-1), (images + eps).clamp_max(1)
+    low, high = ball(images, eps)
     checkpoints = {-(-percent * steps // 100) for percent in CHECKPOINTS}
     previous = current = best = start.detach()
     value, gradient = _value_and_gradient(distance, current)

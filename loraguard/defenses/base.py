@@ -1,55 +1,135 @@
-"""The interface that every defense shares, and projected gradient ascent, which most of them are made of."""
+"""What every defense is: one call, a stated budget, and typed answers to what an audit asks of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from loraguard.describing import describe
 from loraguard.generators.base import Condition, Conditions
 
-Objective = Callable[[Tensor], Tensor]
-"""From perturbed images (N, 3, H, W) to how badly the generator fails, summed over the batch: a scalar to maximise."""
 
-
-class Defense(Protocol):
+class Defense(ABC):
     """A way to perturb photos so that a generator fails on them.
 
-    `defense(generator, images, condition)` takes images (N, 3, H, W) in [-1, 1] and returns perturbed ones of the same
+    `defense(generator, images, condition)` takes images (N, C, H, W) in [-1, 1] and returns perturbed ones of the same
     shape and range, no further than `eps` (L-infinity, in the same units) from the originals. Whoever has the clean
-    outputs G(x, c) already passes them as `clean` and saves computing them again. Parameters of the generator get no
-    gradients, and its mode (train or eval) stays as it was. What it draws comes from torch's global generator.
+    outputs G(x, c) already passes them as `clean` and saves computing them again. The generator stays as it was: its
+    parameters get no gradients, its mode (train or eval) stays, and running statistics that a network in train mode
+    would move are put back. What a defense draws comes from torch's global generator.
 
-    A defense is a frozen dataclass of its settings, so that an audit can vary them: `eps`, and `steps` where it is
-    iterative, whose `step_size` then follows from `eps` unless it is given. One whose budget is not L-infinity on
-    images says in a class attribute `budget` what it is.
+    A subclass is a frozen dataclass of its settings, so that an audit can vary them, and says in :meth:`perturb` what
+    it does. Everything else has a default that it overrides where it differs.
+
+    Attributes:
+        eps: the budget, L-infinity, in units of images in [-1, 1]; the only setting that every defense has.
+        budget: what the budget is where it is not L-infinity on images, in words; None where it is.
+        steps: how many steps it takes; None for one that is not iterative.
+        step_size: the length of a step; None where it follows from `eps`.
+        restarts: how often it starts anew, of which the worst for the generator is kept.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @dataclass(frozen=True)
+        ... class Brighten(Defense):
+        ...     eps: float = 0.05
+        ...     def perturb(self, generator, images, condition, clean=None):
+        ...         return (images + self.eps).clamp(-1, 1)
+        >>> Brighten(0.1)(nn.Identity(), torch.zeros(1, 3, 2, 2), {}).unique()
+        tensor([0.1000])
+        >>> Brighten().steps, Brighten().varied(eps=0.2)
+        (None, Brighten(eps=0.2))
     """
 
-    @property
-    def eps(self) -> float:
-        """The budget, L-infinity, in units of images in [-1, 1]."""
-        ...
+    eps: float
+    budget: ClassVar[str | None] = None
+    steps: int | None = None
+    step_size: float | None = None
+    restarts: int = 1
 
     def __call__(
         self, generator: nn.Module, images: Tensor, condition: Condition, clean: Tensor | None = None
     ) -> Tensor:
-        """Perturb images."""
-        ...
+        """Perturbed images (N, C, H, W) in [-1, 1].
+
+        Args:
+            generator: what is to fail.
+            images: photos, (N, C, H, W) in [-1, 1].
+            condition: the edit of each photo, batch-first; `{}` for none.
+            clean: the outputs G(x, c), if they are known already.
+
+        Raises:
+            ValueError: for images of another shape, type or range.
+        """
+        check_image_batch(images)
+        with undisturbed(generator):
+            return self.perturb(generator, images, condition, clean)
+
+    @abstractmethod
+    def perturb(self, generator: nn.Module, images: Tensor, condition: Condition, clean: Tensor | None) -> Tensor:
+        """What a call returns; images are checked already, and the generator is kept as it was."""
+
+    def movement(self, perturbed: Tensor, images: Tensor) -> Tensor:
+        """How far each photo was moved, in the unit of `eps`: (N,)."""
+        return (perturbed - images).abs().flatten(1).amax(1)
+
+    @property
+    def passes(self) -> int:
+        """About how many forward and backward passes through the generator a batch of photos takes."""
+        return 2 * (self.steps or 0) * self.restarts
+
+    @property
+    def must_be_fitted(self) -> bool:
+        """Whether it has to be fitted before it can be called."""
+        return False
+
+    def varied(self, *, eps: float | None = None, steps: int | None = None) -> Defense | None:
+        """The defense with another budget, whose step size goes along, or another number of steps.
+
+        Returns:
+            A new defense; None for one that has no such setting.
+
+        Example:
+            >>> from loraguard.defenses import Disrupting, RandomNoise
+            >>> Disrupting(eps=0.05, step_size=0.01).varied(eps=0.1)
+            Disrupting(eps=0.1, steps=10, step_size=0.02, method='pgd', restarts=1, layer=None)
+            >>> RandomNoise().varied(steps=3) is None
+            True
+        """
+        return replaced(self, eps, steps)
+
+    def settings(self) -> dict[str, Any]:
+        """What tells it from other defenses, as JSON takes it."""
+        return describe(self)
 
 
-@runtime_checkable
-class Fittable(Protocol):
+class Fittable(Defense):
     """A defense that has to see photos, and the generators that it is against, before it can perturb any.
 
-    Called before it is fitted it raises a ValueError that says so. What was fitted is its attribute `fitted`, None
-    before. An audit fits it anew for each generator that is attacked with a leak, unless a class attribute
-    `fits_every_generator` is true.
+    Called before it is fitted it raises a ValueError that says so.
+
+    Attributes:
+        fitted: what was fitted; None before.
+        fits_every_generator: whether one fit serves all generators; else an audit fits anew for each generator that is
+            attacked with a leak.
     """
 
+    fitted: Any = None
+    fits_every_generator: ClassVar[bool] = False
+
+    @property
+    def must_be_fitted(self) -> bool:
+        """Whether it was not fitted yet."""
+        return self.fitted is None
+
+    @abstractmethod
     def fit(
         self,
         generators: nn.Module | Sequence[nn.Module],
@@ -69,27 +149,24 @@ class Fittable(Protocol):
         Returns:
             A new defense; this one stays as it was.
         """
-        ...
 
 
-def needs_fitting(defense: Any) -> bool:
-    """Whether a defense, or one of several that it is made of, has to be fitted before it can be called.
-
-    Example:
-        >>> from loraguard.defenses import CMUA, Disrupting, Mixture
-        >>> needs_fitting(Disrupting()), needs_fitting(Mixture((Disrupting(), CMUA())))
-        (False, True)
-    """
-    if parts := getattr(defense, "defenses", None):
-        return any(map(needs_fitting, parts))
-    return isinstance(defense, Fittable) and getattr(defense, "fitted", None) is None
+def replaced(thing: Any, eps: float | None, steps: int | None) -> Any:
+    """A dataclass with another budget, its step size in proportion, or other steps; None where it has no such field."""
+    changes = {key: value for key, value in (("eps", eps), ("steps", steps)) if value is not None}
+    own = {one.name for one in fields(thing) if one.init} if is_dataclass(thing) else set()
+    if not changes.keys() <= own:
+        return None
+    if eps is not None and (step_size := getattr(thing, "step_size", None)) is not None:
+        changes["step_size"] = step_size * eps / thing.eps
+    return replace(thing, **changes)
 
 
-def check_images(images: Tensor) -> None:
-    """Refuse what no generator takes: images must be floating, (N, 3, H, W), finite and in [-1, 1]."""
-    if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+def check_image_batch(images: Tensor) -> None:
+    """Refuse what no generator takes: images must be floating, (N, C, H, W), finite and in [-1, 1]."""
+    if images.ndim != 4 or 0 in images.shape[1:] or not images.is_floating_point():
         raise ValueError(
-            f"Expected floating images of shape (N, 3, H, W) in [-1, 1], got {images.dtype} {tuple(images.shape)}; "
+            f"Expected floating images of shape (N, C, H, W) in [-1, 1], got {images.dtype} {tuple(images.shape)}; "
             "make bytes floating by x / 127.5 - 1."
         )
     if not len(images):
@@ -108,17 +185,37 @@ def check_budget(eps: float) -> None:
         raise ValueError(f"eps={eps!r} must be in (0, 2]: it is a distance between images in [-1, 1].")
 
 
-def check_settings(eps: float, steps: int, step_size: float | None) -> None:
-    """Refuse a budget, a number of steps or a step size that no iterative defense can have."""
+def check_settings(eps: float, steps: int, step_size: float | None, restarts: int = 1) -> None:
+    """Refuse a budget, a number of steps, a step size or restarts that no iterative defense can have."""
     check_budget(eps)
-    if steps < 1 or (step_size is not None and step_size <= 0):
-        raise ValueError(f"Expected steps >= 1 and step_size > 0, got steps={steps}, step_size={step_size}.")
+    if steps < 1 or restarts < 1 or (step_size is not None and step_size <= 0):
+        raise ValueError(
+            f"Expected steps >= 1, restarts >= 1 and step_size > 0, got steps={steps}, restarts={restarts}, "
+            f"step_size={step_size}."
+        )
 
 
 @contextmanager
-def frozen(generator: nn.Module) -> Iterator[None]:
-    """Within the block no parameter of the generator asks for a gradient, so that only images get one."""
+def undisturbed(generator: nn.Module) -> Iterator[None]:
+    """Keep a generator as it is: within the block no parameter asks for a gradient, and then buffers are as before.
+
+    A network in train mode moves buffers with each forward pass: running statistics of batch norm, vectors of spectral
+    norm. It computes as always within the block, and they are put back.
+
+    Example:
+        >>> norm = nn.BatchNorm2d(3)
+        >>> with undisturbed(norm):
+        ...     _ = norm(torch.ones(1, 3, 2, 2))
+        >>> norm.running_mean
+        tensor([0., 0., 0.])
+    """
     learning = [parameter for parameter in generator.parameters() if parameter.requires_grad]
+    kept = [
+        (module, name, buffer, buffer.clone())
+        for module in generator.modules()
+        if module.training
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
     for parameter in learning:
         parameter.requires_grad_(False)
     try:
@@ -126,43 +223,12 @@ def frozen(generator: nn.Module) -> Iterator[None]:
     finally:
         for parameter in learning:
             parameter.requires_grad_(True)
+        for module, name, buffer, before in kept:
+            # By `.data`, as norms write them, too: a graph from before the block may hold the buffer.
+            buffer.data.copy_(before)
+            setattr(module, name, buffer)
 
 
 def jitter(images: Tensor, radius: float) -> Tensor:
     """Images moved by uniform noise in [-radius, radius], kept in [-1, 1]."""
     return (images + radius * (2 * torch.rand_like(images) - 1)).clamp(-1, 1)
-
-
-def sign_ascent(
-    objective: Objective, images: Tensor, *, start: Tensor, eps: float, steps: int, step_size: float
-) -> Tensor:
-    """Maximise an objective within an L-infinity ball around images by steps along the sign of its gradient.
-
-    Only the images' gradients are computed. `x <- clip(x + step_size * sign(dJ/dx))`, where clip keeps x within `eps`
-    of the originals and in [-1, 1] (PGD; Madry et al., arXiv 1706.06083).
-
-    Args:
-        objective: what to maximise; called once a step, so that it may be another one in each.
-        images: originals, (N, 3, H, W) in [-1, 1], the ball's centre.
-        start: where to begin, within the ball.
-        eps: radius of the ball, in units of the images.
-        steps: how many.
-        step_size: of one step, in units of the images.
-
-    Returns:
-        Perturbed images, (N, 3, H, W) in [-1, 1].
-
-    Example:
-        >>> photo = torch.zeros(1, 3, 2, 2)
-        >>> perturbed = sign_ascent(lambda x: -x.sum(), photo, start=photo, eps=0.05, steps=10, step_size=0.01)
-        >>> torch.allclose(perturbed, photo - 0.05)
-        True
-    """
-    low, high = (images - eps).clamp_min(-1), (images + eps).clamp_max(1)
-    perturbed = start.detach()
-    for _ in range(steps):
-        perturbed = perturbed.detach().requires_grad_()
-        with torch.enable_grad():
-            (gradient,) = torch.autograd.grad(objective(perturbed), perturbed)
-        perturbed = torch.clamp(perturbed.detach() + step_size * gradient.sign(), low, high)
-    return perturbed.detach()

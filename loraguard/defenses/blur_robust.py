@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from loraguard.generators.base import Condition
 
-from .base import Objective
+from .ascent import Objective
 from .disrupting import Disrupting
 from .terms import Term, in_turn, together
 

@@ -15,6 +15,7 @@ from loraguard.metrics import defense_succeeds
 
 from .base import jitter
 from .fitted import Perturber, Target, batches, outputs_of, targets_of
+from .terms import away_from
 from .universal import Pattern, UniversalDefense
 
 
@@ -87,13 +88,12 @@ class CMUA(UniversalDefense):
     def _turn(
         self, target: Target, images: Tensor, condition: Condition, factor: float, pattern: Tensor | None
     ) -> Tensor:
-        clean = outputs_of(target, images, condition)
+        distance = away_from(target.generator, images, condition)
         perturbed = jitter(images, self.eps) if pattern is None else (images + pattern).clamp(-1, 1)
         for _ in range(self.steps):
             perturbed = perturbed.requires_grad_()
             with torch.enable_grad():
-                damage = (target.generator(perturbed, **condition) - clean).square().sum()
-                (gradient,) = torch.autograd.grad(damage, perturbed)
+                (gradient,) = torch.autograd.grad(distance(perturbed).sum(), perturbed)
             moved = perturbed.detach() + (self.step_size or 0.2 * self.eps) * gradient.sign() - images
             mean = (factor * moved).clamp(-self.eps, self.eps).mean(0)
             pattern = mean if pattern is None else self.momentum * pattern + (1 - self.momentum) * mean

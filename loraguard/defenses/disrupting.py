@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from loraguard.generators.base import Condition
-from loraguard.generators.layers import up_to
-
-from .base import Objective, check_images, check_settings, frozen, jitter, sign_ascent
-from .terms import Term, away_from, in_turn
-from .worst import keep_worst
+from .base import jitter
+from .iterative import IterativeDefense
 
 METHODS = ("fgsm", "ifgsm", "pgd")
 
 
 @dataclass(frozen=True)
-class Disrupting:
+class Disrupting(IterativeDefense):
     """Perturb each photo on its own to maximise `MSE(G(x + d, c), G(x, c))`, with `|d| <= eps` at every pixel.
 
     White-box, per image. Arxiv 2003.01279, section 3: *FGSM* is one step of size `eps`; *I-FGSM* takes `steps` steps
     from the photo itself; *PGD* starts at a uniform draw from the ball. At the photo itself the objective's gradient is
     exactly zero, so FGSM and I-FGSM begin beside it, by uniform noise of a hundredth of `eps`.
 
-    Defenses that take the same steps along another objective are subclasses: they say what the objective consists of,
-    :meth:`terms`, and how that goes together, :meth:`objective`.
+    Defenses that take the same steps along another objective are subclasses, and override the methods of
+    :class:`~loraguard.defenses.iterative.IterativeDefense`.
 
     Args:
         eps: the budget, L-infinity, in units of images in [-1, 1] (0.05 is 6.375/255).
@@ -40,7 +33,8 @@ class Disrupting:
             generator's own output.
 
     Example:
-        >>> generator = nn.Conv2d(3, 3, 3, padding=1)
+        >>> import torch
+        >>> generator = torch.nn.Conv2d(3, 3, 3, padding=1)
         >>> photos = torch.rand(2, 3, 16, 16) * 2 - 1
         >>> defended = Disrupting(eps=0.05, steps=3)(generator, photos, {})
         >>> bool(((defended - photos).abs() <= 0.05 + 1e-6).all()), generator.weight.grad is None
@@ -57,43 +51,14 @@ class Disrupting:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ValueError(f"method={self.method!r} is unknown; choose one of {', '.join(METHODS)}.")
-        check_settings(self.eps, self.steps, self.step_size)
-        if self.restarts < 1:
-            raise ValueError(f"Expected restarts >= 1, got restarts={self.restarts}.")
+        super().__post_init__()
         if self.method == "fgsm":
             object.__setattr__(self, "steps", 1)
 
-    def __call__(
-        self, generator: nn.Module, images: Tensor, condition: Condition, clean: Tensor | None = None
-    ) -> Tensor:
-        """Perturbed images (N, 3, H, W) in [-1, 1]; see :class:`~loraguard.defenses.base.Defense`."""
-        check_images(images)
-        with frozen(generator):
-            terms = self.terms(generator, images, condition, clean)
-            attack = partial(self._attack, terms, images)
-            return keep_worst(
-                [attack] * self.restarts, lambda x: torch.stack([term(x) for term in terms]).sum(0), images
-            )
+    def start(self, images: Tensor) -> Tensor:
+        """Anywhere in the ball for "pgd", else beside the photo."""
+        return jitter(images, self.eps) if self.method == "pgd" else super().start(images)
 
-    def terms(self, generator: nn.Module, images: Tensor, condition: Condition, clean: Tensor | None) -> Sequence[Term]:
-        """The distances that are to grow; their sum is also what restarts are compared by."""
-        if self.layer is not None:
-            return [away_from(up_to(generator, self.layer), images, condition)]
-        if clean is not None:
-            return [Term(generator, condition, clean)]
-        return [away_from(generator, images, condition)]
-
-    def objective(self, terms: Sequence[Term]) -> Objective:
-        """What the steps go along, anew for each restart."""
-        return in_turn(terms)
-
-    def _attack(self, terms: Sequence[Term], images: Tensor) -> Tensor:
-        single = self.method == "fgsm"
-        return sign_ascent(
-            self.objective(terms),
-            images,
-            start=jitter(images, self.eps if self.method == "pgd" else 0.01 * self.eps),
-            eps=self.eps,
-            steps=self.steps,
-            step_size=self.step_size or (self.eps if single else 0.2 * self.eps),
-        )
+    def step_length(self, step: int) -> float:
+        """`step_size`, or `eps` for "fgsm" and 0.2 * `eps` otherwise."""
+        return self.step_size or (self.eps if self.method == "fgsm" else super().step_length(step))

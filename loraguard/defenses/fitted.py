@@ -21,7 +21,7 @@ from loraguard.data import collate
 from loraguard.files import whole_files, writable_folder
 from loraguard.generators.base import Condition, Conditions, conditions_of, labels_of
 
-from .base import check_budget, check_images, frozen
+from .base import Fittable, check_budget, check_image_batch, undisturbed
 
 D = TypeVar("D", bound="FittedDefense")
 
@@ -71,7 +71,7 @@ def targets_of(generators: nn.Module | Sequence[nn.Module], conditions: Conditio
 
 
 @dataclass(frozen=True)
-class FittedDefense:
+class FittedDefense(Fittable):
     """A defense that is fitted once, and then perturbs photos in one pass without looking at any generator.
 
     `fit` gives a new, fitted defense; so does `load`. A fitted defense whose settings are changed by
@@ -124,7 +124,7 @@ class FittedDefense:
                 raise ValueError(f"{name}={described!r} is what a file says of it; to fit again give {name} itself.")
         with ExitStack() as stack:
             for target in targets:
-                stack.enter_context(frozen(target.generator))
+                stack.enter_context(undisturbed(target.generator))
             learnt = self.learn(targets, photos, disable_tqdm=disable_tqdm)
         return self.having(learnt)
 
@@ -135,18 +135,20 @@ class FittedDefense:
         return defense
 
     @torch.no_grad()
-    def __call__(
-        self, generator: nn.Module, images: Tensor, condition: Condition, clean: Tensor | None = None
-    ) -> Tensor:
-        """Perturbed images (N, 3, H, W) in [-1, 1]; the generator is not looked at.
+    def perturb(self, generator: nn.Module, images: Tensor, condition: Condition, clean: Tensor | None) -> Tensor:
+        """Photos with what was fitted added; the generator is not looked at.
 
         Raises:
             ValueError: if this defense is not fitted.
         """
-        check_images(images)
         learnt = self._learnt().to(images.device)
         perturbation = learnt(images.to(learnt.pattern.dtype)).clamp(-self.eps, self.eps)
         return (images + perturbation.to(images)).clamp(-1, 1)
+
+    @property
+    def passes(self) -> int:
+        """None: its steps are those of fitting, once for all photos."""
+        return 0
 
     def save(self, path: str | Path, dtype: torch.dtype | None = None) -> Path:
         """Write what was fitted, with the settings, to one safetensors file, whole or not at all.
@@ -227,7 +229,7 @@ def batches(
     sampler = RandomSampler(photos, num_samples=count)  # type: ignore[arg-type]
     loader = DataLoader(photos, batch_size, sampler=sampler, collate_fn=collate)
     for batch in tqdm(loader, title, disable=title is None):
-        check_images(batch["image"])
+        check_image_batch(batch["image"])
         yield {key: value.to(device) for key, value in batch.items()}
 
 

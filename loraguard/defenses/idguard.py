@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from loraguard.generators import Condition
 
-from .base import frozen
+from .base import undisturbed
 from .features import grad_cam_plus_plus, watched, with_layers
 from .fitted import Target, outputs_of
 from .protector import Protector, ResNet, TrainedDefense, twice
@@ -82,7 +82,7 @@ class IDGuard(TrainedDefense):
 
     def learn(self, targets: Sequence[Target], photos: Dataset[Any], *, disable_tqdm: bool) -> Protector:
         """Train a network; E gets no gradients."""
-        with frozen(self.identity) if isinstance(self.identity, nn.Module) else nullcontext():
+        with undisturbed(self.identity) if isinstance(self.identity, nn.Module) else nullcontext():
             return super().learn(with_layers(targets, self.layers), photos, disable_tqdm=disable_tqdm)
 
     def loss(self, target: Target, images: Tensor, perturbed: Tensor, condition: Condition) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from loraguard.generators.base import Condition
 from loraguard.generators.layers import latent_of, up_to
 
-from .base import Objective
+from .ascent import Objective
 from .disrupting import Disrupting
 from .terms import Term, away_from, in_turn, together
 from .transferable import check_edits, for_each

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from loraguard.generators.base import Condition
 
 from .base import Defense
+from .plain import AnyDefense, as_defense, needs_fitting
 
 
 @dataclass(frozen=True)
-class Mixture:
-    """One of several defenses at each call, drawn by weight from torch's global generator.
+class Mixture(Defense):
+    """One of several defenses at each call, drawn by weight from torch's global generator; `eps` is the largest budget.
 
     Args:
         defenses: what to draw from.
@@ -32,7 +33,7 @@ class Mixture:
         torch.Size([1, 3, 8, 8])
     """
 
-    defenses: tuple[Defense, ...]
+    defenses: tuple[AnyDefense, ...]
     weights: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -45,16 +46,20 @@ class Mixture:
             or not 0 < sum(weights) < float("inf")
         ):
             raise ValueError(f"Expected a weight >= 0 for each of {len(self.defenses)} defenses, not all 0: {weights}.")
+        object.__setattr__(self, "eps", max(as_defense(defense).eps for defense in self.defenses))
 
-    @property
-    def eps(self) -> float:
-        """The largest budget among them."""
-        return max(defense.eps for defense in self.defenses)
-
-    def __call__(
-        self, generator: nn.Module, images: Tensor, condition: Condition, clean: Tensor | None = None
-    ) -> Tensor:
-        """Perturbed images (N, 3, H, W) in [-1, 1]; see :class:`~loraguard.defenses.base.Defense`."""
+    def perturb(self, generator: nn.Module, images: Tensor, condition: Condition, clean: Tensor | None) -> Tensor:
+        """What the one that is drawn gives; see :class:`~loraguard.defenses.base.Defense`."""
         weights = torch.tensor(self.weights or [1.0] * len(self.defenses), dtype=torch.float64)
         drawn = int(torch.multinomial(weights, 1))
         return self.defenses[drawn](generator, images, condition, clean)
+
+    @property
+    def passes(self) -> int:
+        """Of the one that takes most."""
+        return max(as_defense(defense).passes for defense in self.defenses)
+
+    @property
+    def must_be_fitted(self) -> bool:
+        """Whether one of them has to be."""
+        return any(map(needs_fitting, self.defenses))

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from loraguard.generators.base import Condition
 
-from .base import check_images
+from .base import Defense
 
 
 @dataclass(frozen=True)
-class RandomNoise:
+class RandomNoise(Defense):
     """Move every value by `eps` up or down at random, the strongest noise that the budget allows.
 
     Args:
@@ -27,9 +27,6 @@ class RandomNoise:
 
     eps: float = 0.05
 
-    def __call__(
-        self, generator: nn.Module, images: Tensor, condition: Condition, clean: Tensor | None = None
-    ) -> Tensor:
-        """Perturbed images (N, 3, H, W) in [-1, 1]; the generator is not looked at."""
-        check_images(images)
+    def perturb(self, generator: nn.Module, images: Tensor, condition: Condition, clean: Tensor | None) -> Tensor:
+        """Noisy images (N, C, H, W) in [-1, 1]; the generator is not looked at."""
         return (images + self.eps * torch.sign(torch.rand_like(images) - 0.5)).clamp(-1, 1)

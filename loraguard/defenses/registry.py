@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loraguard.registry import Registry, build
+
+if TYPE_CHECKING:
+    from .base import Defense
 
 DEFENSES = Registry(
     "loraguard.defenses",
     {
         "disrupting": "loraguard.defenses.disrupting:Disrupting",
+        "mi-fgsm": "loraguard.defenses.mi_fgsm:MIFGSM",
         "class-transferable": "loraguard.defenses.transferable:ClassTransferable",
         "blur-robust": "loraguard.defenses.blur_robust:BlurRobust",
         "anti-forgery": "loraguard.defenses.anti_forgery:AntiForgery",
@@ -28,7 +32,7 @@ DEFENSES = Registry(
 """Defenses by the name that the command line takes."""
 
 
-def parse_defense(spec: str) -> Any:
+def parse_defense(spec: str) -> Defense:
     """The defense that a spec on the command line names.
 
     `NAME`, `NAME:SETTINGS` (:func:`loraguard.registry.build`), `NAME@FILE` for one that was fitted and saved, or
@@ -45,12 +49,12 @@ def parse_defense(spec: str) -> Any:
     name, at, file = spec.partition("@")
     DEFENSES.check(name.partition(":")[0])
     if not at or ":" in name:
-        return build(DEFENSES, spec)
+        return _as_defense(build(DEFENSES, spec))
     how = "pretrained" if file == "pretrained" else "load"
     if (loader := getattr(DEFENSES[name], how, None)) is None:
         why = "none ships with the package" if file == "pretrained" else f"{name} is not fitted"
         raise ValueError(f"{spec!r}: {why}, so there is nothing to load; write {name!r}.")
-    return loader() if file == "pretrained" else loader(file)
+    return _as_defense(loader() if file == "pretrained" else loader(file))
 
 
 def check_defense(spec: str) -> None:
@@ -70,3 +74,9 @@ def check_defense(spec: str) -> None:
     DEFENSES.check(name.partition(":")[0])
     if at and ":" not in name and file != "pretrained" and not Path(file).expanduser().is_file():
         raise FileNotFoundError(f"There is no file {file} with a fitted {name}.")
+
+
+def _as_defense(made: Any) -> Defense:
+    from .plain import as_defense  # on use: it brings torch
+
+    return as_defense(made)

@@ -10,15 +10,15 @@ from torch import Tensor, nn
 
 from loraguard.generators.base import Condition
 
-from .base import check_budget, check_images
-from .worst import clean_outputs, output_distance
+from .base import Defense, check_budget
+from .terms import away_from
 
 HALVINGS = (10, 50, 200, 1000, 2000, 4000, 6000, 8000)
 """After how many of 10,000 queries the squares' area is halved (section 4.2); in proportion for other numbers."""
 
 
 @dataclass(frozen=True)
-class Square:
+class Square(Defense):
     """Perturb each photo on its own to maximise `MSE(G(x + d, c), G(x, c))` by looking at outputs alone.
 
     Black-box, per image. It starts from vertical stripes of +-eps; each query then moves one square, at a random
@@ -51,12 +51,9 @@ class Square:
             raise ValueError(f"Expected queries >= 1 and p in (0, 1], got queries={self.queries}, p={self.p}.")
 
     @torch.no_grad()
-    def __call__(
-        self, generator: nn.Module, images: Tensor, condition: Condition, clean: Tensor | None = None
-    ) -> Tensor:
-        """Perturbed images (N, 3, H, W) in [-1, 1]; see :class:`~loraguard.defenses.base.Defense`."""
-        check_images(images)
-        distance = output_distance(generator, condition, clean_outputs(generator, images, condition, clean))
+    def perturb(self, generator: nn.Module, images: Tensor, condition: Condition, clean: Tensor | None) -> Tensor:
+        """The worst that was tried; see :class:`~loraguard.defenses.base.Defense`."""
+        distance = away_from(generator, images, condition, clean)
         n, channels, height, width = images.shape
         best = (images + self.eps * _signs(images, n, channels, 1, width)).clamp(-1, 1)
         worst = distance(best)
@@ -69,6 +66,11 @@ class Square:
             best = torch.where(better[:, None, None, None], proposed, best)
             worst = torch.where(better, found, worst)
         return best
+
+    @property
+    def passes(self) -> int:
+        """As many as queries."""
+        return self.queries
 
     def side(self, query: int, height: int, width: int) -> int:
         """Of the squares at a query, in pixels.

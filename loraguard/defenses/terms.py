@@ -11,7 +11,7 @@ from torch import Tensor
 
 from loraguard.generators.base import Condition
 
-from .base import Objective
+from .ascent import Objective
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,14 @@ class Term:
         return (self.network(seen, **self.condition) - self.reference).square().flatten(1).sum(1)
 
 
-def away_from(network: Callable[..., Tensor], images: Tensor, condition: Condition) -> Term:
-    """The distance from what the network gives for the images themselves."""
-    with torch.no_grad():
-        return Term(network, condition, network(images, **condition))
+def away_from(
+    network: Callable[..., Tensor], images: Tensor, condition: Condition, clean: Tensor | None = None
+) -> Term:
+    """The distance from what the network gives for the images themselves, or from `clean` where that is known."""
+    if clean is None:
+        with torch.no_grad():
+            clean = network(images, **condition)
+    return Term(network, condition, clean)
 
 
 def in_turn(terms: Sequence[Term]) -> Objective:

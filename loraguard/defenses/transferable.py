@@ -15,7 +15,8 @@ from loraguard.data import collate
 from loraguard.generators.base import Condition, Conditions, conditions_of, labels_of
 from loraguard.generators.layers import up_to
 
-from .base import Objective
+from .ascent import Objective
+from .base import Fittable
 from .disrupting import Disrupting
 from .terms import Term, away_from, in_turn, together
 
@@ -23,7 +24,7 @@ MODES = ("iterative", "joint")
 
 
 @dataclass(frozen=True)
-class ClassTransferable(Disrupting):
+class ClassTransferable(Disrupting, Fittable):
     """Perturb each photo so that the generator fails on it with every edit, not only with one that is known.
 
     White-box, per image, for a defender who does not know which edit will be asked for: the condition of a call, and
@@ -84,7 +85,7 @@ class ClassTransferable(Disrupting):
 
     @property
     def fitted(self) -> Mapping[str, Condition] | None:
-        """The edits, once there are any; under the name that an audit asks every fitted defense for."""
+        """The edits, once there are any."""
         return self.edits
 
     def terms(self, generator: nn.Module, images: Tensor, condition: Condition, clean: Tensor | None) -> Sequence[Term]:

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from loraguard.generators.base import Condition
 
-from .base import check_images
+from .base import Defense
 
 
 @dataclass(frozen=True)
-class Unperturbed:
+class Unperturbed(Defense):
     """Photos as they are.
 
     As the adversary of training it makes both losses of a step the clean one, computed twice: the gradient is that of
@@ -25,14 +25,8 @@ class Unperturbed:
         True
     """
 
-    @property
-    def eps(self) -> float:
-        """The budget: 0."""
-        return 0.0
+    eps = 0.0  # no setting: nothing is perturbed
 
-    def __call__(
-        self, generator: nn.Module, images: Tensor, condition: Condition, clean: Tensor | None = None
-    ) -> Tensor:
-        """The images (N, 3, H, W) in [-1, 1]; the generator is not looked at."""
-        check_images(images)
+    def perturb(self, generator: nn.Module, images: Tensor, condition: Condition, clean: Tensor | None) -> Tensor:
+        """The images (N, C, H, W); the generator is not looked at."""
         return images

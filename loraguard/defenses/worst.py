@@ -11,43 +11,21 @@ from torch import Tensor, nn
 
 from loraguard.generators.base import Condition
 
-from .base import Defense, check_images
+from .base import Defense
+from .plain import AnyDefense, as_defense, needs_fitting
+from .terms import away_from
 
 Distance = Callable[[Tensor], Tensor]
-"""From perturbed images (N, 3, H, W) to how badly the generator fails on each: (N,), larger is worse."""
-
-
-def output_distance(generator: nn.Module, condition: Condition, clean: Tensor) -> Distance:
-    """`MSE(G(x, c), clean)` of each image, as a function of the images x.
-
-    Args:
-        generator: a network.
-        condition: the edit c.
-        clean: what it should give, (N, 3, H, W).
-
-    Example:
-        >>> distance = output_distance(nn.Identity(), {}, torch.zeros(2, 3, 8, 8))
-        >>> distance(torch.full((2, 3, 8, 8), 0.5))
-        tensor([0.2500, 0.2500])
-    """
-    return lambda images: (generator(images, **condition) - clean).square().flatten(1).mean(1)
-
-
-def clean_outputs(generator: nn.Module, images: Tensor, condition: Condition, clean: Tensor | None) -> Tensor:
-    """The outputs G(x, c) without gradients, or `clean` where the caller has them already."""
-    if clean is not None:
-        return clean
-    with torch.no_grad():
-        return generator(images, **condition)
+"""From perturbed images (N, C, H, W) to how badly the generator fails on each: (N,), larger is worse."""
 
 
 def keep_worst(attacks: Sequence[Callable[[], Tensor]], distance: Distance, images: Tensor) -> Tensor:
     """Run attacks one after another and keep, image by image, the perturbation that is worst for the generator.
 
     Args:
-        attacks: each gives perturbed images (N, 3, H, W). The result of a single one is not measured.
+        attacks: each gives perturbed images (N, C, H, W). The result of a single one is not measured.
         distance: how badly the generator fails on each image.
-        images: originals, (N, 3, H, W), kept where no attack gives a distance that is a number.
+        images: originals, (N, C, H, W), kept where no attack gives a distance that is a number.
 
     Example:
         >>> photos = torch.zeros(2, 3, 1, 1)
@@ -70,12 +48,13 @@ def keep_worst(attacks: Sequence[Callable[[], Tensor]], distance: Distance, imag
 
 
 @dataclass(frozen=True)
-class WorstOf:
+class WorstOf(Defense):
     """Several attacks on each photo, of which the one with the largest `MSE(G(x + d, c), G(x, c))` is kept.
 
     No attack is the strongest against every network, and one that is blind to a network (gradients that are masked,
     steps that overshoot) makes it look safe. As in AutoAttack (Croce & Hein, arXiv 2003.01690), the verdict is that of
-    the ensemble. Each attack keeps its own budget.
+    the ensemble. Each attack keeps its own budget; `eps` is the
+    largest among them.
 
     Args:
         defenses: the attacks.
@@ -92,22 +71,25 @@ class WorstOf:
         torch.Size([2, 3, 16, 16])
     """
 
-    defenses: tuple[Defense, ...]
+    defenses: tuple[AnyDefense, ...]
 
     def __post_init__(self) -> None:
         if not self.defenses:
             raise ValueError("The worst of no attack is not defined; give at least one, as in WorstOf((APGD(),)).")
+        object.__setattr__(self, "eps", max(as_defense(defense).eps for defense in self.defenses))
+
+    def perturb(self, generator: nn.Module, images: Tensor, condition: Condition, clean: Tensor | None) -> Tensor:
+        """Of each photo the worst perturbation; see :class:`~loraguard.defenses.base.Defense`."""
+        distance = away_from(generator, images, condition, clean)
+        attacks = [partial(defense, generator, images, condition, distance.reference) for defense in self.defenses]
+        return keep_worst(attacks, distance, images)
 
     @property
-    def eps(self) -> float:
-        """The largest budget among them."""
-        return max(defense.eps for defense in self.defenses)
+    def passes(self) -> int:
+        """Of all of them."""
+        return sum(as_defense(defense).passes for defense in self.defenses)
 
-    def __call__(
-        self, generator: nn.Module, images: Tensor, condition: Condition, clean: Tensor | None = None
-    ) -> Tensor:
-        """Perturbed images (N, 3, H, W) in [-1, 1]; see :class:`~loraguard.defenses.base.Defense`."""
-        check_images(images)
-        clean = clean_outputs(generator, images, condition, clean)
-        attacks = [partial(defense, generator, images, condition, clean) for defense in self.defenses]
-        return keep_worst(attacks, output_distance(generator, condition, clean), images)
+    @property
+    def must_be_fitted(self) -> bool:
+        """Whether one of them has to be."""
+        return any(map(needs_fitting, self.defenses))

@@ -14,7 +14,7 @@ from loraguard.kinds import checked
 from .recipes import RECIPES, check_recipe
 
 if TYPE_CHECKING:  # the command line makes its flags from these settings, before anything heavy is imported
-    from loraguard.defenses import Defense
+    from loraguard.defenses import AnyDefense
     from loraguard.stamp import Stamp
 
 TRACKERS = ("tensorboard", "wandb", "trackio")
@@ -97,7 +97,7 @@ class PatchTrainingArguments:
     output_dir: str | Path
     recipe: str = "fast"
     stamp: Stamp | None = None
-    adversary: Defense = BY_RECIPE
+    adversary: AnyDefense = BY_RECIPE
     edits_per_step: Number | None = None
     num_train_epochs: Number = BY_RECIPE
     max_train_steps: Number | None = None

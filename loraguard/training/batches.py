@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from loraguard.data import DemoFaces, collate
-from loraguard.defenses.base import check_images
+from loraguard.defenses.base import check_image_batch
 from loraguard.generators import Condition, Conditions, conditions_of, expand, labels_of
 
 from .arguments import PatchTrainingArguments
@@ -106,7 +106,7 @@ class Batches:
         The draw depends on seed and step alone: all processes, and all batches that make a step, have the same edits.
         """
         items = {key: value.to(self.accelerator.device, non_blocking=True) for key, value in items.items()}
-        check_images(items["image"])
+        check_image_batch(items["image"])
         edits = conditions_of(self.generator, labels_of(items, self.conditions), self.conditions)
         if step is not None and self.args.edits_per_step is not None:
             names = list(edits)

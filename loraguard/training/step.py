@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from loraguard.defenses import Defense
+from loraguard.defenses import AnyDefense
 from loraguard.generators import Condition
 from loraguard.stamp import Stamp
 from loraguard.tuner import folded
@@ -39,7 +39,7 @@ def patch_step(
     images: Tensor,
     condition: Condition,
     *,
-    adversary: Defense,
+    adversary: AnyDefense,
     stamp: Stamp | None,
     loss: Loss,
     backward: Callable[[Tensor], None] = Tensor.backward,

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 from transformers import get_scheduler
 
-from loraguard.defenses.base import needs_fitting
+from loraguard.defenses import needs_fitting
 from loraguard.files import writable_folder
 from loraguard.generators import Conditions
 from loraguard.hub.provenance import describe_generator

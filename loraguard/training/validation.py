@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from loraguard.defenses import Defense
+from loraguard.defenses import AnyDefense
 from loraguard.generators import Condition
 from loraguard.metrics import defense_succeeds, mean_squared_error, psnr
 from loraguard.pixels import to_picture
@@ -26,7 +26,7 @@ ROWS = ("photo", "target", "patched, clean", "patched, no leak", "patched, leak"
 
 
 def validate(
-    model: PeftModel, images: Tensor, condition: Condition, *, adversary: Defense, stamp: Stamp | None, seed: int
+    model: PeftModel, images: Tensor, condition: Condition, *, adversary: AnyDefense, stamp: Stamp | None, seed: int
 ) -> tuple[dict[str, float], Tensor]:
     """Clean utility and robustness of a patch, against the training's own adversary; an audit tells more.
 

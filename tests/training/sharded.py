@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from loraguard import GatedLoraConfig, PatchTrainer, PatchTrainingArguments
 from loraguard.data import DemoFaces
-from loraguard.defenses.base import frozen
+from loraguard.defenses import undisturbed
 from loraguard.generators import DemoEditor
 
 
@@ -22,7 +22,7 @@ class Slope:
     eps = 0.1
 
     def __call__(self, generator: nn.Module, images: Tensor, condition: dict, clean: Tensor | None = None) -> Tensor:
-        with frozen(generator), torch.enable_grad():
+        with undisturbed(generator), torch.enable_grad():
             moved = (images + 0.05 * torch.sin(40 * images)).requires_grad_()
             (slope,) = torch.autograd.grad((generator(moved, **condition) - clean).square().sum(), moved)
         return (images + 0.1 * slope / slope.abs().amax((1, 2, 3), keepdim=True)).clamp(-1, 1)

@@ -9,8 +9,7 @@ from torch.nn import functional as F
 
 from loraguard import GatedLoraConfig, PatchTrainer, PatchTrainingArguments
 from loraguard.data import DemoFaces
-from loraguard.defenses import sign_ascent
-from loraguard.defenses.base import frozen
+from loraguard.defenses import sign_ascent, undisturbed
 from loraguard.generators import DemoEditor
 
 
@@ -28,7 +27,7 @@ class Steady:
 
     def __call__(self, generator: nn.Module, images: Tensor, condition: dict, clean: Tensor | None = None) -> Tensor:
         start = (images + self.eps * torch.sin(40 * images)).clamp(-1, 1)
-        with frozen(generator):
+        with undisturbed(generator):
             return sign_ascent(
                 lambda x: (generator(x, **condition) - clean).square().sum(),
                 images, start=start, eps=self.eps, steps=2, step_size=0.05,

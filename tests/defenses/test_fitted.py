@@ -554,7 +554,7 @@ def test_the_ones_that_ship(name: str) -> None:
     assert recipe["defense"] == describe(defense)
     assert defense.eps == recipe["settings"]["eps"] == 0.1
     assert defense.fitted.pattern.shape == (3, 64, 64)
-    script = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "train_protection.py"))
+    script = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "train_protection.py"))
     figures, said = script["measure"](defense, 24), recipe["figures"]
     assert said["mse_defense"]["low"] / 2 < figures["mse_defense"]["mean"] < 2 * said["mse_defense"]["high"]
     assert figures["mse_defense"]["mean"] > 5 * figures["mse_noise"]["mean"]
@@ -566,7 +566,7 @@ def test_train_protection(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
     """The script writes what it measured, and measures what it wrote."""
     words = f"--defense {name} --output-dir {tmp_path} --steps 2 --faces 4 --test-faces 4 --width 4 --batch-size 2"
     monkeypatch.setattr(sys, "argv", ["train_protection.py", *words.split(), "--log-every", "1"])
-    script = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "train_protection.py"))
+    script = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "train_protection.py"))
     script["main"]()
     recipe = json.loads((tmp_path / "recipe.json").read_text())
     assert [entry["step"] for entry in recipe["log"]] == [1, 2]

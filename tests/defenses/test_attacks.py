@@ -12,7 +12,8 @@ from loraguard.data import DemoFaces
 from loraguard.defenses import APGD, DEFENSES, Disrupting, RandomNoise, Square, WorstOf
 from loraguard.defenses.apgd import auto_pgd
 from loraguard.defenses.base import jitter
-from loraguard.defenses.worst import keep_worst, output_distance
+from loraguard.defenses.terms import Term
+from loraguard.defenses.worst import keep_worst
 from loraguard.generators import DemoEditor
 from loraguard.registry import build
 
@@ -39,7 +40,7 @@ def single_output(w: Tensor) -> Function:
 
 def measure(generator: nn.Module, perturbed: Tensor, clean: Tensor) -> Tensor:
     with torch.no_grad():
-        return output_distance(generator, {}, clean)(perturbed)
+        return Term(generator, {}, clean)(perturbed) / clean[0].numel()
 
 
 @pytest.mark.parametrize("name", ATTACKS)
@@ -100,7 +101,7 @@ def test_apgd_beats_fixed_steps_on_an_editor() -> None:
         distances = []
         for attack in (Disrupting(EPS, steps=10), APGD(EPS, steps=10)):
             torch.manual_seed(0)
-            distances.append(output_distance(editor, condition, clean)(attack(editor, images, condition, clean)))
+            distances.append(Term(editor, condition, clean)(attack(editor, images, condition, clean)))
     assert (distances[1] > distances[0]).all()
 
 
@@ -163,7 +164,7 @@ def test_a_batch_is_attacked_as_its_images_are_alone(editor: DemoEditor) -> None
         clean = editor(photos, labels)
 
     def attack(rows: slice) -> Tensor:
-        distance = output_distance(editor, {"labels": labels[rows]}, clean[rows])
+        distance = Term(editor, {"labels": labels[rows]}, clean[rows])
         return auto_pgd(distance, photos[rows], start=starts[rows], eps=EPS, steps=12)
 
     alone = torch.cat([attack(slice(i, i + 1)) for i in range(3)])
