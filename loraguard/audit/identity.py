@@ -14,7 +14,7 @@ import sys
 import types
 import uuid
 from collections.abc import Iterable, Mapping
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from enum import Enum
 from importlib.metadata import packages_distributions, version
 from pathlib import Path, PurePath
@@ -88,8 +88,20 @@ def architecture(model: PeftModel) -> Identity:
 
 
 def is_own(thing: Any) -> bool:
-    """Whether a thing is one of this package's own settings, which say all about it: equal ones are one."""
-    return is_dataclass(thing) and _package(type(thing).__module__) == _OWN
+    """Whether a thing is one of this package's own settings, which say all about it: equal ones are one.
+
+    Example:
+        >>> from loraguard.defenses import Disrupting, as_defense
+        >>> def none(generator, images, condition, clean=None):
+        ...     return images
+        >>> none.eps = 0.1
+        >>> is_own(Disrupting()), is_own(as_defense(none))
+        (True, False)
+    """
+    if isinstance(thing, (tuple, list)):
+        return all(map(is_own, thing))
+    own = is_dataclass(thing) and _package(type(thing).__module__) == _OWN
+    return isinstance(thing, _PLAIN) or (own and all(is_own(getattr(thing, one.name)) for one in fields(thing)))
 
 
 class _Walk:

@@ -61,7 +61,7 @@ def paired_difference(
         >>> import torch
         >>> before, noise = torch.arange(64.0), torch.arange(64.0) / 32 - 1
         >>> paired_difference(before + 2 + noise, before)
-        Difference(mean=1.984375, low=1.84..., high=2.1..., n=64, method='paired bootstrap-t, 2000 resamples')
+        Difference(mean=1.984375, low=1.8..., high=2.1..., n=64, method='paired bootstrap-t, 2000 resamples')
         >>> paired_difference(torch.zeros(200), torch.zeros(200), share=True)
         Difference(mean=0.0, low=-0.018..., high=0.018..., n=200, method='exact binomial, no difference on any image')
     """

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from loraguard.defenses.base import frozen
+from loraguard.defenses.base import undisturbed
 from loraguard.generators import Condition
 from loraguard.metrics import mean_squared_error
 from loraguard.training.sampling import mixed
@@ -27,7 +27,7 @@ from .subjects import Subjects
 SAME = 2 / 127.5
 """Outputs of one photo may differ by two levels of 8 bits where only the order of sums differs."""
 
-DIRECTIONS = 24
+DIRECTIONS = 8
 """Directions in which slopes are compared."""
 
 STEP = 2 / 255
@@ -143,12 +143,12 @@ def slopes(network: nn.Module, images: Tensor, condition: Condition, seed: int =
     Example:
         >>> from loraguard.generators import DemoEditor
         >>> net, images = DemoEditor.pretrained(), torch.zeros(2, 3, 64, 64)
-        >>> correlation, ratio = slopes(net.eval(), images, {"c": torch.zeros(2, 5)})
+        >>> correlation, ratio = slopes(net.eval(), images, {"labels": torch.zeros(2, 5)})
         >>> correlation > 0.99, 0.95 < ratio < 1.05
         (True, True)
     """
     draws = torch.Generator().manual_seed(seed)
-    with frozen(network), seeded(seed):
+    with undisturbed(network), seeded(seed):
         leaf = images.detach().clone().requires_grad_()
         with torch.enable_grad():
             given = network(leaf, **condition)
