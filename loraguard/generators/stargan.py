@@ -111,6 +111,7 @@ class StarGAN(
     attributes: tuple[str, ...] = ATTRIBUTES
     latent_layer = LATENT_LAYER
     model_tags: ClassVar[list[str]] = [*PublishedGenerator.model_tags, "stargan"]
+    small: ClassVar[dict[str, Any]] = {"conv_dim": 4, "repeat_num": 1}
 
     def __init__(
         self,
@@ -169,3 +170,8 @@ class StarGAN(
             return {}
         blocks = [name for name in state if re.fullmatch(r"main\.\d+\.main\.0\.weight", name)]
         return {"conv_dim": first.shape[0], "c_dim": first.shape[1] - 3, "repeat_num": len(blocks)}
+
+    @classmethod
+    def mistaken(cls, state: Mapping[str, Tensor]) -> str | None:
+        """StarGAN's discriminator has a bias in its first layer."""
+        return "StarGAN's discriminator" if "main.0.bias" in state else None
