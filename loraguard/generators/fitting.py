@@ -116,7 +116,7 @@ def _refusal(cls: type[T], content: Any, source: str, attempts: list[_Attempt]) 
         return f"{source} does not fit {cls.__name__}. It holds {other}; give the file of the generator."
     near = [one for one in attempts if cls.settings_from(one.state)] or [largest]
     best = min(near, key=lambda one: (-len(one.state), len(one.complaint)))
-    where = "" if best.reading.words == "the whole file" else f" Read {_where(best.reading)}:"
+    where = f" Read {_where(best.reading)}:" if best.reading.prefix or best.reading.wrappers else ""
     if best.unusable:
         return f"{source}:{where} {best.unusable}"
     return f"{source} does not fit {cls.__name__}.{where} {best.complaint}"
