@@ -62,7 +62,7 @@ class AttGAN(
     concatenated, after its first `inject_layers` the labels again.
 
     Args:
-        dim: channels of the first layer (`enc_dim` and `dec_dim` of the port); they double up to 1,024.
+        dim: feature maps of the first layer (`enc_dim` and `dec_dim` of the port); they double up to 1,024.
         layers: of the encoder, and of the decoder.
         shortcut_layers: decoder layers that encoder features are concatenated after, fewer than `layers`.
         inject_layers: decoder layers that labels are concatenated after, fewer than `layers`.

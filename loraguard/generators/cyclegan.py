@@ -59,7 +59,7 @@ class CycleGAN(
     official code; where there is batch norm or dropout, those of its `--eval`.
 
     Args:
-        ngf: channels of the first layer; twice and four times as many follow.
+        ngf: feature maps of the first layer; twice and four times as many follow.
         n_blocks: residual blocks, 9 for official networks of 256 pixels and 6 for smaller ones.
         norm: "instance", as CycleGAN has it, without weights; or "batch", as pix2pix has it.
         use_dropout: dropout in the residual blocks, as pix2pix has it; it acts in train mode.

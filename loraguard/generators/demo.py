@@ -34,7 +34,7 @@ class DemoEditor(PublishedGenerator, license="apache-2.0"):
     convolutions, residual blocks, two transposed convolutions, tanh; instance norm after each convolution.
 
     Args:
-        conv_dim: channels of the first layer; twice and four times as many follow.
+        conv_dim: feature maps of the first layer; twice and four times as many follow.
         num_blocks: residual blocks.
         num_labels: labels, (N, num_labels) in {0, 1}, in the order of `DemoFaces.attributes`.
 

@@ -24,7 +24,7 @@ _PIXELS = 2**13
 """Of a batch. Fewer are no faster in channels_last: there, a norm is several calls of torch."""
 
 Norm = Callable[[int, bool], list[nn.Module]]
-"""From channels, and whether a ReLU follows, to a norm and, if so, the ReLU or what stands in its place."""
+"""From a number of feature maps, and whether a ReLU follows, to a norm and, if so, the ReLU or what stands in its place."""
 
 
 def fused_norm(channels: int, relu: bool) -> list[nn.Module]:
@@ -54,7 +54,7 @@ def star_layers(num_labels: int, conv_dim: int, num_blocks: int, norm: Norm) -> 
 
     Args:
         num_labels: channels beside the image's.
-        conv_dim: channels of the first layer; twice and four times as many follow.
+        conv_dim: feature maps of the first layer; twice and four times as many follow.
         num_blocks: residual blocks.
         norm: makes what follows each convolution but the last.
     """
@@ -87,7 +87,7 @@ class StarGAN(
     `StarGAN.from_checkpoint("200000-G.ckpt")` loads the official weights; see docs/generators/stargan.md.
 
     Args:
-        conv_dim: channels of the first layer; twice and four times as many follow.
+        conv_dim: feature maps of the first layer; twice and four times as many follow.
         c_dim: labels.
         repeat_num: residual blocks.
         size: side of the square images that `transform` makes, 256 or 128 in official checkpoints; a multiple of 4.
