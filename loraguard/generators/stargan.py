@@ -24,7 +24,7 @@ _PIXELS = 2**13
 """Of a batch. Fewer are no faster in channels_last: there, a norm is several calls of torch."""
 
 Norm = Callable[[int, bool], list[nn.Module]]
-"""From a number of feature maps, and whether a ReLU follows, to a norm and, if so, the ReLU or what stands in its place."""
+"""From the number of feature maps, and whether a ReLU follows, to a norm and, if so, the ReLU or its stand-in."""
 
 
 def fused_norm(channels: int, relu: bool) -> list[nn.Module]:
