@@ -18,20 +18,20 @@ from loraguard.tuner import GatedLoraLayer
 
 
 class Branch(nn.Module):
-    """The release's adapted layer: the host, and beside it A and then B by einsum."""
+    """The release's adapted layer: the base layer, and beside it A and then B by einsum."""
 
     def __init__(self, layer: GatedLoraLayer, adapter: str = "default") -> None:
         super().__init__()
-        self.host = copy.deepcopy(layer.host).requires_grad_(False)
+        self.base_layer = copy.deepcopy(layer.base_layer).requires_grad_(False)
         self.a = copy.deepcopy(layer.lora_A[adapter])
         self.b = nn.Parameter(layer.lora_B[adapter].weight.detach().flatten(1).clone())
         self.gate = nn.Parameter(layer.lora_gate[adapter].weight.detach().clone())
         self.scale = layer.scaling[adapter]
 
     def forward(self, x: Tensor) -> Tensor:
-        """The host's output and the update."""
+        """The base layer's output and the update."""
         update = torch.einsum("or,nrhw->nohw", self.b, self.a(x))
-        return self.host(x) + torch.sigmoid(self.gate) * self.scale * update
+        return self.base_layer(x) + torch.sigmoid(self.gate) * self.scale * update
 
 
 def with_modules(network: nn.Module, replace: Callable[[nn.Module], nn.Module | None]) -> nn.Module:

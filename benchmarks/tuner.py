@@ -19,7 +19,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 
 from loraguard import GatedLoraConfig, folded
-from loraguard.tuner import GatedLoraLayer
+from loraguard.tuner import GATES, GatedLoraLayer
 
 
 class Residual(nn.Module):
@@ -140,7 +140,7 @@ def training(net: nn.Module, x: Tensor, r: int, rounds: int, device: str) -> Non
         return run
 
     models = {"peft LoRA": LoraConfig(r=r, target_modules=names, init_lora_weights=False)}
-    for gate in ("none", "scalar", "channel", "input", "input_channel"):
+    for gate in GATES:
         models[f"GATED_LORA, {gate}"] = GatedLoraConfig(
             r=r, target_modules=names, init_lora_weights="paper", gate_type=gate
         )

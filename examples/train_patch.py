@@ -5,24 +5,24 @@ r"""Train a patch with the flags of diffusers' and PEFT's training scripts.
     torchrun --standalone --nproc_per_node 2 examples/train_patch.py --cpu ...     # processes on CPUs
     accelerate launch --config_file examples/configs/multi_gpu.yaml examples/train_patch.py ...
 
-Every field of `PatchTrainingArguments` is a flag of the same name. A YAML file (`--config`) gives any of them; flags go
-before it.
+Every field of `PatchTrainingArguments` is a flag of the same name. A YAML file (`--config`) gives any of them; flags
+override it.
 """
 
 from __future__ import annotations
 
 import argparse
 import inspect
-import re
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any
 
 import torch
 import yaml
 from peft import get_peft_model
 
 from loraguard import PatchTrainer, PatchTrainingArguments, Stamp
+from loraguard.cli.flags import flags_of
 from loraguard.data import open_data, split_photos
 from loraguard.defenses import DEFENSES, Mixture, needs_fitting
 from loraguard.generators import load_generator
@@ -52,26 +52,17 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--loss", choices=("pixel", "mmfa"), default="pixel", help="mmfa adds features as in the paper")
     flags.add_argument("--encoder", action="append", help="in place of the paper's: a folder or a Hub id; repeatable")
     taken = {action.dest for action in flags._actions}
-    for name, kinds in get_type_hints(PatchTrainingArguments).items():
-        kind = kinds if kinds in (int, float, str, bool) or get_origin(kinds) is Literal else get_args(kinds)[0]
-        about = {"help": description(name), "default": None}
-        if name in taken or name in ("stamp", "adversary"):
+    for name, flag in flags_of(PatchTrainingArguments).items():
+        about: dict[str, Any] = {"help": flag.help.replace("%", "%%"), "default": None}
+        if name in taken:
             continue
-        if get_origin(kind) is Literal:
-            flags.add_argument(f"--{name}", choices=get_args(kind), **about)
-        elif kind is bool:
+        if flag.choices:
+            flags.add_argument(f"--{name}", choices=flag.choices, **about)
+        elif flag.kind is bool:
             flags.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, **about)
         else:
-            flags.add_argument(f"--{name}", type=kind, metavar=kind.__name__.upper(), **about)
+            flags.add_argument(f"--{name}", type=flag.kind, metavar=flag.kind.__name__.upper(), **about)
     return flags
-
-
-def description(name: str) -> str:
-    """What the docstring of `PatchTrainingArguments` says of a field."""
-    found = re.search(
-        rf"\n        {name}: (.+?)(?=\n        \w+: |\n\n)", PatchTrainingArguments.__doc__ or "", re.DOTALL
-    )
-    return " ".join(found[1].split()).replace("%", "%%") if found else ""
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:

@@ -19,6 +19,9 @@ from .kinds import checked
 SETTINGS = "audit.yaml"
 """In an audit's folder, what `--resume` reads."""
 
+FORMER = {"strengths": "steps"}
+"""What keys were called in earlier versions; files with these are still read."""
+
 _NAMED = ("patches", "defenses", "perturbed")
 _CONTROLS = ("none", "noise")
 
@@ -53,7 +56,7 @@ class AuditSettings:
         channels: specs, such as "jpeg:75+resize:0.5".
         adaptive_channels: defenses are crafted through each channel as well.
         budgets: further values of `eps`, as a curve.
-        strengths: further values of `steps`, as a curve.
+        steps: further values of `steps` of the defenses, as a curve; `strengths` in files of earlier versions.
         seeds: of everything that is drawn; the first one also draws photos and edits.
         checks: on how many photos to try other attacks.
         lpips: "cache", or a file with AlexNet's weights, to measure LPIPS.
@@ -91,7 +94,7 @@ class AuditSettings:
     channels: Many[str] = ()
     adaptive_channels: bool = True
     budgets: Many[Budget] = ()
-    strengths: Many[Number] = ()
+    steps: Many[Number] = ()
     seeds: Annotated[Many[Seed], Field(min_length=1)] = (0,)
     checks: Annotated[int, Field(ge=0)] = 50
     lpips: str | None = None
@@ -148,6 +151,7 @@ class AuditSettings:
         there = [one.name for one in fields(self)]
         made: dict[str, Any] = {}
         for key, value in changes.items():
+            key = FORMER.get(key, key)
             if key not in there:
                 near = difflib.get_close_matches(str(key), there, 1)
                 raise ValueError(f"{source}: there is no {key!r}.{f' Did you mean {near[0]!r}?' if near else ''}")

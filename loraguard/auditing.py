@@ -55,7 +55,7 @@ def audit_by_settings(
         >>> settings = AuditSettings(defenses={"pgd": "disrupting:0.1,steps=2"}, images=2, fit_images=1, checks=0)
         >>> result, report = audit_by_settings(settings, tempfile.mkdtemp(), disable_tqdm=True)
         Auditing 1 defense on 2 photos
-        >>> result["untouched", "no-leak"].photo.eps, report.name
+        >>> result["untouched", "no-leak"].treatment.eps, report.name
         (0.1, 'report.html')
     """
     defenses: dict[str, Any] = {name: parse_defense(spec) for name, spec in settings.defenses.items()}
@@ -104,7 +104,7 @@ def audit_by_settings(
         channels=channels,
         adaptive_channels=settings.adaptive_channels,
         budgets=settings.budgets,
-        strengths=settings.strengths,
+        steps=settings.steps,
         no_leak_only=settings.no_leak_only,
         seeds=settings.seeds,
         fit_on=others,

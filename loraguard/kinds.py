@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import is_dataclass
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -41,11 +43,31 @@ def checked(made: Any, values: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: edits[1]=True must be a whole number.
     """
     source = made if is_dataclass(made) or not isinstance(made, type) else vars(made).get("__init__", made)
-    try:
-        kinds = get_type_hints(source, include_extras=True)
-    except NameError:  # an import for type checkers alone
-        kinds = {}
+    kinds = annotations_of(source)
     return {name: _check(name, value, kinds[name]) if name in kinds else value for name, value in values.items()}
+
+
+def annotations_of(source: Any) -> dict[str, Any]:
+    """Annotations of a class or function by name, `Annotated` kept; without those that name what is not imported.
+
+    So that a module of settings may import the classes of some settings for type checkers alone.
+
+    Example:
+        >>> def noise(eps: float, edits: "Nowhere" = None): ...
+        >>> annotations_of(noise)
+        {'eps': <class 'float'>}
+    """
+    try:
+        return get_type_hints(source, include_extras=True)
+    except NameError:
+        pass
+    found: dict[str, Any] = {}
+    for owner in reversed(getattr(source, "__mro__", (source,))):
+        for name, annotation in inspect.get_annotations(owner).items():
+            one = type(name, (), {"__annotations__": {name: annotation}, "__module__": owner.__module__})
+            with suppress(NameError):
+                found |= get_type_hints(one, include_extras=True)
+    return found
 
 
 def _check(name: str, value: Any, kind: Any) -> Any:

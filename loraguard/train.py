@@ -16,7 +16,6 @@ from torch.utils.data import Dataset
 from .audit import AuditResult, calibrate_detector, place, run_audit, write_report
 from .data import split_photos
 from .defenses import AnyDefense, Disrupting, as_defense
-from .files import writable_folder
 from .generators import Conditions
 from .training import PatchTrainer, PatchTrainingArguments, TrainingResult, adapter_config
 from .tuner import GatedLoraConfig
@@ -76,33 +75,44 @@ def train_patch(
         >>> import tempfile
         >>> from loraguard.data import DemoFaces
         >>> from loraguard.generators import DemoEditor
-        >>> args = PatchTrainingArguments(tempfile.mkdtemp(), adversary=Disrupting(steps=1), max_train_steps=2,
-        ...                               cpu=True, disable_tqdm=True)
+        >>> args = PatchTrainingArguments(tempfile.mkdtemp(), max_train_steps=2, cpu=True, disable_tqdm=True)
         >>> made = train_patch(DemoEditor(conv_dim=4), DemoFaces(24, size=16), args, test_size=4)
         Training a standard patch for DemoEditor on 20 photos: 2 steps
         Auditing it on 4 photos that it was not trained on
         >>> made.report.name
         'report.html'
     """
-    folder = writable_folder(args.output_dir)
+    main = place()[0] == 0
+    say = say if main else lambda _: None
     torch.manual_seed(args.seed)
     photos, held_out = split_photos(dataset, train_size=train_size, test_size=test_size or None, seed=args.seed)
-    config = config or adapter_config(generator, args)
-    model = get_peft_model(generator, config, adapter_name=args.kind)
-    trainer = PatchTrainer(
-        model, photos, args, conditions=conditions, loss=loss, validation_dataset=held_out if test_size else None
-    )
-    name, main = type(generator).__name__, place()[0] == 0
-    say = say if main else lambda _: None
-    say(f"Training a {args.kind} patch for {name} on {len(photos)} photos: {trainer.total_steps} steps")
+    model = get_peft_model(generator, config or adapter_config(generator, args), adapter_name=args.kind)
+    unseen = held_out if test_size else None
+    trainer = PatchTrainer(model, photos, args, conditions=conditions, loss=loss, validation_dataset=unseen)
+    name, steps = type(generator).__name__, trainer.total_steps
+    say(f"Training a {args.kind} patch for {name} on {len(photos)} photos: {steps} steps")
     training = trainer.train()
-    if not test_size:
+    if unseen is None:
         return TrainedPatch(model, training, None, None)
-
     say(f"Auditing it on {len(held_out)} photos that it was not trained on")
-    eps = as_defense(args.adversary).eps if args.adversary is not None else 0.05
+    audit = _audited(model, photos, held_out, args, folder := training.output_dir / "audit", conditions, defense)
+    report = write_report(audit, folder, training={args.kind: training}) if main else None
+    return TrainedPatch(model, training, audit, report)
+
+
+def _audited(
+    model: PeftModel,
+    photos: Dataset[Any],
+    held_out: Dataset[Any],
+    args: PatchTrainingArguments,
+    folder: Path,
+    conditions: Conditions | None,
+    defense: AnyDefense | None,
+) -> AuditResult:
+    """Audit a patch on photos that were held out; its stamp's detector is calibrated on those of the training."""
+    eps = as_defense(args.adversary).eps
     detector = None if args.stamp is None else calibrate_detector(model, photos, args.stamp, conditions)
-    audit = run_audit(
+    return run_audit(
         model,
         held_out,
         defenses=defense or Disrupting(eps=eps, steps=50, step_size=eps / 5),
@@ -111,8 +121,6 @@ def train_patch(
         detectors={args.kind: detector},
         batch_size=min(25, args.train_batch_size * 4),
         seeds=[args.seed],
-        output_dir=folder / "audit",
+        output_dir=folder,
         disable_tqdm=args.disable_tqdm,
     )
-    report = write_report(audit, folder / "audit", training={args.kind: training}) if main else None
-    return TrainedPatch(model, training, audit, report)

@@ -7,6 +7,7 @@
     lowest     in a fresh environment, with the lowest versions that setup.cfg allows
     newest     in a fresh environment, with the newest
 
+Names joined by + are one run under all of these conditions, such as `busy+avx2+shuffled`.
 A run's output goes to a file; what is printed is a line for each, with how it ended and how long it took. Each of the
 last two needs a package index and 6 GB of disk, for as long as it lasts.
 """
@@ -53,21 +54,22 @@ def fresh_environment(folder: Path, resolution: str) -> Path:
     return python
 
 
-def run(name: str, log: Path, seed: int) -> tuple[bool, str]:
-    """Whether the suite passed in one of the ways, and its last line."""
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", **ENVIRONMENT.get(name, {})}
+def run(names: list[str], log: Path, seed: int) -> tuple[bool, str]:
+    """Whether the suite passed under these conditions, and its last line."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    command: list[str | Path] = [sys.executable, "-m", "pytest", "-q", "--durations=30"]
     with ExitStack() as stack:
-        python: str | Path = sys.executable
-        if name in RESOLUTION:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()), "environment")
-            python = fresh_environment(folder, RESOLUTION[name])
-            environment["PATH"] = f"{folder / 'bin'}{os.pathsep}{environment['PATH']}"
-        if name == "busy":
+        for name in names:
+            environment |= ENVIRONMENT.get(name, {})
+            if name in RESOLUTION:
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory()), "environment")
+                command[0] = fresh_environment(folder, RESOLUTION[name])
+                environment["PATH"] = f"{folder / 'bin'}{os.pathsep}{environment['PATH']}"
+            if name == "shuffled":
+                environment["PYTHONPATH"] = str(ROOT / "tests")  # plugins are imported before pyproject.toml is read
+                command += ["-p", "shuffled", f"--shuffled={seed}"]
+        if "busy" in names:
             stack.enter_context(busy_neighbours())
-        command = [python, "-m", "pytest", "-q", "--durations=30"]
-        if name == "shuffled":
-            environment["PYTHONPATH"] = str(ROOT / "tests")  # plugins are imported before pyproject.toml is read
-            command += ["-p", "shuffled", f"--shuffled={seed}"]
         with log.open("w", encoding="utf-8") as file:
             done = subprocess.run(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
     found = re.findall(r"^.*\d+ (?:passed|failed|error).*$", log.read_text(encoding="utf-8"), re.MULTILINE)
@@ -81,16 +83,17 @@ def main() -> int:
     parser.add_argument("--logs", type=Path, default=Path("everywhere"), help="a folder for what each run prints")
     parser.add_argument("--seed", type=int, default=int(time.time()), help="of the order of the run `shuffled`")
     options = parser.parse_args()
-    if unknown := set(options.runs) - set(RUNS):
+    if unknown := {name for one in options.runs for name in one.split("+")} - set(RUNS):
         parser.error(f"there is no {', '.join(sorted(unknown))}; choose from {', '.join(RUNS)}")
     options.logs.mkdir(parents=True, exist_ok=True)
     failed = False
     for name in options.runs:
+        names = name.split("+")
         for number in range(TIMES.get(name, 1)):
             started = time.monotonic()
-            passed, said = run(name, options.logs / f"{name}-{number}.txt", options.seed)
+            passed, said = run(names, options.logs / f"{name}-{number}.txt", options.seed)
             failed |= not passed
-            seed = f" (seed {options.seed})" if name == "shuffled" else ""
+            seed = f" (seed {options.seed})" if "shuffled" in names else ""
             print(f"{name}{seed}: {said}; {time.monotonic() - started:.0f} s", flush=True)
     return int(failed)
 

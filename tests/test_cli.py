@@ -19,9 +19,9 @@ from typer.core import TyperGroup as Group
 from typer.main import get_command
 
 import loraguard
+from loraguard import PatchTrainer
 from loraguard.cli import app
 from loraguard.generators import GENERATORS, StarGAN
-from loraguard.training.run import TrainingRun
 
 TINY = [
     "--generator",
@@ -146,7 +146,7 @@ def test_no_audit_where_none_is_wanted(tmp_path: Path) -> None:
 def test_an_interrupt_says_where_the_run_goes_on(tmp_path: Path) -> None:
     """SIGINT as the fifth step begins: its checkpoint is beside those that were due, and the run goes on from there."""
     words = ["train", *TINY, "--max-train-steps", "6", "--checkpointing-steps", "2", "--output-dir", tmp_path]
-    fifth = partial(signal_at_call, signal.SIGINT, TrainingRun, "_train_step", 5)
+    fifth = partial(signal_at_call, signal.SIGINT, PatchTrainer, "_backward", 5)
     stopped = run_forked(*words, first=[register, fifth])
     assert stopped.returncode == 130
     said = f"Interrupted after step 5 of 6; {tmp_path / 'checkpoint-5'} has all of it. To go on: "

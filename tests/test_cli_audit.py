@@ -117,7 +117,7 @@ def test_flags_go_first_and_defaults_last(settings_of: Callable[..., AuditSettin
         (["--images", "-1"], "images=-1 must be greater than or equal to 1"),
         (["--images", "99"], "Too few photos"),
         (["--budget", "9"], "budgets[0]=9.0 must be less than or equal to 2"),
-        (["--strength", "0"], "strengths[0]=0 must be greater than or equal to 1"),
+        (["--steps", "0"], "steps[0]=0 must be greater than or equal to 1"),
         (["--train", "finetune"], "must be 'standard', 'ungated', 'clean-only' or 'fine-tune'"),
         (["--train-steps", "3"], "train_steps is of what"),
         (["--patch", "nowhere/at/all"], "nowhere/at/all"),

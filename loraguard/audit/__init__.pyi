@@ -14,8 +14,8 @@ from .result import AuditResult as AuditResult
 from .share import Share as Share
 from .share import place as place
 from .situation import Estimate as Estimate
-from .situation import Photo as Photo
 from .situation import Situation as Situation
+from .situation import Treatment as Treatment
 from .situation import estimate as estimate
 from .subjects import fingerprint as fingerprint
 from .words import table as table

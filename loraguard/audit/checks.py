@@ -6,11 +6,13 @@ ways to perturb the same photos; where it fails, the rows that it concerns carry
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torch import Tensor
+
+from loraguard.metrics import DSR_THRESHOLD
 
 from .paired import Difference, paired_difference
 from .situation import NO_CHANNEL, UNTOUCHED, Situation
@@ -23,6 +25,18 @@ MARGIN = 0.1
 
 SATURATED = 0.95
 """The DSR that a far too large budget has to reach."""
+
+FAR = 0.5
+"""A budget at which everything should break: a quarter of the range."""
+
+LEAST_PSNR = 25.0
+"""In dB: a photo that is further from its original is no longer that photo."""
+
+DISAGREE = 0.3
+"""By so much the share of spoilt outputs may differ between the whole output and the part that is edited."""
+
+FALSE_STAMPS = 0.05
+"""A detector that finds a stamp on more of the outputs without one says nothing."""
 
 CLEAN_DSR = 0.05
 """Where more of the clean outputs than this are spoilt, a patch is none."""
@@ -52,7 +66,7 @@ class Check:
 
     def concerns(self, situation: Situation) -> bool:
         """Whether a situation's figures stand or fall with it."""
-        photo = situation.photo
+        photo = situation.treatment
         return (
             photo.role != "check"
             and self.generator == situation.generator
@@ -69,18 +83,19 @@ def examine(result: AuditResult) -> list[Check]:
 
 def _of_defenses(result: AuditResult, generator: str) -> Iterator[Check]:
     """Checks among the audit's own rows."""
-    rows = {(row.photo.knowledge, row.photo.defense): row for row in _main(result, generator)}
-    noise = {row.photo.eps or 0.0: row for row in _main(result, generator) if row.photo.knowledge == "noise"}
+    rows = {(row.treatment.knowledge, row.treatment.defense): row for row in _main(result, generator)}
+    noise = {row.treatment.eps or 0.0: row for row in _main(result, generator) if row.treatment.knowledge == "noise"}
     clean = _share(rows["clean", "none"])
     yield Check(
         "clean-output-changed", clean <= CLEAN_DSR, generator, None, ("clean", "noise", "no-leak", *WHITE_BOX),
         f"Without any perturbation {clean:.1%} of the outputs are over the threshold (allowed: {CLEAN_DSR:.0%}).",
     )  # fmt: skip
+    yield from _of_outputs(result, generator)
     for defense in result.defenses:
         no_leak, leak = rows["no-leak", defense], rows.get(("leak", defense))
         if generator == UNTOUCHED and noise:
             own = defense in result.settings["own_budgets"]
-            same = None if own else noise.get(no_leak.photo.eps or 0.0)
+            same = None if own else noise.get(no_leak.treatment.eps or 0.0)
             beaten, words = beats(no_leak, same or noise[max(noise)])
             yield Check("no-better-than-noise", beaten, generator, defense, ("no-leak", *WHITE_BOX), words)
         elif leak is not None:
@@ -89,40 +104,103 @@ def _of_defenses(result: AuditResult, generator: str) -> Iterator[Check]:
         white_box = no_leak if generator == UNTOUCHED else leak
         if white_box is not None and (longest := _longest(result, white_box)) is not None:
             beaten, words = beats(longest, white_box)
-            knowledge = (white_box.photo.knowledge, "leak+channel")
+            knowledge = (white_box.treatment.knowledge, "leak+channel")
             yield Check("steps-not-enough", not beaten, generator, defense, knowledge, words)
 
 
+def _of_outputs(result: AuditResult, generator: str) -> Iterator[Check]:
+    """Checks of what each row's photos and outputs are."""
+    for row in _main(result, generator):
+        treatment, values = row.treatment, row.values
+        if treatment.knowledge not in ("no-leak", *WHITE_BOX):
+            continue
+        concerned = (generator, treatment.defense, (treatment.knowledge,))
+        own = treatment.defense in result.settings["own_budgets"]
+        if "photo_moved" in values and treatment.eps is not None and not own:
+            moved = values["photo_moved"].max().item()
+            yield Check(
+                "over-budget", moved <= treatment.eps + 1e-4, *concerned,
+                f"It moves photos by up to {moved:.4g} and claims {treatment.eps:g}; its photos were brought back into "
+                "that budget.",
+            )  # fmt: skip
+        quality = values["photo_psnr"].double()
+        kept = quality[quality.isfinite()].mean().item() if quality.isfinite().any() else float("inf")
+        yield Check(
+            "photo-destroyed", kept >= LEAST_PSNR, *concerned,
+            f"The photos that it gives are {kept:.1f} dB (PSNR) from the originals (at least {LEAST_PSNR:g} dB).",
+        )  # fmt: skip
+        share = _share(row)
+        if "mse_without_cast" in values:
+            left = (values["mse_without_cast"] > DSR_THRESHOLD).double().mean().item()
+            yield Check(
+                "only-a-colour-cast", share < 0.1 or left >= 0.5 * share, *concerned,
+                f"{share:.1%} of the outputs are spoilt; once each channel's mean is set right, {left:.1%}.",
+            )  # fmt: skip
+        if "masked_dsr" in values:
+            masked = values["masked_dsr"].double().mean().item()
+            yield Check(
+                "only-where-the-edit-is", masked - share < DISAGREE, *concerned,
+                f"Where the edit changes the photo {masked:.1%} of the outputs are spoilt, and as a whole {share:.1%}.",
+            )  # fmt: skip
+    rates = {row.treatment.knowledge: row.values["stamp_rate"] for row in _main(result, generator)
+             if "stamp_rate" in row.values}  # fmt: skip
+    if generator == UNTOUCHED and "clean" in rates:
+        rate = rates["clean"].double().mean().item()
+        stamping = [name for name, stamp in result.settings["patches"].items() if stamp is not None]
+        for name in (UNTOUCHED, *stamping):
+            yield Check(
+                "stamp-found-everywhere", rate <= FALSE_STAMPS, name, None, ("clean", "noise", "no-leak", *WHITE_BOX),
+                f"The detector finds the stamp on {rate:.1%} of the untouched generator's outputs (allowed: "
+                f"{FALSE_STAMPS:.0%}).",
+            )  # fmt: skip
+
+
 def _of_generator(result: AuditResult, generator: str) -> Iterator[Check]:
-    """Checks by attacks that were crafted on this generator for nothing else."""
-    tried = {row.photo.defense: row for row in result.find(generator=generator, role="check")}
-    if not tried:
-        return
+    """Checks by attacks that were crafted on this generator for nothing else, at each budget that a row has."""
+    tried = {(row.treatment.defense, row.treatment.eps): row for row in result.find(generator=generator, role="check")}
+    own = result.settings["own_budgets"]
+    budgets = sorted({eps for name, eps in tried if name == "pgd-30" and eps is not None})
+    for eps in budgets:
+        attacks = {name: row for (name, at), row in tried.items() if at == eps}
+        attacks["pgd-half"], attacks["pgd-far"] = tried["pgd-half", eps / 2], tried["pgd-far", max(FAR, eps)]
+        concerned = {
+            row.treatment.defense
+            for row in _main(result, generator)
+            if row.treatment.knowledge in ("no-leak", *WHITE_BOX)
+            and (row.treatment.eps == eps if row.treatment.defense not in own else eps == budgets[-1])
+        }
+        for defense in sorted(concerned):
+            yield from _of_attacks(result, generator, defense, attacks)
+
+
+def _of_attacks(result: AuditResult, generator: str, defense: str, tried: Mapping[str, Situation]) -> Iterator[Check]:
+    """What the attacks of one budget say of the rows of a defense that has this budget."""
     white_box = ("no-leak", *WHITE_BOX) if generator == UNTOUCHED else WHITE_BOX
 
     def compared(name: str, stronger: str, weaker: str) -> Check:
         beaten, words = beats(tried[stronger], tried[weaker])
-        return Check(name, not beaten, generator, None, white_box, words)
+        return Check(name, not beaten, generator, defense, white_box, words)
 
     yield compared("steps-not-enough", "pgd-100", "pgd-30")
     yield compared("restarts-help", "pgd-restarts", "pgd-30")
     yield compared("single-step-beats-iterative", "fgsm", "pgd-100")
     yield compared("gradient-free-beats-gradients", "square", "pgd-100")
     grows, words = beats(tried["pgd-30"], tried["pgd-half"], margin=0)
-    yield Check("budget-does-not-count", grows, generator, None, white_box, words)
+    yield Check("budget-does-not-count", grows, generator, defense, white_box, words)
     far = tried["pgd-far"]
     share = _share(far)
     yield Check(
-        "does-not-saturate", share >= SATURATED, generator, None, white_box,
-        f"With a budget of {far.photo.eps:g}, {share:.1%} of the outputs are spoilt (expected: {SATURATED:.0%}).",
+        "does-not-saturate", share >= SATURATED, generator, defense, white_box,
+        f"With a budget of {far.treatment.eps:g}, {share:.1%} of the outputs are spoilt (expected: {SATURATED:.0%}).",
     )  # fmt: skip
     strongest = max((tried[name] for name in ("pgd-100", "pgd-restarts", "apgd")), key=_mean_mse)
     knowledge = "no-leak" if generator == UNTOUCHED else "leak"
     for row in _main(result, generator):
-        same = row.photo.eps == strongest.photo.eps and row.photo.defense not in result.settings["own_budgets"]
-        if same and row.photo.knowledge == knowledge:
+        treatment = row.treatment
+        same = (treatment.eps, treatment.defense, treatment.knowledge) == (strongest.treatment.eps, defense, knowledge)
+        if same and defense not in result.settings["own_budgets"]:
             beaten, words = beats(strongest, row)
-            yield Check("stronger-attack-found", not beaten, generator, row.photo.defense, white_box, words)
+            yield Check("stronger-attack-found", not beaten, generator, defense, white_box, words)
 
 
 def beats(stronger: Situation, weaker: Situation, *, margin: float = MARGIN) -> tuple[bool, str]:
@@ -157,12 +235,12 @@ def _above_zero(difference: Difference) -> bool:
 
 
 def _longest(result: AuditResult, row: Situation) -> Situation | None:
-    """The most steps of a row's curve over strengths, if they are more than its own."""
+    """The most steps of a row's curve over steps, if they are more than its own."""
     curve = result.find(
-        generator=row.generator, defense=row.photo.defense, knowledge=row.photo.knowledge, role="strength"
+        generator=row.generator, defense=row.treatment.defense, knowledge=row.treatment.knowledge, role="steps"
     )
-    longer = [one for one in curve if (one.photo.steps or 0) > (row.photo.steps or 0)]
-    return max(longer, key=lambda one: one.photo.steps or 0, default=None)
+    longer = [one for one in curve if (one.treatment.steps or 0) > (row.treatment.steps or 0)]
+    return max(longer, key=lambda one: one.treatment.steps or 0, default=None)
 
 
 def _main(result: AuditResult, generator: str) -> list[Situation]:
@@ -170,8 +248,8 @@ def _main(result: AuditResult, generator: str) -> list[Situation]:
 
 
 def _named(situation: Situation) -> str:
-    photo = situation.photo
-    steps = f", {photo.steps} steps" if photo.role == "strength" else ""
+    photo = situation.treatment
+    steps = f", {photo.steps} steps" if photo.role == "steps" else ""
     return photo.defense if photo.role == "check" else f"{photo.defense} ({photo.knowledge}{steps})"
 
 

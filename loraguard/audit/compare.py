@@ -13,11 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from loraguard.metrics import mean_interval
+
 from .paired import Difference, paired_difference
 from .situation import NO_CHANNEL, SHARES
 
 KEY = ("generator", "defense", "knowledge", "eps", "steps", "role", "channel")
 _NAMES = ("generator", "defense")
+
+UNIMPORTANT = ("n", "data_sha256", "budget", "device", "computed_anew", "not_described", "batch_size")
+"""Settings that are said elsewhere, or that no figure depends on."""
 
 Key = tuple[Any, ...]
 
@@ -50,12 +55,15 @@ class Comparison:
         shared: the situations that both have, in the first one's order.
         only_first: those that the first alone has, in words; without the attacks of its checks.
         only_second: those that the second alone has, likewise.
+        differences: what else differs between the audits, in words: weights, settings of what both have, seeds, the
+            threshold of success, detectors, versions. A difference between figures may come from any of these.
     """
 
     paired: bool
     shared: list[Shared]
     only_first: list[str]
     only_second: list[str]
+    differences: list[str]
 
 
 def compare(
@@ -98,7 +106,7 @@ def compare(
         [words(row) for key, row in audit.rows.items() if key not in keys and row["role"] != "check"]
         for audit in audits
     ]
-    return Comparison(paired, found, alone[0], alone[1])
+    return Comparison(paired, found, alone[0], alone[1], differing(audits[0].settings, audits[1].settings))
 
 
 def words(row: Mapping[str, Any]) -> str:
@@ -106,6 +114,39 @@ def words(row: Mapping[str, Any]) -> str:
     channel = "" if row["channel"] == NO_CHANNEL else f", {row['channel']}"
     settings = [f"{name} {row[name]}" for name in ("eps", "steps") if row[name] is not None]
     return ", ".join([f"{row['generator']}: {row['photo']}{channel}", *settings])
+
+
+def differing(first: Mapping[str, Any], second: Mapping[str, Any], at: str = "") -> list[str]:
+    """The settings of two audits that differ, in words; not what only one of them has, nor how it was shown.
+
+    Example:
+        >>> differing({"seeds": [0], "pgd": {"eps": 0.1}}, {"seeds": [0], "pgd": {"eps": 0.2}})
+        ['pgd.eps: 0.1 and 0.2']
+    """
+    found = []
+    for name in first:
+        if name not in second or first[name] == second[name] or (not at and name in UNIMPORTANT):
+            continue
+        a, b, here = first[name], second[name], f"{at}{name}"
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += differing(a, b, f"{here}.")
+        else:
+            found.append(f"{here}: {_short(a)} and {_short(b)}")
+    return found
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:12]}..."
+
+
+def _renamed(settings: Mapping[str, Any], rename: Mapping[str, str]) -> dict[str, Any]:
+    """Settings whose parts by name have other names."""
+    named = ("defenses", "patches", "weights_sha256", "detectors", "objectives")
+    return {
+        key: {rename.get(name, name): one for name, one in value.items()} if key in named else value
+        for key, value in settings.items()
+    }
 
 
 class _Audit:
@@ -120,7 +161,8 @@ class _Audit:
                 raise FileNotFoundError(f"There is no {folder / name}; `loraguard audit` writes it.")
         try:
             about = json.loads((folder / "audit.json").read_text(encoding="utf-8"))
-            self.data: str = about["settings"]["data_sha256"]
+            self.settings = _renamed(about["settings"], rename)
+            self.data: str = self.settings["data_sha256"]
             rows = about["situations"]
             self.images: dict[Key, list[dict[str, Any]]] = {}
             images = parquet.read_table(folder / "images.parquet").to_pylist()
@@ -152,8 +194,8 @@ def independent_difference(
 ) -> Difference:
     """The difference `mean(a) - mean(b)` between samples of different images, and an interval.
 
-    - Values: each sample is resampled for itself (percentile bootstrap). Where a sample has one value throughout,
-      nothing is known of its spread and no interval is given.
+    - Values: each sample is resampled for itself (:func:`~loraguard.metrics.mean_interval`). Where a sample has one
+      value throughout, nothing is known of its spread and no interval is given.
     - Shares: Newcombe's hybrid of Wilson's intervals (Statistics in Medicine 17:873, 1998, method 10), which holds for
       shares of 0% and 100% too. Where seeds disagree on an image its value is a fraction, and images are resampled.
 
@@ -185,12 +227,9 @@ def independent_difference(
         return Difference(mean, low, high, n, f"Newcombe, {sizes} images")
     if any(len(values.unique()) == 1 for values in finite):
         return Difference(mean, None, None, n, f"none: one value on all images of a sample, {sizes} images")
-    draws = torch.Generator().manual_seed(seed)
-    means = [values[torch.randint(len(values), (resamples, len(values)), generator=draws)].mean(1) for values in finite]
-    tail = (1 - confidence) / 2
-    bounds = torch.tensor([tail, 1 - tail], dtype=torch.float64)
-    low, high = (means[0] - means[1]).quantile(bounds).tolist()
-    return Difference(mean, low, high, n, f"two-sample percentile bootstrap, {resamples} resamples, {sizes} images")
+    ends = mean_interval(x, confidence=confidence, resamples=resamples, seed=seed, others=y)
+    assert ends is not None  # both have more than one value
+    return Difference(mean, *ends, n, f"two-sample bootstrap-t, {resamples} resamples, {sizes} images")
 
 
 def _wilson(values: Tensor, confidence: float) -> tuple[float, float, float]:

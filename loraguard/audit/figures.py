@@ -39,7 +39,7 @@ def training_curves(run: TrainingResult, name: str) -> str:
 
 
 def dsr_curve(result: AuditResult, defense: str, role: str) -> str | None:
-    """A defense's DSR on each generator over budgets (role "budget") or steps ("strength"); None where it has no curve.
+    """A defense's DSR on each generator over budgets (role "budget") or steps ("steps"); None where it has no curve.
 
     Solid lines are without a leak, dashed ones with it; bars are 95% intervals.
     """
@@ -78,7 +78,7 @@ def curve_points(
     same = {"generator": generator, "defense": defense, "knowledge": knowledge, "channel": NO_CHANNEL}
     found = result.find(**same, role=role)
     found += result.find(**same, role="main") if found else []
-    return sorted(((getattr(one.photo, setting), one) for one in found), key=lambda pair: pair[0])
+    return sorted(((getattr(one.treatment, setting), one) for one in found), key=lambda pair: pair[0])
 
 
 def _figure(width: float, height: float) -> Any:

@@ -28,6 +28,25 @@ FLAG_HELP = {
     "budget-does-not-count": "Half the budget spoils as much as the whole: the attack is not working.",
     "does-not-saturate": "Not even a far too large budget breaks everything: the generator ignores the photo or "
     "blinds the attack.",
+    "over-budget": "The defense moves photos by more than it says; they were brought back into its budget.",
+    "photo-destroyed": "The photos that the defense gives are no longer those photos: that is no protection.",
+    "crafted-otherwise-again": "Called again with the same seed, the defense perturbs otherwise: it draws from "
+    "somewhere else, and its figures do not come again.",
+    "crafted-otherwise-alone": "Photo by photo the defense does something else than in a batch: its figures are those "
+    "of a batch, and nobody publishes batches.",
+    "only-a-colour-cast": "Setting each channel's mean right brings back most of what is spoilt; anybody can.",
+    "only-where-the-edit-is": "Where the edit changes the photo far more outputs are spoilt than the DSR says: read "
+    "the masked figures.",
+    "outputs-not-repeatable": "The same photo with the same seed gives another output: the network draws from "
+    "somewhere else, or remembers what it saw before.",
+    "random-generator": "The network draws at random: attacks that follow the gradient of one draw are too weak.",
+    "depends-on-the-batch": "The output for a photo depends on what is beside it or came before it.",
+    "does-not-edit": "On clean photos the network does little more than nothing: what it undoes is no loss.",
+    "only-known-photos": "On photos that it cannot know, these ones mirrored in other colours, the network does "
+    "not edit as it does on these.",
+    "gradients-do-not-fit": "The gradients do not say what the outputs do: attacks along them are blind, and a low DSR "
+    "under leak says nothing.",
+    "stamp-found-everywhere": "The detector finds the stamp on outputs that have none: its rates say nothing.",
     "stronger-attack-found": "Another attack of the same budget spoils more: the figure says what this defense is "
     "worth, not what a defender could reach.",
 }
@@ -70,6 +89,8 @@ COLUMNS = (
     Column("dsr", "DSR", "Defense success rate: the share of photos on which the output is spoilt (MSE over "
            f"{DSR_THRESHOLD}). High is good for whoever relies on the defense.", "{:.1f}%", 100),
     Column("mse", "MSE", "Mean squared error between the output and what it should have been, values in [-1, 1]."),
+    Column("masked_dsr", "Masked DSR", "The same share, measured where the edit changes the photo alone, as CMUA does.",
+           "{:.1f}%", 100),
     Column("masked_mse", "Masked MSE", "The same where the edit changes the photo, as CMUA measures it; 0 where it "
            "changes nothing."),
     Column("psnr", "PSNR", "The distance in decibel; over 30 dB the difference is hard to see.", "{:.1f} dB"),

@@ -21,16 +21,18 @@ def matrix(result: AuditResult, metric: str = "dsr", channel: str = NO_CHANNEL) 
 
     Example:
         >>> import torch
-        >>> from loraguard.audit import Photo, Situation
+        >>> from loraguard.audit import Treatment, Situation
         >>> values = {"dsr": torch.tensor([[1.0, 0.0]])}
-        >>> situations = [Situation(name, Photo("pgd", knowledge), "none", values)
+        >>> situations = [Situation(name, Treatment("pgd", knowledge), "none", values)
         ...               for name, knowledge in (("untouched", "no-leak"), ("mine", "no-leak"), ("mine", "leak"))]
         >>> matrix(AuditResult(situations, [], {}, {}))
         (['defense', 'untouched', 'mine'], [['pgd', '50.0%', '50.0% / 50.0%']])
     """
     column = next(one for one in COLUMNS if one.key == metric)
     found = {
-        (one.photo.defense, one.photo.eps, one.generator, one.photo.knowledge): column.text(one.estimates[metric])
+        (one.treatment.defense, one.treatment.eps, one.generator, one.treatment.knowledge): column.text(
+            one.estimates[metric]
+        )
         for one in result.find(role="main", channel=channel)
     }
     defenses = dict.fromkeys((defense, eps) for defense, eps, _, _ in found)
@@ -54,7 +56,7 @@ def curves(result: AuditResult, role: str, metric: str = "dsr") -> tuple[list[st
 
     Args:
         result: of an audit.
-        role: "budget" for curves over `eps`, "strength" for those over `steps`.
+        role: "budget" for curves over `eps`, "steps" for those over `steps`.
         metric: one of its metrics.
 
     Returns:
@@ -62,11 +64,11 @@ def curves(result: AuditResult, role: str, metric: str = "dsr") -> tuple[list[st
 
     Example:
         >>> import torch
-        >>> from loraguard.audit import Photo, Situation
-        >>> situations = [Situation("untouched", Photo("pgd", "no-leak", 0.1, steps, role), "none",
+        >>> from loraguard.audit import Treatment, Situation
+        >>> situations = [Situation("untouched", Treatment("pgd", "no-leak", 0.1, steps, role), "none",
         ...                         {"dsr": torch.tensor([[1.0, float(steps > 10)]])})
-        ...               for steps, role in ((10, "main"), (100, "strength"))]
-        >>> curves(AuditResult(situations, [], {}, {"defenses": {"pgd": {}}}), "strength")
+        ...               for steps, role in ((10, "main"), (100, "steps"))]
+        >>> curves(AuditResult(situations, [], {}, {"defenses": {"pgd": {}}}), "steps")
         (['defense', 'generator', '10', '100'], [['pgd', 'untouched', '50.0%', '100.0%']])
     """
     column = next(one for one in COLUMNS if one.key == metric)

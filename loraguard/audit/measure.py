@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from loraguard.channels import quantize
 from loraguard.describing import describe
 from loraguard.fingerprint import generator_fingerprint
 from loraguard.metrics import (
@@ -21,6 +22,39 @@ from loraguard.metrics import (
     ssim,
 )
 from loraguard.stamp import StampDetector
+
+BEYOND = 0.25
+"""By so much an output may leave [-1, 1] before it counts as one of another range."""
+
+
+def as_saved(generator: str, outputs: Any, images: Tensor) -> Tensor:
+    """Outputs as a file would hold them: clipped to [-1, 1] and rounded to 8 bits.
+
+    Args:
+        generator: whose outputs they are, for messages.
+        outputs: what it gave for the images.
+        images: (N, 3, H, W).
+
+    Raises:
+        FloatingPointError: for outputs that are not finite.
+        ValueError: for what are no images, one for each, or lie in another range, such as [0, 255].
+
+    Example:
+        >>> as_saved("mine", torch.tensor([0.0, 1.1, -2.0]).reshape(1, 3, 1, 1), torch.zeros(1, 3, 1, 1)).flatten()
+        Traceback (most recent call last):
+        ...
+        ValueError: The generator 'mine' gives values from -2 to 1.1; expected outputs in [-1, 1].
+    """
+    who = f"The generator {generator!r} gives"
+    if not isinstance(outputs, Tensor) or outputs.ndim != 4 or len(outputs) != len(images) or outputs.shape[1] != 3:
+        what = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise ValueError(f"{who} {what} for images {tuple(images.shape)}; expected ({len(images)}, 3, H, W).")
+    if not torch.isfinite(outputs).all():
+        raise FloatingPointError(f"{who} outputs that are not finite.")
+    low, high = float(outputs.min()), float(outputs.max())
+    if low < -1 - BEYOND or high > 1 + BEYOND:
+        raise ValueError(f"{who} values from {low:.4g} to {high:.4g}; expected outputs in [-1, 1].")
+    return quantize(outputs)
 
 
 @dataclass(frozen=True)
@@ -42,36 +76,33 @@ class Measures:
 
     @torch.no_grad()
     def __call__(
-        self, generator: str, outputs: Tensor, target: Tensor, untouched: Tensor, images: Tensor
+        self, generator: str, preds: Tensor, target: Tensor, untouched: Tensor, images: Tensor
     ) -> dict[str, Tensor]:
         """By metric, a figure for each image, (N,).
 
         Args:
             generator: whose outputs they are.
-            outputs: (N, 3, H', W') in [-1, 1].
-            target: what they should be, of the same shape.
-            untouched: the untouched generator's outputs on the photos.
+            preds: its outputs, as :func:`as_saved` gives them, (N, 3, H', W').
+            target: what they should be, likewise.
+            untouched: the untouched generator's outputs on the photos, likewise.
             images: the photos, (N, 3, H, W).
-
-        Raises:
-            FloatingPointError: for outputs that are not finite.
         """
-        if not torch.isfinite(outputs).all():
-            raise FloatingPointError(f"The generator {generator!r} gives outputs that are not finite.")
         found = {
-            "mse": mean_squared_error(outputs, target),
-            "dsr": defense_succeeds(outputs, target),
-            "psnr": psnr(outputs, target),
-            "ssim": ssim(outputs, target),
+            "mse": mean_squared_error(preds, target),
+            "dsr": defense_succeeds(preds, target),
+            "psnr": psnr(preds, target),
+            "ssim": ssim(preds, target),
+            "mse_without_cast": _without_cast(preds, target),
         }
-        if outputs.shape == images.shape:
-            found["masked_mse"] = masked_squared_error(outputs - target + untouched, untouched, images)
+        if preds.shape == images.shape:
+            masked = masked_squared_error(preds - target + untouched, untouched, images)
+            found |= {"masked_mse": masked, "masked_dsr": (masked > DSR_THRESHOLD).to(masked)}
         if self.lpips is not None:
-            found["lpips"] = self.lpips(outputs, target)
+            found["lpips"] = self.lpips(preds, target)
         if self.detectors:
             detector = self.detectors.get(generator) or next(iter(self.detectors.values()))
-            found["stamp_score"] = detector.score(outputs)
-            found["stamp_rate"] = detector(outputs).to(outputs)
+            found["stamp_score"] = detector.score(preds)
+            found["stamp_rate"] = detector(preds).to(preds)
         return found
 
     def settings(self) -> dict[str, Any]:
@@ -86,3 +117,9 @@ class Measures:
             if self.features is None
             else {"class": type(self.features).__name__, "sha256": generator_fingerprint(self.features)},
         }
+
+
+def _without_cast(preds: Tensor, target: Tensor) -> Tensor:
+    """The MSE that is left when each channel's mean is set to that of the target: what no brightness undoes, (N,)."""
+    cast = (preds - target).mean((2, 3), keepdim=True)
+    return mean_squared_error(preds - cast, target)

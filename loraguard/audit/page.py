@@ -12,12 +12,13 @@ import jinja2
 from loraguard.metrics import Estimate
 from loraguard.training import TrainingResult
 
+from .claim import claim
 from .figures import COLOURS, curve_points, dsr_curve, training_curves
 from .glossary import CONTROLS, FLAG_HELP, FRECHET_HELP, INTERVAL_HELP, KNOWLEDGE_HELP, Column
 from .pictures import PAGE_BYTES, Strip, embedded, heading, strips
 from .result import AuditResult
 from .situation import KNOWLEDGE, KNOWLEDGE_WORDS, NO_CHANNEL, UNTOUCHED, Situation
-from .words import claim, columns_of, frechet_heading, photo_words, story, tried, verdict
+from .words import columns_of, frechet_heading, photo_words, story, tried, verdict
 
 
 def render_page(
@@ -60,7 +61,7 @@ def render_page(
                 for name in generators if name == UNTOUCHED or result.settings["patches"].get(name) is not None],
         table=_table(result, result.find(role="main", channel=NO_CHANNEL), columns),
         channels=_channels(result, columns),
-        curves={role: _curves(result, role, columns) for role in ("budget", "strength")},
+        curves={role: _curves(result, role, columns) for role in ("budget", "steps")},
         checks={name: [one for one in result.checks if one.name == name] for name in _flags_first(result)},
         failed=failed,
         flag_help=FLAG_HELP,
@@ -96,12 +97,12 @@ def _panel(result: AuditResult, generator: str, column: Column) -> dict[str, Any
     """A generator's bars: the controls, then each defense with and without a leak."""
     rows: dict[str, list[dict[str, Any]]] = {}
     for one in result.find(generator=generator, role="main", channel=NO_CHANNEL):
-        control = one.photo.knowledge in ("clean", "noise")
+        control = one.treatment.knowledge in ("clean", "noise")
         found = one.estimates[column.key]
-        rows.setdefault(photo_words(result, one.photo) if control else one.photo.defense, []).append(
+        rows.setdefault(photo_words(result, one.treatment) if control else one.treatment.defense, []).append(
             {
-                "kind": "control" if control else one.photo.knowledge,
-                "title": f"{photo_words(result, one.photo)}: {column.text(found)} ({column.interval(found)})",
+                "kind": "control" if control else one.treatment.knowledge,
+                "title": f"{photo_words(result, one.treatment)}: {column.text(found)} ({column.interval(found)})",
                 "text": column.text(found),
                 "mean": 100 * (found.mean or 0.0),
                 "low": 100 * (found.low or 0.0),
@@ -121,10 +122,10 @@ def _table(result: AuditResult, situations: Iterable[Situation], columns: Sequen
         rows.append(
             {
                 "generator": one.generator,
-                "photo": photo_words(result, one.photo),
-                "help": KNOWLEDGE_HELP[one.photo.knowledge],
-                "eps": "" if one.photo.eps is None else f"{one.photo.eps:g}",
-                "steps": "" if one.photo.steps is None else str(one.photo.steps),
+                "photo": photo_words(result, one.treatment),
+                "help": KNOWLEDGE_HELP[one.treatment.knowledge],
+                "eps": "" if one.treatment.eps is None else f"{one.treatment.eps:g}",
+                "steps": "" if one.treatment.steps is None else str(one.treatment.steps),
                 "cells": cells,
                 "flags": result.flags(one),
             }
@@ -151,7 +152,7 @@ def _channels(result: AuditResult, columns: Sequence[Column]) -> dict[str, Any]:
     dsr = columns[0]
     found: dict[tuple[str, str], dict[str, tuple[str, str]]] = {}
     for one in result.find(role="main"):
-        row = found.setdefault((one.generator, photo_words(result, one.photo)), {})
+        row = found.setdefault((one.generator, photo_words(result, one.treatment)), {})
         row[one.channel] = _cell(dsr, one.estimates[dsr.key])
     empty = ("", "")
     matrix = [

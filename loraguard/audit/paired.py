@@ -9,7 +9,7 @@ from statistics import NormalDist
 
 from torch import Tensor
 
-from loraguard.metrics import Estimate, bootstrap_interval, unanimous_interval
+from loraguard.metrics import Estimate, mean_interval, unanimous_interval
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,11 @@ def paired_difference(
     Images are the unit: values of several seeds are averaged on each image first. So the interval says what other
     images would give with these very seeds, not what other seeds would.
 
-    - Values: images are resampled, the same for both (percentile bootstrap). Where all differences are equal, nothing
-      is known of their spread and no interval is given.
-    - Shares: the score interval of Tango (Statistics in Medicine 17:891, 1998). The bootstrap is too narrow where few
-      pairs are discordant: for shares of 1% and 0.5% of 100 images it covers 84% in place of 95%. Where all differences
-      are equal, as where no pair is discordant, the exact binomial interval. Where seeds disagree on an image its
-      difference is a fraction, and images are resampled.
+    - Values: images are resampled, the same for both (:func:`~loraguard.metrics.mean_interval`). Where all differences
+      are equal, nothing is known of their spread and no interval is given.
+    - Shares: the score interval of Tango (Statistics in Medicine 17:891, 1998); a bootstrap is too narrow where few
+      pairs are discordant. Where all differences are equal, as where no pair is discordant, the exact binomial
+      interval. Where seeds disagree on an image its difference is a fraction, and images are resampled.
 
     Args:
         a: one value for each image, (n,), or for each seed and image, (seeds, n).
@@ -62,7 +61,7 @@ def paired_difference(
         >>> import torch
         >>> before, noise = torch.arange(64.0), torch.arange(64.0) / 32 - 1
         >>> paired_difference(before + 2 + noise, before)
-        Difference(mean=1.984375, low=1.84..., high=2.1..., n=64, method='paired percentile bootstrap, 2000 resamples')
+        Difference(mean=1.984375, low=1.8..., high=2.1..., n=64, method='paired bootstrap-t, 2000 resamples')
         >>> paired_difference(torch.zeros(200), torch.zeros(200), share=True)
         Difference(mean=0.0, low=-0.018..., high=0.018..., n=200, method='exact binomial, no difference on any image')
     """
@@ -91,8 +90,9 @@ def paired_difference(
     if share and (differences == differences.round()).all():
         low, high = score_interval(int((differences > 0).sum()), int((differences < 0).sum()), n, confidence)
         return Difference(mean, low, high, n, f"score (Tango){notes}")
-    low, high = bootstrap_interval(differences, confidence=confidence, resamples=resamples, seed=seed)
-    return Difference(mean, low, high, n, f"paired percentile bootstrap, {resamples} resamples{notes}")
+    found = mean_interval(differences, confidence=confidence, resamples=resamples, seed=seed)
+    assert found is not None  # not all are equal
+    return Difference(mean, *found, n, f"paired bootstrap-t, {resamples} resamples{notes}")
 
 
 def score_interval(gained: int, lost: int, n: int, confidence: float = 0.95) -> tuple[float, float]:

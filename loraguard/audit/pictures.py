@@ -13,7 +13,7 @@ from torch import Tensor
 from loraguard.pixels import to_picture
 
 from .result import AuditResult
-from .situation import NO_CHANNEL, UNTOUCHED, Photo
+from .situation import NO_CHANNEL, UNTOUCHED, Treatment
 from .words import called
 
 MOST_PHOTOS = 6
@@ -44,19 +44,19 @@ class Strip:
     """
 
     group: str
-    photo: Photo
+    treatment: Treatment
     channel: str
     images: Tensor
 
     @property
     def key(self) -> Key:
         """What tells it from the others."""
-        return self.group, self.photo.defense, self.photo.knowledge, self.channel
+        return self.group, self.treatment.defense, self.treatment.knowledge, self.channel
 
     @property
     def label(self) -> str:
         """What was done to the photos, in words."""
-        return self.photo.words if self.channel == NO_CHANNEL else f"{self.photo.words}, through {self.channel}"
+        return self.treatment.words if self.channel == NO_CHANNEL else f"{self.treatment.words}, through {self.channel}"
 
     def picture(self, height: int, gap: int = 0) -> Image.Image:
         """The images at a height in pixels, with a gap between them."""
@@ -78,7 +78,7 @@ def strips(result: AuditResult) -> list[Strip]:
         crafted_elsewhere = group == "photo" and knowledge not in ("clean", "noise", "no-leak")
         if not crafted_elsewhere:
             channel = NO_CHANNEL if group == "photo" else last
-            found.append(Strip(group, Photo(defense, knowledge), channel, images[:MOST_PHOTOS]))
+            found.append(Strip(group, Treatment(defense, knowledge), channel, images[:MOST_PHOTOS]))
     order = ["photo", *dict.fromkeys(one.generator for one in result.situations)]
     return sorted(found, key=lambda one: (one.channel != NO_CHANNEL, order.index(one.group)))
 
@@ -135,12 +135,12 @@ def heading(result: AuditResult, group: str) -> str:
 
 def _few(rows: list[Strip], result: AuditResult) -> tuple[list[Strip], list[str]]:
     """No more rows than a grid takes, and the defenses that are left out for that."""
-    worth = {one.photo.defense: one.estimates["dsr"].mean or 0.0 for one in
+    worth = {one.treatment.defense: one.estimates["dsr"].mean or 0.0 for one in
              result.find(generator=UNTOUCHED, knowledge="no-leak", role="main", channel=NO_CHANNEL)}  # fmt: skip
     kept = sorted(result.defenses, key=lambda name: -worth[name])
 
     def with_kept(names: Iterable[str]) -> list[Strip]:
-        return [one for one in rows if one.photo.defense in ("none", "noise", *names)]
+        return [one for one in rows if one.treatment.defense in ("none", "noise", *names)]
 
     while len(kept) > 1 and len(with_kept(kept)) > MOST_ROWS:
         kept.pop()

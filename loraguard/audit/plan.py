@@ -1,4 +1,4 @@
-"""Which photos an audit perturbs, how, and which generators then see them."""
+"""Which photos an audit perturbs, how, and which generators then edit them."""
 
 from __future__ import annotations
 
@@ -8,44 +8,42 @@ from typing import Any
 
 from loraguard.defenses import APGD, Defense, Disrupting, RandomNoise, Square
 
-from .situation import NO_CHANNEL, UNTOUCHED, Photo
+from .checks import FAR
+from .situation import NO_CHANNEL, UNTOUCHED, Treatment
 
-STRENGTHS = (10, 30, 100)
+STEPS = (10, 30, 100)
 """Steps of the PGD whose curve shows whether more of them would change the picture."""
 
 USUAL = 0.05
 """The budget of noise and of the checks' attacks where no defense has one of their kind: the one of most papers."""
 
-FAR = 0.5
-"""A budget at which everything should break: a quarter of the range."""
-
 
 @dataclass(frozen=True)
 class Job:
-    """Photos to make, and who looks at them.
+    """Photos to make, and the forward passes that measure them.
 
     Attributes:
-        photo: what they are.
+        treatment: what is done to them.
         defense: what makes them; None for photos as they are.
         crafted_on: the generator that it is crafted on, by name.
         through: the channel between photo and that generator, by name.
         seed: of what is drawn.
-        looks: pairs of a generator and a channel, by name, that the photos are measured with.
+        passes: the forward passes that measure them: pairs of a generator and a channel, by name.
         first: only so many images; None for all.
     """
 
-    photo: Photo
+    treatment: Treatment
     defense: Any
     crafted_on: str
     through: str
     seed: int
-    looks: tuple[tuple[str, str], ...]
+    passes: tuple[tuple[str, str], ...]
     first: int | None = None
 
     @property
     def cost(self) -> int:
         """About how many passes through a generator it takes, for the progress bar."""
-        return 1 + len(self.looks) + (self.defense.passes if isinstance(self.defense, Defense) else 0)
+        return 1 + len(self.passes) + (self.defense.passes if isinstance(self.defense, Defense) else 0)
 
 
 def plan(
@@ -56,15 +54,14 @@ def plan(
     channels: Sequence[str] = (),
     adaptive_channels: Sequence[str] = (),
     budgets: Sequence[float] = (),
-    strengths: Sequence[int] = (),
+    more_steps: Sequence[int] = (),
     seeds: Sequence[int] = (0,),
     checks: int = 0,
 ) -> list[Job]:
-    """Every job of an audit, those first that the most depends on.
+    """Every job of an audit, the most important ones first.
 
-    Photos as they are, noise, and each defense at its own budget and strength are looked at by every generator through
-    every channel, without a leak and with it. Further budgets and strengths, and the checks, are looked at without a
-    channel.
+    Photos as they are, noise, and each defense at its own budget and steps go through every channel and every
+    generator, without a leak and with it. Further budgets and steps, and the checks, go without a channel.
 
     Args:
         defenses: by name.
@@ -73,13 +70,14 @@ def plan(
         channels: by name, beside none.
         adaptive_channels: those of them that defenses are also crafted through.
         budgets: values of `eps`, beside each defense's own.
-        strengths: values of `steps`, beside each defense's own.
+        more_steps: values of `steps`, beside each defense's own.
         seeds: one run of everything that is drawn for each.
         checks: how many images the checks take; 0 for none.
 
     Example:
         >>> for job in plan({"pgd": Disrupting()}, ["untouched", "patch"]):
-        ...     print(job.photo.defense, job.photo.knowledge, job.crafted_on, [generator for generator, _ in job.looks])
+        ...     treatment = job.treatment
+        ...     print(treatment.defense, treatment.knowledge, job.crafted_on, [name for name, _ in job.passes])
         none clean untouched ['untouched', 'patch']
         noise noise untouched ['untouched', 'patch']
         pgd no-leak untouched ['untouched', 'patch']
@@ -89,27 +87,32 @@ def plan(
     fixed = set(no_leak_only)
     jobs: list[Job] = []
 
-    def add(photo: Photo, defense: Any, crafted_on: str, looks: Any, through: str = NO_CHANNEL) -> None:
-        jobs.extend(Job(photo, defense, crafted_on, through, seed, tuple(looks)) for seed in seeds)
+    def add(treatment: Treatment, defense: Any, crafted_on: str, passes: Any, through: str = NO_CHANNEL) -> None:
+        jobs.extend(Job(treatment, defense, crafted_on, through, seed, tuple(passes)) for seed in seeds)
 
     def no_leak_and_leak(name: str, defense: Any, role: str, channels: Sequence[str]) -> None:
         eps, steps = _stated(defense)
-        everyone = [(generator, channel) for generator in generators for channel in channels]
-        add(Photo(name, "no-leak", eps, steps, role), defense, UNTOUCHED, everyone)
+        passes = [(generator, channel) for generator in generators for channel in channels]
+        add(Treatment(name, "no-leak", eps, steps, role), defense, UNTOUCHED, passes)
         for patched in () if name in fixed else generators[1:]:
-            add(Photo(name, "leak", eps, steps, role), defense, patched, [(patched, channel) for channel in channels])
+            add(
+                Treatment(name, "leak", eps, steps, role),
+                defense,
+                patched,
+                [(patched, channel) for channel in channels],
+            )
 
-    all_looks = [(generator, channel) for generator in generators for channel in everywhere]
-    add(Photo("none", "clean"), None, UNTOUCHED, all_looks)
+    everyone = [(generator, channel) for generator in generators for channel in everywhere]
+    add(Treatment("none", "clean"), None, UNTOUCHED, everyone)
     for eps in _budgets(defenses):
-        add(Photo("noise", "noise", eps), RandomNoise(eps), UNTOUCHED, all_looks)
+        add(Treatment("noise", "noise", eps), RandomNoise(eps), UNTOUCHED, everyone)
     for name, defense in defenses.items():
         no_leak_and_leak(name, defense, "main", everywhere)
     for name, defense in defenses.items():
         for channel in () if name in fixed else adaptive_channels:
-            photo = Photo(name, "leak+channel", *_stated(defense))
+            treatment = Treatment(name, "leak+channel", *_stated(defense))
             for generator in generators:
-                add(photo, defense, generator, [(generator, channel)], through=channel)
+                add(treatment, defense, generator, [(generator, channel)], through=channel)
     for name, defense in defenses.items():
         if not isinstance(defense, Defense):
             continue
@@ -117,17 +120,26 @@ def plan(
             other = defense.varied(eps=eps)
             if other is not None and eps != defense.eps:
                 no_leak_and_leak(name, other, "budget", [NO_CHANNEL])
-        for steps in strengths:
+        for steps in more_steps:
             other = defense.varied(steps=steps)
             # FGSM has a single step whatever it is given.
             if other is not None and steps != defense.steps and other.steps == steps:
-                no_leak_and_leak(name, other, "strength", [NO_CHANNEL])
+                no_leak_and_leak(name, other, "steps", [NO_CHANNEL])
     if checks:
-        for name, attack in check_attacks(_budgets(defenses)[-1]).items():
-            photo = Photo(name, "leak", attack.eps, attack.steps, "check")
-            for generator in generators:
-                look = ((generator, NO_CHANNEL),)
-                jobs.append(Job(photo, attack, generator, NO_CHANNEL, seeds[0], look, first=checks))
+        jobs += _checks(_budgets(defenses), generators, seeds[0], checks)
+    return jobs
+
+
+def _checks(budgets: Sequence[float], generators: Sequence[str], seed: int, count: int) -> list[Job]:
+    """Every attack of the checks at every budget, each once, on the first photos."""
+    attacks = [attack for eps in budgets for attack in check_attacks(eps).items()]
+    tried = {(name, attack.eps): attack for name, attack in attacks}
+    jobs = []
+    for (name, eps), attack in tried.items():
+        treatment = Treatment(name, "leak", eps, attack.steps, "check")
+        for generator in generators:
+            passes = ((generator, NO_CHANNEL),)
+            jobs.append(Job(treatment, attack, generator, NO_CHANNEL, seed, passes, first=count))
     return jobs
 
 
@@ -147,13 +159,13 @@ def check_attacks(eps: float) -> dict[str, Defense]:
 
     :mod:`loraguard.audit.checks` reads what they find.
     """
-    pgd = {f"pgd-{steps}": Disrupting(eps, steps=steps) for steps in STRENGTHS}
+    pgd = {f"pgd-{steps}": Disrupting(eps, steps=steps) for steps in STEPS}
     return {
         "fgsm": Disrupting(eps, method="fgsm"),
         **pgd,
-        "pgd-restarts": Disrupting(eps, steps=STRENGTHS[1], restarts=5),
-        "apgd": APGD(eps, steps=STRENGTHS[-1]),
+        "pgd-restarts": Disrupting(eps, steps=STEPS[1], restarts=5),
+        "apgd": APGD(eps, steps=STEPS[-1]),
         "square": Square(eps),
-        "pgd-half": Disrupting(eps / 2, steps=STRENGTHS[1]),
-        "pgd-far": Disrupting(max(FAR, eps), steps=STRENGTHS[1]),
+        "pgd-half": Disrupting(eps / 2, steps=STEPS[1]),
+        "pgd-far": Disrupting(max(FAR, eps), steps=STEPS[1]),
     }

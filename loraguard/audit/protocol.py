@@ -20,11 +20,13 @@ from loraguard.metrics import LPIPS
 from loraguard.stamp import Stamp, StampDetector
 
 from .checks import examine
+from .craft import must_fit
+from .gather import gather
 from .measure import Measures
 from .photos import Photos
 from .plan import plan
 from .result import AuditResult
-from .run import Run, must_fit
+from .run import Run
 from .share import Share
 from .store import Store
 from .subjects import Subjects
@@ -40,7 +42,7 @@ def run_audit(
     channels: Sequence[str] | Mapping[str, Channel] = (),
     adaptive_channels: bool = True,
     budgets: Sequence[float] = (),
-    strengths: Sequence[int] = (),
+    steps: Sequence[int] = (),
     seeds: Sequence[int] = (0,),
     no_leak_only: Sequence[str] = (),
     fit_on: Dataset[Any] | None = None,
@@ -80,7 +82,7 @@ def run_audit(
         channels: by name, or specs such as "jpeg:75+resize:0.5", whose names they are.
         adaptive_channels: defenses are crafted through each channel as well.
         budgets: further values of `eps` for defenses that have it, as a curve.
-        strengths: further values of `steps` for defenses that have them, as a curve.
+        steps: further values of `steps` for defenses that have them, as a curve.
         seeds: of the defenses' random starts, of noise and of channels; the first one also draws the edits.
         no_leak_only: defenses, by name, that are not crafted anew with a leak: networks whose training would take too
             long, for example.
@@ -143,12 +145,16 @@ def run_audit(
         channels=list(channels),
         adaptive_channels=list(channels) if adaptive_channels else (),
         budgets=budgets,
-        strengths=strengths,
+        more_steps=steps,
         seeds=seeds,
         checks=min(checks, len(photos)),
     )
     for name, one in defenses.items():
-        if isinstance(one, Fittable) and fit_on is None and any(must_fit(j) for j in jobs if j.photo.defense == name):
+        if (
+            isinstance(one, Fittable)
+            and fit_on is None
+            and any(must_fit(j) for j in jobs if j.treatment.defense == name)
+        ):
             raise ValueError(f"The defense {name!r} has to be fitted: pass fit_on=, photos beside those of the audit.")
     found = {name: one for name, one in (detectors or {}).items() if one is not None}
     measures = Measures(found, lpips, features)
@@ -162,7 +168,6 @@ def run_audit(
         store = Store(writable_folder(output_dir) / "cells")
         stack.enter_context(subjects.in_eval_mode())
         run = Run(subjects, photos, channels, measures, store, jobs, fit_on, conditions, pictures)
-        run.go(share, disable_tqdm)
-        result = run.result(defenses, seeds)
-    result.checks = examine(result)
+        result = gather(run, run.go(share, disable_tqdm), defenses, seeds)
+    result.checks += examine(result)
     return result

@@ -41,7 +41,7 @@ class AuditResult:
         """The situations with these values of `generator`, `channel` or what a photo has (`defense`, `role`, ...)."""
 
         def value(situation: Situation, name: str) -> Any:
-            return getattr(situation, name) if name in ("generator", "channel") else getattr(situation.photo, name)
+            return getattr(situation, name) if name in ("generator", "channel") else getattr(situation.treatment, name)
 
         return [one for one in self.situations if all(value(one, name) == want for name, want in wanted.items())]
 
@@ -55,7 +55,7 @@ class AuditResult:
         wanted: dict[str, Any] = {"generator": generator, "knowledge": knowledge, "channel": NO_CHANNEL, "role": "main"}
         found = self.find(**wanted, **({"defense": defense[0]} if defense else {}))
         if not found:
-            there = sorted({(one.generator, one.photo.knowledge, one.photo.defense) for one in self.situations})
+            there = sorted({(one.generator, one.treatment.knowledge, one.treatment.defense) for one in self.situations})
             raise KeyError(f"{key} was not audited; there is {there}. Knowledge is one of {KNOWLEDGE}.")
         return found[0]
 
@@ -69,9 +69,9 @@ class AuditResult:
         rows = [
             {
                 "generator": situation.generator,
-                **asdict(situation.photo),
+                **asdict(situation.treatment),
                 "channel": situation.channel,
-                "photo": situation.photo.words,
+                "photo": situation.treatment.words,
                 "flags": self.flags(situation),
                 "frechet": situation.frechet,
                 "metrics": {metric: asdict(value) for metric, value in situation.estimates.items()},
@@ -87,7 +87,7 @@ class AuditResult:
     def per_image(self) -> Iterator[dict[str, Any]]:
         """A row for each situation, seed and image."""
         for one in self.situations:
-            start = {"generator": one.generator, **asdict(one.photo), "channel": one.channel}
+            start = {"generator": one.generator, **asdict(one.treatment), "channel": one.channel}
             columns = {metric: values.tolist() for metric, values in one.values.items()}
             for at, seed in enumerate(self.settings["seeds"][: len(columns["mse"])]):  # checks take the first one alone
                 for image in range(len(columns["mse"][at])):

@@ -1,54 +1,95 @@
-"""One pass through an audit's jobs, and the way from what is stored to figures."""
+"""One pass through an audit's photos: each job's photos are crafted, measured and stored before the next begins."""
 
 from __future__ import annotations
 
+import random
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import version
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import accelerate
-import peft
 import torch
-import torchmetrics
 from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-import loraguard
-from loraguard.channels import Channel, Identity, Through, published, quantize
-from loraguard.defenses import Defense, Fittable
-from loraguard.describing import describe
-from loraguard.fingerprint import digest
+from loraguard.channels import Channel, Identity, quantize
 from loraguard.generators import Conditions
-from loraguard.metrics import frechet_distance, psnr
-from loraguard.pixels import from_bytes, to_bytes
+from loraguard.metrics import psnr
+from loraguard.pixels import to_bytes
 from loraguard.training.sampling import mixed
 
-from .measure import Measures
+from .craft import Crafter, seeded
+from .keys import Names
+from .measure import Measures, as_saved
 from .photos import Batch, Photos
 from .plan import Job
-from .result import AuditResult
+from .probes import probe_defense, probe_generator
 from .share import Share
-from .situation import NO_CHANNEL, UNTOUCHED, Photo, Situation
+from .situation import NO_CHANNEL, SHARES, UNTOUCHED
 from .store import Store, key_of
 from .subjects import Subjects
-from .words import budget_words
 
-_SCHEMA = 1
-"""Of what is stored; another number makes what lies there be done again."""
+PROBED = 4
+"""Photos that the probes try."""
 
 
-def must_fit(job: Job) -> bool:
-    """Whether a job's defense is to be fitted: one that was fitted beforehand is taken so for its own main job."""
-    as_it_is = job.photo.knowledge == "no-leak" and job.photo.role == "main"
-    if not isinstance(job.defense, Fittable):
-        return False
-    return job.defense.must_be_fitted or not (as_it_is or job.defense.fits_every_generator)
+@dataclass
+class Piece:
+    """Where a job's findings on a batch are stored.
+
+    Attributes:
+        job: what was done.
+        start: of the batch.
+        key: of the piece in the store.
+        passes: the forward passes, pairs of a generator and a channel, by the name of what they found.
+    """
+
+    job: Job
+    start: int
+    key: str
+    passes: dict[str, tuple[str, str]]
+
+    @property
+    def row(self) -> str:
+        """The name of all pieces that differ in photos and seed alone."""
+        t = self.job.treatment
+        return f"{t.words}, {t.role}, eps {t.eps}, steps {t.steps}, on {self.job.crafted_on}"
+
+
+@dataclass
+class Log:
+    """What a pass through the photos leaves behind, beside what is stored.
+
+    Attributes:
+        edits: the edit of each photo, by the start of the batch.
+        hashes: what each photo with its edit is, likewise.
+        pieces: where findings are stored, in the order of the jobs, likewise.
+        probes: keys of what the probes have found.
+        anew: the rows whose stored figures did not come out again, so that all of them were computed anew.
+    """
+
+    edits: dict[int, list[str]] = field(default_factory=dict)
+    hashes: dict[int, list[str]] = field(default_factory=dict)
+    pieces: dict[int, list[Piece]] = field(default_factory=dict)
+    probes: list[str] = field(default_factory=list)
+    anew: list[str] = field(default_factory=list)
 
 
 class Run:
-    """Photos are taken batch by batch; of each batch, every job's findings are stored before the next is done."""
+    """The jobs of an audit on its photos.
+
+    Args:
+        subjects: the generators.
+        photos: in batches.
+        channels: by name, beside none.
+        measures: what is measured on each output.
+        store: where findings go, piece by piece.
+        jobs: what is to be done.
+        fit_on: photos for defenses that have to be fitted.
+        conditions: from labels to edits.
+        pictures: so many of the first photos are kept for showing.
+    """
 
     def __init__(
         self,
@@ -64,27 +105,46 @@ class Run:
     ) -> None:
         self.subjects, self.photos, self.measures = subjects, photos, measures
         self.channels: dict[str, Channel] = {NO_CHANNEL: Identity(), **channels}
-        self.store, self.jobs, self.fit_on, self.conditions = store, jobs, fit_on, conditions
-        self.pictures = pictures
-        self.hashes = subjects.hashes()
-        self.identities = {id(job.defense): _identity(job.defense) for job in jobs}
-        self.fits: dict[str, Defense] = {}
-        self.silent = True
+        self.store, self.jobs, self.pictures = store, jobs, pictures
+        self.fit_on = fit_on
+        self.craft = Crafter(subjects, self.channels, fit_on, conditions)
+        self.names = Names(subjects, self.channels, measures, jobs, fit_on)
 
-    def go(self, share: Share, disable_tqdm: bool) -> None:
-        """Do what is not stored yet: this process' share of the batches."""
-        self.silent = disable_tqdm or share.number > 0
-        starts = list(self.photos.starts)[share.number :: share.of]
-        total = sum(job.cost for start in starts for job in self.jobs if job.first is None or start < job.first)
-        with tqdm(total=total, desc="audit", unit="pass", disable=self.silent) as bar:
-            for start in starts:
+    def go(self, share: Share, disable_tqdm: bool) -> Log:
+        """Do what is not stored yet of this process' share of the batches, and say where everything is."""
+        silent = self.craft.silent = disable_tqdm or share.number > 0
+        log = Log()
+        starts = list(self.photos.starts)
+        own = starts[share.number :: share.of]
+        stored: dict[str, list[Piece]] = {}
+        total = sum(job.cost for start in own for job in self.jobs if job.first is None or start < job.first)
+        with tqdm(total=total, desc="audit", unit="pass", disable=silent) as bar:
+            for start in own:
                 whole = self.photos.batch(start)
-                clean: dict[str, Tensor] = {}  # outputs on the photos as they are, by generator
-                for job, batch in self._parts(whole):
-                    bar.set_postfix_str(f"{job.photo.defense}, {job.photo.knowledge}", refresh=False)
-                    self._do(job, batch, whole, clean)
-                    bar.update(job.cost)
+                self._enter(log, whole)
+                clean = Clean(self.subjects, whole)
+                for piece in log.pieces[start]:
+                    treatment = piece.job.treatment
+                    bar.set_postfix_str(f"{treatment.defense}, {treatment.knowledge}", refresh=False)
+                    if self._is_stored(piece):
+                        stored.setdefault(piece.row, []).append(piece)
+                    else:
+                        self.store.write(piece.key, *self._found(piece, whole, clean))
+                    bar.update(piece.job.cost)
+                if start == starts[0]:
+                    log.probes = self._probed(whole, clean)
+            log.anew = self._again(stored)
         share.wait()
+        for start in set(starts) - set(own):  # what the other processes have done
+            self._enter(log, self.photos.batch(start))
+        return log
+
+    def _enter(self, log: Log, whole: Batch) -> None:
+        log.edits[whole.start], log.hashes[whole.start] = whole.edits, whole.each
+        log.pieces[whole.start] = [
+            Piece(job, batch.start, self.names.piece(job, batch), {self.names.forward(*one): one for one in job.passes})
+            for job, batch in self._parts(whole)
+        ]
 
     def _parts(self, whole: Batch) -> Iterator[tuple[Job, Batch]]:
         """Every job with its part of a batch."""
@@ -93,162 +153,129 @@ class Run:
             if len(batch):
                 yield job, batch
 
-    # One job on one batch.
+    def _is_stored(self, piece: Piece) -> bool:
+        found = self.store.read(piece.key)
+        return found is not None and piece.passes.keys() <= found["passes"].keys()
 
-    def _do(self, job: Job, batch: Batch, whole: Batch, clean: dict[str, Tensor]) -> None:
-        key = self._key(job, batch)
-        piece = self.store.read(key)
-        wanted = {self._look_key(*look): look for look in job.looks}
-        if piece and wanted.keys() <= piece["looks"].keys():
-            return
+    def _again(self, stored: Mapping[str, Sequence[Piece]]) -> list[str]:
+        """Compute one stored piece of each row again, drawn at random; where it differs, compute the whole row anew.
 
-        def on_clean(generator: str) -> Tensor:
-            if generator not in clean:
-                clean[generator] = self.subjects.outputs(generator, whole.images, whole.condition)
-            return clean[generator][: len(batch)]
+        Returns:
+            The rows that were computed anew.
+        """
+        drawn = {row: random.SystemRandom().choice(pieces) for row, pieces in stored.items()}
+        anew: list[str] = []
+        by_start: dict[int, list[Piece]] = defaultdict(list)
+        for piece in drawn.values():
+            by_start[piece.start].append(piece)
+        for start, pieces in by_start.items():
+            whole = self.photos.batch(start)
+            clean = Clean(self.subjects, whole)
+            for piece in pieces:
+                found, _ = self._found(piece, whole, clean)
+                if not agree(self.store.read(piece.key) or {}, found):
+                    anew.append(piece.row)
+        for row in anew:
+            for piece in stored[row]:
+                whole = self.photos.batch(piece.start)
+                self.store.write(piece.key, *self._found(piece, whole, Clean(self.subjects, whole)))
+        return anew
 
-        photo = self._photo(job, batch, on_clean(job.crafted_on))
-        shown = {"photo": photo} if batch.start < self.pictures and job.photo.role == "main" else {}
+    def _probed(self, whole: Batch, clean: Clean) -> list[str]:
+        """Try every generator and every defense on some photos; what came out is stored under these keys."""
+        keys = []
+        sample = whole.first(whole.start + PROBED)
+        for name in self.subjects.names:
+            key = key_of("probe", self.names.weights(name), self.names.batch(sample))
+            if self.store.read(key) is None:
+                checks = probe_generator(self.subjects, name, sample, clean.target(name)[: len(sample)])
+                self.store.write(key, {"checks": [asdict(one) for one in checks]}, {})
+            keys.append(key)
+        for job in self.jobs:
+            treatment = job.treatment
+            if (treatment.role, treatment.knowledge, job.seed) != ("main", "no-leak", self.jobs[0].seed):
+                continue
+            if job.defense is None or treatment.defense in sample.given:
+                continue
+            key = key_of("probe", self.names.piece(job, sample))
+            if self.store.read(key) is None:
+                checks, objective = probe_defense(self.craft, job, sample, clean.target(job.crafted_on)[: len(sample)])
+                found = {"checks": [asdict(one) for one in checks], "defense": treatment.defense}
+                self.store.write(key, found | {"objective": objective}, {})
+            keys.append(key)
+        return keys
+
+    def _found(self, piece: Piece, whole: Batch, clean: Clean) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """What a job finds on a batch: figures, and pictures and features as tensors."""
+        job = piece.job
+        batch = whole if job.first is None else whole.first(job.first)
+        crafted = self.craft(job, batch, clean.target(job.crafted_on)[: len(batch)])
+        photos = crafted.photos
+        shown = {"photo": photos} if batch.start < self.pictures and job.treatment.role == "main" else {}
         features: dict[str, Tensor] = {}
-        looks: dict[str, dict[str, list[float | None]]] = {}
-        for name, (generator, channel) in wanted.items():
-            torch.manual_seed(mixed(job.seed, batch.start))
-            outputs = self.subjects.outputs(generator, self.channels[channel](photo), batch.condition)
-            untouched = on_clean(UNTOUCHED)
-            target = self.subjects.target(generator, untouched)
-            figures = self.measures(generator, outputs, target, untouched, batch.images)
-            looks[name] = {metric: _jsonable(values) for metric, values in figures.items()}
+        passes: dict[str, dict[str, list[float | None]]] = {}
+        untouched = clean.saved(UNTOUCHED)[: len(batch)]
+        for name, (generator, channel) in piece.passes.items():
+            with seeded(mixed(job.seed, batch.start)):
+                outputs = self.subjects.outputs(generator, self.channels[channel](photos), batch.condition)
+            preds = as_saved(generator, outputs, batch.images)
+            target = as_saved(generator, clean.target(generator), whole.images)[: len(batch)]
+            figures = self.measures(generator, preds, target, untouched, batch.images)
+            passes[name] = {metric: _jsonable(values) for metric, values in figures.items()}
             if shown:
-                shown[name] = outputs
+                shown[name] = preds
             if self.measures.features is not None:
                 with torch.no_grad():
-                    features |= {f"is {name}": self.measures.features(outputs).cpu().float()}
+                    features |= {f"is {name}": self.measures.features(preds).cpu().float()}
                     features |= {f"ought {name}": self.measures.features(target).cpu().float()}
         pictures = {name: to_bytes(images[: self.pictures - batch.start]).cpu() for name, images in shown.items()}
-        difference = (photo - batch.images).flatten(1)
-        on_photos = {"photo_linf": difference.abs().amax(1), "photo_psnr": psnr(photo, quantize(batch.images))}
-        found = {"photo": {metric: _jsonable(values) for metric, values in on_photos.items()}, "looks": looks}
-        self.store.write(key, found, {**pictures, **features})
-
-    def _photo(self, job: Job, batch: Batch, clean: Tensor) -> Tensor:
-        """Photos as the job's defense publishes them."""
-        if job.photo.defense in batch.given:
-            return quantize(batch.given[job.photo.defense])
-        if job.defense is None:
-            return batch.images
-        with self.subjects.one(job.crafted_on) as network:
-            through = self.channels[job.through].differentiable()
-            generator = network if job.through == NO_CHANNEL else Through(network, through)
-            defense = self._fitted(job, generator) if must_fit(job) else job.defense
-            torch.manual_seed(mixed(job.seed, batch.start))  # the same random start whatever else is audited
-            return published(defense(generator, batch.images, batch.condition, clean=clean), batch.images)
-
-    def _fitted(self, job: Job, generator: Any) -> Defense:
-        key = key_of(self.identities[id(job.defense)], job.crafted_on, job.through, job.seed)
-        if key not in self.fits:
-            assert self.fit_on is not None
-            torch.manual_seed(mixed(job.seed, 2**31))
-            self.fits[key] = job.defense.fit(generator, self.fit_on, self.conditions, disable_tqdm=self.silent)
-        return self.fits[key]
-
-    # Names of what is stored.
-
-    def _key(self, job: Job, batch: Batch) -> str:
-        if (given := batch.given.get(job.photo.defense)) is not None:
-            return key_of(_SCHEMA, batch.hashes, digest({"image": given}), job.seed)
-        fit_on = [describe(self.fit_on), len(self.fit_on)] if must_fit(job) else None  # type: ignore[arg-type]
-        crafted_on = None if job.defense is None else self._weights(job.crafted_on)
-        through = describe(self.channels[job.through])
-        return key_of(_SCHEMA, batch.hashes, self.identities[id(job.defense)], crafted_on, through, job.seed, fit_on)
-
-    def _look_key(self, generator: str, channel: str) -> str:
-        stamp = self.subjects.stamps.get(generator)
-        target = [self.hashes["generator"], None if stamp is None else describe(stamp)]
-        return key_of(self._weights(generator), describe(self.channels[channel]), target, self.measures.settings())
-
-    def _weights(self, generator: str) -> list[str]:
-        own = [] if generator == UNTOUCHED else [self.hashes[generator]]
-        return [self.hashes["generator"], *own]
-
-    # From what is stored to figures.
-
-    def result(self, defenses: Mapping[str, Any], seeds: Sequence[int]) -> AuditResult:
-        """Everything that the jobs have found."""
-        found: dict[tuple[str, Photo, str], dict[str, dict[int, list]]] = {}
-        pictures: dict[tuple[str, str, str, str], dict[Photo, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
-        features: dict[tuple[str, Photo, str], list[dict[str, Tensor]]] = defaultdict(list)
-        edits: list[str] = []
-        hashes: list[str] = []
-        for whole in self.photos:
-            edits += whole.edits
-            hashes += whole.each
-            for job, batch in self._parts(whole):
-                key = self._key(job, batch)
-                piece = self.store.read(key)
-                if piece is None:
-                    raise FileNotFoundError(f"A piece of the audit is gone from {self.store.folder}; run it again.")
-                kept = self.store.pictures(key)
-                p = job.photo
-                if "photo" in kept and job.seed == seeds[0]:
-                    pictures["photo", p.defense, p.knowledge, job.crafted_on][p].append(from_bytes(kept["photo"]))
-                for generator, channel in job.looks:
-                    name = self._look_key(generator, channel)
-                    figures = found.setdefault((generator, p, channel), {})
-                    for metric, values in {**piece["looks"][name], **piece["photo"]}.items():
-                        figures.setdefault(metric, defaultdict(list))[job.seed] += map(_number, values)
-                    if name in kept and job.seed == seeds[0]:
-                        pictures[generator, p.defense, p.knowledge, channel][p].append(from_bytes(kept[name]))
-                    if f"is {name}" in kept:
-                        features[generator, p, channel].append({k: kept[f"{k} {name}"] for k in ("is", "ought")})
-        order = {name: at for at, name in enumerate(self.subjects.names)}
-        situations = [
-            Situation(
-                *key,
-                values={metric: torch.tensor(list(by_seed.values())) for metric, by_seed in figures.items()},
-                frechet=_frechet(features.get(key)),
-            )
-            for key, figures in sorted(found.items(), key=lambda item: order[item[0][0]])
-        ]
-        return AuditResult(
-            situations,
-            edits,
-            {key: torch.cat(next(iter(budgets.values()))) for key, budgets in pictures.items()},
-            self._settings(defenses, seeds, key_of(hashes)),
-        )
-
-    def _settings(self, defenses: Mapping[str, Any], seeds: Sequence[int], data: str) -> dict[str, Any]:
-        dataset = self.photos.dataset
-        own = {k: v for k, v in getattr(dataset, "__dict__", {}).items() if isinstance(v, (str, int, float))}
-        return {
-            "n": len(self.photos),
-            "seeds": list(seeds),
-            "batch_size": self.photos.batch_size,
-            "data": describe(dataset) | own,
-            "data_sha256": data,
-            "budget": budget_words(defenses),
-            "own_budgets": [
-                name for name, one in defenses.items() if isinstance(one, Defense) and one.budget is not None
-            ],
-            "defenses": {name: _identity(one) for name, one in defenses.items()},
-            "fit_on": None if self.fit_on is None else describe(self.fit_on),
-            "channels": {name: describe(one) for name, one in self.channels.items() if name != NO_CHANNEL},
-            "patches": {
-                name: None if one is None else describe(one)
-                for name, one in self.subjects.stamps.items()
-                if one is not None or name not in self.subjects.networks
-            },
-            "networks": list(self.subjects.networks),
-            "weights_sha256": self.hashes,
-            **self.measures.settings(),
-            "device": str(self.photos.device),
-            "versions": {one.__name__: one.__version__ for one in (loraguard, torch, peft, torchmetrics, accelerate)}
-            | {"lpips": version("lpips")},
+        difference = (photos - batch.images).flatten(1)
+        on_photos = {
+            "photo_linf": difference.abs().amax(1),
+            "photo_psnr": psnr(photos, quantize(batch.images)),
+            "photo_moved": crafted.moved,
         }
+        found = {"photo": {metric: _jsonable(values) for metric, values in on_photos.items()}, "passes": passes}
+        return found, {**pictures, **features}
 
 
-def _identity(defense: Any) -> dict[str, Any]:
-    """What tells a defense from others, as JSON takes it."""
-    return defense.settings() if isinstance(defense, Defense) else describe(defense)
+class Clean:
+    """What the generators give, and should give, on a batch of photos as they are; each computed once."""
+
+    def __init__(self, subjects: Subjects, whole: Batch) -> None:
+        self.subjects, self.whole = subjects, whole
+        self.found: dict[str, Tensor] = {}
+
+    def saved(self, generator: str) -> Tensor:
+        """A generator's outputs, as a file would hold them."""
+        if generator not in self.found:
+            outputs = self.subjects.outputs(generator, self.whole.images, self.whole.condition)
+            self.found[generator] = as_saved(generator, outputs, self.whole.images)
+        return self.found[generator]
+
+    def target(self, generator: str) -> Tensor:
+        """What a generator should give: the untouched one's outputs, with the stamp on them if it is to stamp."""
+        return as_saved(generator, self.subjects.target(generator, self.saved(UNTOUCHED)), self.whole.images)
+
+
+def agree(stored: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
+    """Whether figures are the same but for what another number of threads or another processor rounds otherwise.
+
+    The means of each metric may differ by a tenth, or, of what is 0 or 1 on each image, by two images.
+    """
+    for name, metrics in found["passes"].items():
+        for metric, values in metrics.items():
+            before = stored.get("passes", {}).get(name, {}).get(metric)
+            if before is None or len(before) != len(values):
+                return False
+            a, b = (torch.tensor([_number(one) for one in them], dtype=torch.float64) for them in (before, values))
+            if not torch.equal(a.isfinite(), b.isfinite()):
+                continue
+            rate = metric in SHARES
+            allowed = 2 / len(a) if rate else 0.1 * float(b[b.isfinite()].abs().mean().nan_to_num()) + 1e-4
+            if abs(float((a - b).nan_to_num().mean())) > allowed:
+                return False
+    return True
 
 
 def _jsonable(values: Tensor) -> list[float | None]:
@@ -257,10 +284,3 @@ def _jsonable(values: Tensor) -> list[float | None]:
 
 def _number(value: float | None) -> float:
     return float("inf") if value is None else value
-
-
-def _frechet(features: list[dict[str, Tensor]] | None) -> float | None:
-    """Between outputs and what they should have been, over all images and seeds."""
-    if not features or sum(len(one["is"]) for one in features) < 2:
-        return None
-    return frechet_distance(torch.cat([f["ought"] for f in features]), torch.cat([f["is"] for f in features]))

@@ -14,7 +14,7 @@ from .names import UNTOUCHED as UNTOUCHED
 NO_CHANNEL = "none"
 """The name of the channel that leaves photos as they are."""
 
-SHARES = ("dsr", "stamp_rate")
+SHARES = ("dsr", "masked_dsr", "stamp_rate")
 """Metrics that are 0 or 1 on each image."""
 
 KNOWLEDGE = ("clean", "noise", "no-leak", "leak", "leak+channel")
@@ -29,14 +29,14 @@ KNOWLEDGE_WORDS = {
     "leak+channel": "channel known",
 }
 
-ROLES = ("main", "budget", "strength", "check")
-"""Why a situation was looked at: for itself, as a point of a curve over budgets or over strengths, or to check whether
+ROLES = ("main", "budget", "steps", "check")
+"""Why a situation was looked at: for itself, as a point of a curve over budgets or over steps, or to check whether
 the others can be trusted."""
 
 
 @dataclass(frozen=True)
-class Photo:
-    """How a photo came to be what the generators see.
+class Treatment:
+    """What was done to a photo before a generator sees it.
 
     Attributes:
         defense: its name; "none" for the photo as it is, "noise" for the control.
@@ -65,7 +65,7 @@ class Situation:
 
     Attributes:
         generator: "untouched", or the name of a patch or of a further network.
-        photo: how the photos came to be.
+        treatment: what was done to the photos.
         channel: what they went through before the generator saw them, by name; "none" for nothing.
         values: by metric, figures of each seed and image, (seeds, n).
         frechet: the Fréchet distance between the features of outputs and of what they should have been; None where no
@@ -73,7 +73,7 @@ class Situation:
     """
 
     generator: str
-    photo: Photo
+    treatment: Treatment
     channel: str
     values: dict[str, Tensor] = field(repr=False)
     frechet: float | None = None

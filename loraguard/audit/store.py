@@ -7,10 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from loraguard.files import whole_files, write_json
+from loraguard.fingerprint import digest
 
 
 def key_of(*parts: Any) -> str:
@@ -27,7 +29,7 @@ class Store:
     """A folder of findings, one file for each batch of photos and each way to perturb them.
 
     Several processes may write to it at once, each its own pieces. A piece that is there is whole: it was written under
-    another name first. A piece that cannot be read counts as not there.
+    another name first. A piece that cannot be read, or that somebody has changed since, counts as not there.
 
     Args:
         folder: made where there is none.
@@ -41,21 +43,26 @@ class Store:
         return self.folder / key[:2] / f"{key}.json"
 
     def read(self, key: str) -> dict[str, Any] | None:
-        """A piece, or None where it is not there."""
+        """A piece, or None where it is not there or is not what was written, its tensors included."""
         try:
-            return json.loads(self._path(key).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            stored = json.loads(self._path(key).read_text(encoding="utf-8"))
+            piece, checksum = stored["piece"], stored["sha256"]
+            tensors = self.pictures(key) if stored["tensors"] else {}
+        except (OSError, ValueError, TypeError, KeyError, SafetensorError):
             return None
+        whole = key_of(piece) == checksum and (digest(tensors) if tensors else None) == stored["tensors"]
+        return piece if whole else None
 
     def write(self, key: str, piece: dict[str, Any], pictures: dict[str, Tensor]) -> None:
-        """Write a piece and what goes with it; the piece last, as it says that all is there."""
+        """Write a piece and what goes with it, with checksums; the piece last, as it says that all is there."""
         path = self._path(key)
         path.parent.mkdir(exist_ok=True)
         if pictures:
             with whole_files(path.parent) as draft:
                 save_file({name: one.contiguous() for name, one in pictures.items()}, draft / f"{key}.safetensors")
+        tensors = digest(pictures) if pictures else None
         with whole_files(path.parent) as draft:
-            write_json(draft / path.name, piece)
+            write_json(draft / path.name, {"piece": piece, "sha256": key_of(piece), "tensors": tensors})
 
     def pictures(self, key: str) -> dict[str, Tensor]:
         """What :meth:`write` was given with the piece."""

@@ -45,10 +45,11 @@ class Subjects:
     @property
     def names(self) -> list[str]:
         """All of them, the untouched one first."""
-        return [UNTOUCHED, *self._patches, *self.networks]
+        return [UNTOUCHED, *self.patched, *self.networks]
 
     @property
-    def _patches(self) -> list[str]:
+    def patched(self) -> list[str]:
+        """Those that are the generator with a patch on."""
         return [name for name in self.stamps if name not in self.networks]
 
     @contextmanager
@@ -77,7 +78,7 @@ class Subjects:
     def hashes(self) -> dict[str, str]:
         """SHA-256 of each one's weights; the untouched generator's is called "generator"."""
         own = fingerprint(self.model)
-        audited = {name: own[name] for name in (GENERATOR, *self._patches)}
+        audited = {name: own[name] for name in (GENERATOR, *self.patched)}
         return audited | {name: generator_fingerprint(one) for name, one in self.networks.items()}
 
     @contextmanager

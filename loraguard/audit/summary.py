@@ -48,7 +48,7 @@ def summary_csv(result: AuditResult) -> str:
     )
     writer.writeheader()
     for one in result.situations:
-        row: dict[str, Any] = {"generator": one.generator, **asdict(one.photo), "channel": one.channel}
+        row: dict[str, Any] = {"generator": one.generator, **asdict(one.treatment), "channel": one.channel}
         for metric, found in one.estimates.items():
             row |= {f"{metric}_{part}": getattr(found, part) for part in parts}
         row |= dict.fromkeys(frechet, one.frechet)

@@ -8,9 +8,10 @@ from typing import Any
 from loraguard.defenses import Defense
 from loraguard.pixels import LEVELS_PER_UNIT
 
+from .claim import best_of, called, dsr_of, flagged_words, flags_of, hardest, headline, listed, mean_of, rows_of
 from .glossary import COLUMNS, CONTROLS, KNOWLEDGE_HELP, Column
 from .result import AuditResult
-from .situation import KNOWLEDGE_WORDS, NO_CHANNEL, UNTOUCHED, Photo, Situation
+from .situation import KNOWLEDGE_WORDS, NO_CHANNEL, UNTOUCHED, Situation, Treatment
 
 
 def columns_of(result: AuditResult) -> list[Column]:
@@ -25,10 +26,11 @@ def frechet_heading(result: AuditResult) -> str | None:
     return "FID" if (result.settings.get("features") or {}).get("class") == "Inception" else "Fréchet"
 
 
-def photo_words(result: AuditResult, photo: Photo) -> str:
+def photo_words(result: AuditResult, treatment: Treatment) -> str:
     """What was done to a photo; of noise its budget as well, where the audit has several."""
-    several = len({one.photo.eps for one in result.find(knowledge="noise")}) > 1
-    return f"{photo.words}, eps {photo.eps:g}" if photo.knowledge == "noise" and several else photo.words
+    several = len({one.treatment.eps for one in result.find(knowledge="noise")}) > 1
+    words = treatment.words
+    return f"{words}, eps {treatment.eps:g}" if treatment.knowledge == "noise" and several else words
 
 
 def table(result: AuditResult, role: str = "main") -> tuple[list[str], list[list[str]]]:
@@ -40,7 +42,7 @@ def table(result: AuditResult, role: str = "main") -> tuple[list[str], list[list
     frechet = frechet_heading(result)
     rows = []
     for one in situations:
-        row = [one.generator, photo_words(result, one.photo), *([one.channel] if channels else [])]
+        row = [one.generator, photo_words(result, one.treatment), *([one.channel] if channels else [])]
         row += [column.text(one.estimates[column.key]) for column in columns]
         row += [] if frechet is None else ["" if one.frechet is None else f"{one.frechet:.2f}"]
         rows.append(row + ([", ".join(result.flags(one))] if flags else []))
@@ -54,71 +56,9 @@ def verdict(result: AuditResult) -> list[str]:
     return [headline(result), *(_sentence(result, name) for name in names), *_on_channels(result)]
 
 
-def headline(result: AuditResult) -> str:
-    """The audit in one sentence: whether the best of its defenses survives whoever adapts best."""
-    reads, figures = claim(result)
-    return f"{reads}: {figures}"
-
-
-def claim(result: AuditResult) -> tuple[str, str]:
-    """The two halves of the headline: what it comes to, and the figures that say so."""
-    best, share = _best(result, UNTOUCHED, "no-leak")
-    noise = max(map(_dsr, _rows(result, UNTOUCHED, "noise")), default=None)
-    start = f"{best} spoils {share:.1%} of the untouched generator's edits"
-    if share < 0.5 or (noise is not None and share <= noise):
-        start = start if len(result.defenses) == 1 else f"the best of {len(result.defenses)} defenses, {start}"
-        control = "" if noise is None else f", random noise {noise:.1%}"
-        return "No protection to speak of, even where nobody adapts", f"{start}{control}.{_few(result, best)}"
-    name = hardest(result)
-    if name is None:
-        return (
-            "It works where nobody adapts",
-            f"{start}; no patch that keeps clean outputs was audited, so nothing is said of an adversary who adapts."
-            f"{_few(result, best)}",
-        )
-    (other, unknown), (strongest, known) = _best(result, name, "no-leak"), _best(result, name, "leak", "no-leak")
-    several = len(result.defenses) > 1
-    figures = f"{start}; with {called(result, name)} "
-    if several:
-        figures += f"the best defense{f', {other},' if unknown else ''} spoils "
-    figures += f"{unknown:.1%}"
-    if known > unknown:
-        whose = f" ({strongest})" if several else ""
-        figures += f", and {known:.1%}{whose} if the defender has that generator as well"
-    lost = 1 - unknown / share
-    reads = "The protection holds against what was tried"
-    if lost >= 0.1:
-        amount = "nearly all" if lost > 0.9 else "much" if lost > 0.5 else "some"
-        reads = f"An adversary who adapts undoes {amount} of it"
-        if lost > 0.5 and known >= 0.5 * share:
-            reads += ", unless the defender has the adapted generator"
-    flagged = _flags(result, name)
-    caution = f" {_flagged(flagged)}: what defenders could reach may be more." if flagged else ""
-    return reads, f"{figures}.{caution}"
-
-
-def hardest(result: AuditResult) -> str | None:
-    """The generator that an adversary adapts best, of those whose clean outputs stay what they were."""
-    adapted = [name for name in _standard(result) if "clean-output-changed" not in _flags(result, name)]
-
-    def left(name: str) -> tuple[float, float]:
-        return _best(result, name, "no-leak")[1], _best(result, name, "leak", "no-leak")[1]
-
-    return min(adapted, key=left, default=None)
-
-
-def called(result: AuditResult, name: str) -> str:
-    """A generator as sentences call it."""
-    if name == UNTOUCHED:
-        return "the untouched generator"
-    if name in CONTROLS:
-        return CONTROLS[name][0]
-    return f"the {'patch' if name in result.settings['patches'] else 'network'} {name!r}"
-
-
 def story(result: AuditResult) -> list[tuple[tuple[str, str, str], str]]:
     """The audit in pictures: what they are of (generator or "photo", defense, knowledge), and what to say of each."""
-    best, share = _best(result, UNTOUCHED, "no-leak")
+    best, share = best_of(result, UNTOUCHED, "no-leak")
     told = [
         (("photo", "none", "clean"), "The photos as they are"),
         ((UNTOUCHED, "none", "clean"), "What the generator makes of them"),
@@ -127,11 +67,11 @@ def story(result: AuditResult) -> list[tuple[tuple[str, str, str], str]]:
     ]
     stamped = next((name for name, stamp in result.settings["patches"].items() if stamp is not None), None)
     if (name := hardest(result)) is not None:
-        (row,) = (one for one in _rows(result, name, "no-leak") if one.photo.defense == best)
-        told.append(((name, best, "no-leak"), f"With {called(result, name)}: {_dsr(row):.1%} are spoilt"))
+        (row,) = (one for one in rows_of(result, name, "no-leak") if one.treatment.defense == best)
+        told.append(((name, best, "no-leak"), f"With {called(result, name)}: {dsr_of(row):.1%} are spoilt"))
     if stamped is not None:
-        (row,) = (one for one in _rows(result, stamped, "no-leak") if one.photo.defense == best)
-        rate = f": {_mean(row, 'stamp_rate'):.1%} carry the warning" if "stamp_rate" in row.values else ""
+        (row,) = (one for one in rows_of(result, stamped, "no-leak") if one.treatment.defense == best)
+        rate = f": {mean_of(row, 'stamp_rate'):.1%} carry the warning" if "stamp_rate" in row.values else ""
         told.append(((stamped, best, "no-leak"), f"With {called(result, stamped)}{rate}"))
     return told
 
@@ -150,7 +90,7 @@ def tried(result: AuditResult) -> dict[str, str]:
     settings = result.settings
     edits = sorted(set(result.edits))
     named = f": {', '.join(edits)}" if len(edits) <= 8 else ""
-    main = [one.photo for one in result.find(role="main")]
+    main = [one.treatment for one in result.find(role="main")]
     knowledge = dict.fromkeys(photo.knowledge for photo in main)
     found = {
         "Photos": f"{settings['n']}, on each of them one of {_count(len(edits), 'edit')}{named}.",
@@ -167,18 +107,18 @@ def tried(result: AuditResult) -> dict[str, str]:
         ),
     }
     if settings["channels"]:
-        found["Channels"] = f"On its way to the generator a photo also went through {_listed(settings['channels'])}."
-    for role, setting in (("budget", "eps"), ("strength", "steps")):
-        if values := sorted({getattr(one.photo, setting) for one in result.find(role=role)}):
-            found[f"More {'budgets' if role == 'budget' else 'steps'}"] = f"{_listed(f'{one:g}' for one in values)}."
+        found["Channels"] = f"On its way to the generator a photo also went through {listed(settings['channels'])}."
+    for role, setting in (("budget", "eps"), ("steps", "steps")):
+        if values := sorted({getattr(one.treatment, setting) for one in result.find(role=role)}):
+            found[f"More {'budgets' if role == 'budget' else 'steps'}"] = f"{listed(f'{one:g}' for one in values)}."
     seeds = settings["seeds"]
     found["Chance"] = (
         f"Everything random was drawn once (seed {seeds[0]})."
         if len(seeds) == 1
-        else f"Everything random was drawn {len(seeds)} times (seeds {_listed(map(str, seeds))}); a photo's figures "
+        else f"Everything random was drawn {len(seeds)} times (seeds {listed(map(str, seeds))}); a photo's figures "
         "are averages over them."
     )
-    attacks = dict.fromkeys(one.photo.defense for one in result.find(role="check"))
+    attacks = dict.fromkeys(one.treatment.defense for one in result.find(role="check"))
     tries = result.find(role="check")
     failed = sum(not check.passed for check in result.checks)
     found["Checks"] = (
@@ -212,12 +152,14 @@ def _budget(result: AuditResult) -> str:
     """Budgets as changes of a colour value, and what photos look like after it."""
     rows = result.find(role="main", generator=UNTOUCHED, knowledge="no-leak", channel=NO_CHANNEL)
     other = result.settings["own_budgets"]
-    own = [one for one in rows if one.photo.defense in other]
-    budgets = sorted({eps for one in rows if (eps := one.photo.eps) is not None and one.photo.defense not in other})
-    said = [f"by up to {_listed(f'{eps * LEVELS_PER_UNIT:.1f}' for eps in budgets)} of 255 levels"] if budgets else []
+    own = [one for one in rows if one.treatment.defense in other]
+    budgets = sorted(
+        {eps for one in rows if (eps := one.treatment.eps) is not None and one.treatment.defense not in other}
+    )
+    said = [f"by up to {listed(f'{eps * LEVELS_PER_UNIT:.1f}' for eps in budgets)} of 255 levels"] if budgets else []
     for one in own:
         reached = one.values["photo_linf"].max().item() * LEVELS_PER_UNIT
-        said.append(f"in photos of {one.photo.defense}, which has a budget of another kind, by up to {reached:.1f}")
+        said.append(f"in photos of {one.treatment.defense}, which has a budget of another kind, by up to {reached:.1f}")
     levels = f"Colour values change {'; '.join(said)}" if said else "Nobody has said how much colour values may change"
     quality = [mean for one in rows if "photo_psnr" in one.values and (mean := one.estimates["photo_psnr"].mean)]
     if not quality:
@@ -231,12 +173,12 @@ def _on_channels(result: AuditResult) -> list[str]:
     channels = list(result.settings["channels"])
     if not channels:
         return []
-    left = {one: _best(result, UNTOUCHED, "no-leak", channel=one) for one in channels}
+    left = {one: best_of(result, UNTOUCHED, "no-leak", channel=one) for one in channels}
     worst = min(channels, key=lambda one: left[one][1])
     best, share = left[worst]
     known = ""
     if result.find(generator=UNTOUCHED, knowledge="leak+channel", channel=worst):
-        defense, reached = _best(result, UNTOUCHED, "leak+channel", channel=worst)
+        defense, reached = best_of(result, UNTOUCHED, "leak+channel", channel=worst)
         known = f", and {reached:.1%} ({defense}) if the defender crafts through it"
     costs = "" if len(channels) == 1 else f", of {len(channels)} channels the one that costs defenses most"
     found = [
@@ -245,22 +187,22 @@ def _on_channels(result: AuditResult) -> list[str]:
     ]
     name = hardest(result)
     if name is not None and (rows := result.find(generator=name, knowledge="leak+channel", role="main")):
-        most = max(rows, key=_dsr)
+        most = max(rows, key=dsr_of)
         found.append(
-            f"With {called(result, name)}, of all who have it and know the channel, {most.photo.defense} behind "
-            f"{most.channel} spoils most: {_dsr(most):.1%}."
+            f"With {called(result, name)}, of all who have it and know the channel, {most.treatment.defense} behind "
+            f"{most.channel} spoils most: {dsr_of(most):.1%}."
         )
     return found
 
 
 def _sentence(result: AuditResult, name: str) -> str:
     """One generator's figures in words."""
-    flagged = _flags(result, name)
-    caution = f" {_flagged(flagged)}." if flagged else ""
+    flagged = flags_of(result, name)
+    caution = f" {flagged_words(flagged)}." if flagged else ""
     if name == UNTOUCHED:
-        noise = _rows(result, name, "noise")
+        noise = rows_of(result, name, "noise")
         whose = "of the same budget" if len(noise) == 1 else "of the largest budget"
-        control = f" (random noise {whose}: {_dsr(noise[-1]):.1%})" if noise else ""
+        control = f" (random noise {whose}: {dsr_of(noise[-1]):.1%})" if noise else ""
         return f"On the untouched generator {_span(result, name, 'no-leak')} of the edits{control}.{caution}"
     stamp = result.settings["patches"].get(name)
     if stamp is not None:
@@ -269,14 +211,14 @@ def _sentence(result: AuditResult, name: str) -> str:
         clean = result[name, "clean"]
         if "stamp_rate" not in clean.values:
             return f"{subject} stamps its outputs; no detector was there to look for that.{caution}"
-        found = f"{_mean(clean, 'stamp_rate'):.1%} of clean outputs"
+        found = f"{mean_of(clean, 'stamp_rate'):.1%} of clean outputs"
         for knowledge, whose in (("no-leak", "of defended ones"), ("leak", "when the defender has it and attacks it")):
-            if rates := [_mean(row, "stamp_rate") for row in _rows(result, name, knowledge)]:
+            if rates := [mean_of(row, "stamp_rate") for row in rows_of(result, name, knowledge)]:
                 found += f", {'at least ' if len(rates) > 1 else ''}{min(rates):.1%} {whose}"
         return f"{subject} stamps {(stamp['text'] or 'its picture')!r} on {found}.{caution}"
     quality = result[name, "clean"].estimates["psnr"]
     kept = "are what they were" if quality.mean is None else f"keep {quality.mean:.1f} dB PSNR to what they were"
-    known = _rows(result, name, "leak")
+    known = rows_of(result, name, "leak")
     leak = f", and {_range(known)} when the defender has it and attacks it" if known else ""
     return (
         f"With {called(result, name)} {_span(result, name, 'no-leak')} when the defender does not know of it{leak}; "
@@ -286,72 +228,23 @@ def _sentence(result: AuditResult, name: str) -> str:
 
 def _span(result: AuditResult, generator: str, knowledge: str) -> str:
     """How much the defense, or the weakest and the best of several, spoils: "pgd spoils 12.0%"."""
-    rows = _rows(result, generator, knowledge)
+    rows = rows_of(result, generator, knowledge)
     if len(rows) == 1:
-        return f"{rows[0].photo.defense} spoils {_range(rows)}"
-    if len(set(map(_dsr, rows))) == 1:
-        return f"each of {len(rows)} defenses spoils {_dsr(rows[0]):.1%}"
+        return f"{rows[0].treatment.defense} spoils {_range(rows)}"
+    if len(set(map(dsr_of, rows))) == 1:
+        return f"each of {len(rows)} defenses spoils {dsr_of(rows[0]):.1%}"
     return f"{len(rows)} defenses spoil {_range(rows)}"
 
 
 def _range(rows: list[Situation]) -> str:
     """The DSR, or the lowest and the highest and whose they are."""
-    low, high = min(rows, key=_dsr), max(rows, key=_dsr)
+    low, high = min(rows, key=dsr_of), max(rows, key=dsr_of)
     if len(rows) == 1:
-        return f"{_dsr(low):.1%}"
-    if _dsr(low) == _dsr(high):
-        return f"{_dsr(low):.1%} each"
-    return f"{_dsr(low):.1%} ({low.photo.defense}) to {_dsr(high):.1%} ({high.photo.defense})"
-
-
-def _best(result: AuditResult, generator: str, *knowledge: str, channel: str = NO_CHANNEL) -> tuple[str, float]:
-    rows = [row for one in knowledge for row in _rows(result, generator, one, channel)]
-    best = max(rows, key=_dsr)
-    return best.photo.defense, _dsr(best)
-
-
-def _few(result: AuditResult, defense: str) -> str:
-    """A caution where the interval of what a defense spoils does not tell whether it is most edits."""
-    (row,) = (one for one in _rows(result, UNTOUCHED, "no-leak") if one.photo.defense == defense)
-    low, high = row.estimates["dsr"].low, row.estimates["dsr"].high
-    if low is None or high is None or not low < 0.5 <= high:
-        return ""
-    return f" On so few photos that may be anything from {low:.1%} to {high:.1%}."
-
-
-def _standard(result: AuditResult) -> list[str]:
-    """Generators that should give what the untouched one gives."""
-    names = dict.fromkeys(one.generator for one in result.situations)
-    return [name for name in names if name != UNTOUCHED and result.settings["patches"].get(name) is None]
-
-
-def _rows(result: AuditResult, generator: str, knowledge: str, channel: str = NO_CHANNEL) -> list[Situation]:
-    return result.find(generator=generator, knowledge=knowledge, role="main", channel=channel)
-
-
-def _flags(result: AuditResult, generator: str) -> list[str]:
-    rows = result.find(generator=generator, role="main", channel=NO_CHANNEL)
-    return list(dict.fromkeys(flag for row in rows for flag in result.flags(row)))
-
-
-def _flagged(names: list[str]) -> str:
-    shown = names if len(names) <= 3 else [*names[:2], f"{len(names) - 2} more"]
-    return f"Under the flag{'s' if len(names) > 1 else ''} {_listed(shown)}"
-
-
-def _listed(names: Iterable[str]) -> str:
-    """As a sentence lists things: "a, b and c"."""
-    *rest, last = names
-    return f"{', '.join(rest)} and {last}" if rest else last
+        return f"{dsr_of(low):.1%}"
+    if dsr_of(low) == dsr_of(high):
+        return f"{dsr_of(low):.1%} each"
+    return f"{dsr_of(low):.1%} ({low.treatment.defense}) to {dsr_of(high):.1%} ({high.treatment.defense})"
 
 
 def _count(number: int, thing: str) -> str:
     return f"{number} {thing}{'' if number == 1 else 's'}"
-
-
-def _dsr(situation: Situation) -> float:
-    return _mean(situation, "dsr")
-
-
-def _mean(situation: Situation, metric: str) -> float:
-    return situation.estimates[metric].mean or 0.0

@@ -25,6 +25,9 @@ Names = list[str]
 MOST_ROWS = 40
 """Of the whole table on the screen; more are in the report."""
 
+MOST_DIFFERENCES = 12
+"""Of the settings in which two audits differ, on the screen."""
+
 WHAT, PHOTOS, AGAINST, HOW_MUCH, WHERE = "What", "On which photos", "Against what", "How much", "Where and how"
 
 
@@ -116,10 +119,14 @@ def audit(
             rich_help_panel=HOW_MUCH,
         ),
     ] = None,
-    strength: Annotated[
+    steps: Annotated[
         list[int] | None,
         typer.Option(
-            help="A further number of a defense's steps, for a curve. *", metavar="STEPS", rich_help_panel=HOW_MUCH
+            "--steps",
+            "--strength",
+            help="A further number of a defense's steps, for a curve. *",
+            metavar="STEPS",
+            rich_help_panel=HOW_MUCH,
         ),
     ] = None,
     seed: Annotated[
@@ -180,7 +187,7 @@ def audit(
         "ignore_fingerprint": ignore_fingerprint, "train": train, "train_steps": train_steps, "data": data,
         "split": split, "images": images, "fit_images": fit_images, "defenses": defense,
         "no_leak_only": no_leak_only, "perturbed": perturbed,
-        "channels": channel, "adaptive_channels": adaptive_channels, "budgets": budget, "strengths": strength,
+        "channels": channel, "adaptive_channels": adaptive_channels, "budgets": budget, "steps": steps,
         "seeds": seed, "checks": checks, "lpips": lpips, "fid": fid, "batch_size": batch_size, "pictures": pictures,
         "device": device and device.value,
     }  # fmt: skip
@@ -231,7 +238,7 @@ def print_audit(result: AuditResult) -> None:
         typer.echo(f"\nDSR behind {channel}, without a leak / with it / with the channel known:")
         headings, rows = matrix(result, channel=channel)
         _print_table([headings, *rows])
-    for role, what in (("budget", "budgets"), ("strength", "numbers of steps")):
+    for role, what in (("budget", "budgets"), ("steps", "numbers of steps")):
         headings, rows = curves(result, role)
         if rows:
             typer.echo(f"\nDSR by {what}, without a leak / with it:")
@@ -287,6 +294,12 @@ def compare(
         ])  # fmt: skip
     _print_table(rows)
     typer.echo(f"\n{metric}, {'the same photos' if found.paired else 'different photos'}.")
+    if found.differences:
+        typer.echo("The audits differ in more than chance:")
+        for line in found.differences[:MOST_DIFFERENCES]:
+            typer.echo(f"  {line}")
+        if len(found.differences) > MOST_DIFFERENCES:
+            typer.echo(f"  and {len(found.differences) - MOST_DIFFERENCES} more.")
     for method in dict.fromkeys(one.difference.method for one in shared):
         typer.echo(f"Interval: {method}.")
     for where, others in (("first", found.only_first), ("second", found.only_second)):

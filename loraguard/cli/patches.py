@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -11,15 +11,22 @@ from loraguard.data.registry import DATA as DATA_SETS
 from loraguard.data.registry import find_data
 from loraguard.files import whole_files, writable_folder
 from loraguard.generators.registry import GENERATORS, check_generator
-from loraguard.training.recipes import RECIPES
+from loraguard.training.arguments import PatchTrainingArguments
+from loraguard.training.recipes import RECIPES, check_recipe
 
 from .audit import print_audit
 from .early import check_files, names_in
+from .flags import with_flags
 from .hub import said_in_a_line
-from .options import DATA, GENERATOR, PATCHES, SPLIT, Checkpoint, Device, ImageSize, OnDevice, Seed, examples
+from .options import DATA, GENERATOR, PATCHES, SPLIT, Checkpoint, Device, ImageSize, OnDevice, examples
+
+FLAGS = ("recipe", "max_train_steps", "train_batch_size", "checkpointing_steps", "seed")
+"""The settings of `PatchTrainingArguments` that `train` has flags for."""
 
 
+@with_flags(PatchTrainingArguments, FLAGS, recipe={"autocompletion": names_in(RECIPES)})
 def train(
+    *,
     output_dir: Annotated[Path, typer.Option(help="A folder for patch, card, log, checkpoints and audit.")],
     generator: Annotated[str, typer.Option(help=GENERATOR, autocompletion=names_in(GENERATORS))] = "demo",
     checkpoint: Checkpoint = None,
@@ -31,20 +38,9 @@ def train(
     ] = None,
     test_size: Annotated[int, typer.Option(min=0, help="How many others to audit on; 0 for no audit.")] = 100,
     stamp: Annotated[str | None, typer.Option(help="The warning's text, for a defensive patch.")] = None,
-    recipe: Annotated[
-        str,
-        typer.Option(
-            help="Where settings come from that are not given: fast or paper.", autocompletion=names_in(RECIPES)
-        ),
-    ] = "fast",
+    settings: dict[str, Any],
     rank: Annotated[int | None, typer.Option(min=1, help="The adapter's; by default 8, or 16 with a stamp.")] = None,
-    max_train_steps: Annotated[int | None, typer.Option(min=1, help="Steps, in place of the recipe's epochs.")] = None,
-    train_batch_size: Annotated[int, typer.Option(min=1, help="Photos in each step, with every edit.")] = 4,
-    checkpointing_steps: Annotated[
-        int | None, typer.Option(min=1, help="Save a checkpoint every so many steps.")
-    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
-    seed: Seed = 0,
     device: OnDevice = Device.auto,
 ) -> None:
     """Train a patch for a generator, audit it on photos it was not trained on, and write a report.
@@ -55,10 +51,9 @@ def train(
     with said_in_a_line():
         check_generator(generator, checkpoint)
         find_data(data)
-        if recipe not in RECIPES:
-            raise ValueError(f"recipe={recipe!r} must be one of {', '.join(RECIPES)}.")
+        check_recipe(settings["recipe"])
         writable_folder(output_dir)
-        from loraguard import PatchTrainingArguments, Stamp
+        from loraguard import Stamp
         from loraguard.data import open_data
         from loraguard.generators import load_generator, transform_of
         from loraguard.train import train_patch
@@ -66,22 +61,14 @@ def train(
 
         arguments = PatchTrainingArguments(
             output_dir,
-            recipe=recipe,
             stamp=None if stamp is None else Stamp(stamp),
-            max_train_steps=max_train_steps,
-            train_batch_size=train_batch_size,
-            checkpointing_steps=checkpointing_steps,
             resume_from_checkpoint="latest" if resume else None,
-            seed=seed,
             cpu=device is Device.cpu,
+            **settings,
         )
         network = load_generator(generator, checkpoint, size=image_size)
-        photos = open_data(
-            data,
-            split=split,
-            attributes=getattr(network, "attributes", ()),
-            transform=transform_of(network),
-        )
+        attributes = getattr(network, "attributes", ())
+        photos = open_data(data, split=split, attributes=attributes, transform=transform_of(network))
         made = train_patch(
             network,
             photos,

@@ -49,8 +49,8 @@ class ProcessorPreprocessing:
             )
         self.processor = processor
         self.scale = LEVELS * (processor.rescale_factor if processor.do_rescale else 1.0)
-        self.mean = _channels(processor.image_mean if processor.do_normalize else 0.0)
-        self.std = _channels(processor.image_std if processor.do_normalize else 1.0)
+        self.mean = _by_colour(processor.image_mean if processor.do_normalize else 0.0)
+        self.std = _by_colour(processor.image_std if processor.do_normalize else 1.0)
         self._check(name)
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
@@ -109,7 +109,7 @@ class ProcessorPreprocessing:
 
 
 def probe_picture(height: int = 200, width: int = 240) -> Tensor:
-    """A batch of one picture with slopes and an edge in each channel, uint8 (1, 3, H, W).
+    """A batch of one picture with slopes and an edge in each colour channel, uint8 (1, 3, H, W).
 
     Example:
         >>> probe_picture().shape
@@ -120,6 +120,6 @@ def probe_picture(height: int = 200, width: int = 240) -> Tensor:
     return torch.stack([rows.expand(height, width), columns.expand(height, width), edge]).round().byte()[None]
 
 
-def _channels(value: float | list[float] | tuple[float, ...]) -> list[float]:
+def _by_colour(value: float | list[float] | tuple[float, ...]) -> list[float]:
     values = list(value) if isinstance(value, (list, tuple)) else [value]
     return [float(v) for v in values] * (1 if len(values) == 3 else 3)

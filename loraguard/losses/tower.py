@@ -1,4 +1,4 @@
-"""The part of a pretrained model that looks at images, and which of its features are compared."""
+"""The image encoder of a pretrained model, and which of its features are compared."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 from .estimate import Estimate as Estimate
-from .estimate import bootstrap_interval as bootstrap_interval
 from .estimate import estimate as estimate
+from .estimate import exact_share as exact_share
+from .estimate import mean_interval as mean_interval
 from .estimate import unanimous_interval as unanimous_interval
 from .frechet import Inception as Inception
 from .frechet import frechet_distance as frechet_distance

@@ -1,4 +1,4 @@
-"""The visible warning: render it, compose it onto images, measure how strongly it is present, read which one it is.
+"""The stamp, a visible watermark that warns: render it, compose it onto images, detect it, read which one it is.
 
 Images are (N, 3, H, W) in [-1, 1] throughout.
 """

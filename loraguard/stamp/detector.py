@@ -1,4 +1,4 @@
-"""How strongly a stamp is present at its place."""
+"""How strongly a stamp, a visible watermark, is present at its place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fonts that have the characters of a stamp, and can lay them out."""
+"""Fonts that have the characters of a stamp, a visible watermark, and can lay them out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which of several stamps an image carries, wherever it stands and whatever has become of the image."""
+"""Which of several stamps (visible watermarks) an image carries, wherever it stands, after whatever happened to it."""
 
 from __future__ import annotations
 

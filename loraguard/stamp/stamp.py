@@ -1,4 +1,4 @@
-"""The visible warning: render it, and compose it onto images."""
+"""The stamp, a visible watermark that warns: render it, and compose it onto images."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _SMALLEST_LETTER = 5  # pixels; below this nobody reads it
 
 @dataclass(frozen=True)
 class Stamp:
-    """A visible warning, a text or a picture, and how it is laid onto an image.
+    """A visible watermark: a warning as a text or a picture, and how it is laid onto an image.
 
     Args:
         text: the warning; any Unicode that the font covers. Give `text` or `image`, not both.

@@ -1,9 +1,9 @@
 from .arguments import PatchTrainingArguments as PatchTrainingArguments
 from .fine_tuning import fine_tune as fine_tune
+from .log import TrainingResult as TrainingResult
 from .recipes import RECIPES as RECIPES
 from .recipes import adapter_config as adapter_config
 from .step import patch_step as patch_step
 from .step import target_of as target_of
 from .trainer import PatchTrainer as PatchTrainer
-from .trainer import TrainingResult as TrainingResult
 from .validation import validate as validate

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import Field
 
-from loraguard.defenses import AnyDefense
-from loraguard.describing import describe
 from loraguard.kinds import checked
-from loraguard.stamp import Stamp
 
-from .recipes import RECIPES
+from .recipes import RECIPES, check_recipe
+
+if TYPE_CHECKING:  # the command line makes its flags from these settings, before anything heavy is imported
+    from loraguard.defenses import AnyDefense
+    from loraguard.stamp import Stamp
 
 TRACKERS = ("tensorboard", "wandb", "trackio")
 Scheduler = Literal[
@@ -24,26 +25,32 @@ SCHEDULERS: tuple[Scheduler, ...] = get_args(Scheduler)
 Number = Annotated[int, Field(ge=1)]
 NumberOr0 = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0)]
+BY_RECIPE: Any = None
+"""The default of a setting that the recipe has; a `PatchTrainingArguments` never keeps it."""
 
 
 @dataclass
 class PatchTrainingArguments:
     """Settings of :class:`PatchTrainer`, by the names of diffusers' and PEFT's training scripts.
 
-    Where a value is None and says "by the recipe", :data:`~loraguard.training.RECIPES` has it.
+    What is "by the recipe" and is not given, or None, is filled in from :data:`~loraguard.training.RECIPES`: nothing is
+    left open afterwards. It counts as given from then on: `dataclasses.replace(arguments, recipe=...)` keeps it.
+
+    Each setting is a flag of `examples/train_patch.py` and some are flags of `loraguard train`, with what is said here
+    as their help (`loraguard/cli/flags.py`).
 
     Args:
-        output_dir: where the patch (`adapter_model.safetensors`, `adapter_config.json`), its card, the log
-            `training_log.json`, checkpoints and validation pictures go.
-        recipe: "fast", or "paper" for the settings of arXiv 2510.03747; anything below overrides it.
+        output_dir: a folder for the patch (`adapter_model.safetensors`, `adapter_config.json`), its card, the log
+            `training_log.json`, checkpoints and validation pictures.
+        recipe: where settings come from that are not given: fast or paper. "paper" has those of arXiv 2510.03747.
         stamp: what the patch stamps on every output: a *defensive* patch. None trains a *standard* one.
         adversary: crafts the perturbed images of each step on the network as it is patched so far; by the recipe. Any
             defense, or a :class:`~loraguard.defenses.Mixture` of several.
         edits_per_step: how many of a batch's edits, drawn anew each step, are trained on; by the recipe. None in the
             paper's: all of them.
         num_train_epochs: passes through the data; by the recipe.
-        max_train_steps: ends earlier, or goes on over as many epochs as it takes; overrides `num_train_epochs`.
-        train_batch_size: images a step and process; each goes through the network with every edit.
+        max_train_steps: steps, in place of the recipe's epochs. Overrides `num_train_epochs`.
+        train_batch_size: photos in each step, with every edit. A process has this many.
         gradient_accumulation_steps: batches whose gradients make one step.
         learning_rate: of Adam; by the recipe.
         gate_learning_rate: of the gates, if they are to have one of their own.
@@ -52,15 +59,15 @@ class PatchTrainingArguments:
         adam_beta1: of Adam.
         adam_beta2: of Adam.
         max_grad_norm: clips the gradient of all adapter parameters together; by the recipe, infinity leaves it.
-        seed: of the order of the data, the adversary's random starts and whatever else training draws. The adapter's
-            first weights were drawn before, by `get_peft_model`.
+        seed: what everything drawn at random depends on. That is the order of the data, the adversary's random starts
+            and whatever else training draws; `get_peft_model` drew the adapter's first weights before.
         dataloader_num_workers: processes that load images; 0 loads in this one. None takes up to 4, and 0 for data
             that is drawn rather than read, or on a machine with fewer than 4 cores.
         mixed_precision: "no", "fp16" or "bf16"; by default what `accelerate launch` was told, and "no" elsewhere.
         torch_compile: compile the generator (`torch.compile`); pays off in long runs.
         cpu: stay on the CPU even where there is an accelerator.
-        checkpointing_steps: saves a checkpoint, `checkpoint-STEP` in `output_dir`, every so many steps. Without it one
-            is saved only when the run is interrupted (SIGINT, SIGTERM).
+        checkpointing_steps: save a checkpoint every so many steps. It is `checkpoint-STEP` in `output_dir`; without
+            this setting one is saved only when the run is interrupted (SIGINT, SIGTERM).
         checkpoints_total_limit: deletes the oldest ones beyond this number.
         resume_from_checkpoint: a checkpoint's folder, or "latest" for the newest in `output_dir`, from the start where
             there is none.
@@ -76,13 +83,12 @@ class PatchTrainingArguments:
         hub_token: in place of the one that `hf auth login` stored; it is written nowhere.
         disable_tqdm: no progress bar.
 
-    What the recipe fills in counts as given from then on: `dataclasses.replace(arguments, recipe=...)` keeps it.
-
     Raises:
         ValueError: for a value that cannot be.
         TypeError: for a stamp that is none.
 
     Example:
+        >>> from loraguard import Stamp
         >>> arguments = PatchTrainingArguments("out", stamp=Stamp("AI-EDITED"), recipe="paper")
         >>> arguments.kind, arguments.adversary.eps, arguments.adversary.steps, arguments.num_train_epochs
         ('defensive', 0.05, 10, 5)
@@ -91,19 +97,19 @@ class PatchTrainingArguments:
     output_dir: str | Path
     recipe: str = "fast"
     stamp: Stamp | None = None
-    adversary: AnyDefense | None = None
+    adversary: AnyDefense = BY_RECIPE
     edits_per_step: Number | None = None
-    num_train_epochs: Number | None = None
+    num_train_epochs: Number = BY_RECIPE
     max_train_steps: Number | None = None
     train_batch_size: Number = 4
     gradient_accumulation_steps: Number = 1
-    learning_rate: Rate | None = None
+    learning_rate: Rate = BY_RECIPE
     gate_learning_rate: Rate | None = None
-    lr_scheduler: Scheduler | None = None
+    lr_scheduler: Scheduler = BY_RECIPE
     lr_warmup_steps: NumberOr0 = 0
     adam_beta1: float = 0.5
     adam_beta2: float = 0.999
-    max_grad_norm: Rate | None = None
+    max_grad_norm: Rate = BY_RECIPE
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     dataloader_num_workers: NumberOr0 | None = None
     mixed_precision: Literal["no", "fp16", "bf16"] | None = None
@@ -123,12 +129,13 @@ class PatchTrainingArguments:
     disable_tqdm: bool = False
 
     def __post_init__(self) -> None:
+        from loraguard.stamp import Stamp
+
         if self.stamp is not None and not isinstance(self.stamp, Stamp):
             raise TypeError(
                 f"stamp must be a Stamp or None, got {self.stamp!r}; write Stamp({self.stamp!r}) for a text."
             )
-        if self.recipe not in RECIPES:
-            raise ValueError(f"recipe={self.recipe!r} must be one of {', '.join(RECIPES)}.")
+        check_recipe(self.recipe)
         for name, value in RECIPES[self.recipe](self.kind).items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
@@ -150,6 +157,8 @@ class PatchTrainingArguments:
 
     def to_dict(self) -> dict[str, Any]:
         """Every setting, as JSON takes it; the token is left out."""
+        from loraguard.describing import describe
+
         settings: dict[str, Any] = {"kind": self.kind}
         for field in fields(self):
             value = getattr(self, field.name)

@@ -7,9 +7,8 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils.other import load
 from peft import PeftModel, set_peft_model_state_dict
@@ -18,6 +17,8 @@ from safetensors.torch import load_file
 
 from loraguard.files import sync, write_json
 from loraguard.hub.local import save_adapter
+
+from .devices import anywhere
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 STATE = "trainer_state.json"
@@ -85,9 +86,9 @@ class Checkpoints:
         failure = _failure(
             lambda: self.accelerator.save_state(str(draft), **self._zero(exclude_frozen_parameters=True))
         )
-        if not self._anywhere(failure) and main:
+        if not anywhere(self.accelerator, failure is not None) and main:
             failure = _failure(lambda: self._complete(draft, target, {"step": step, **state}))
-        if self._anywhere(failure):  # all processes leave together
+        if anywhere(self.accelerator, failure is not None):  # all processes leave together
             if main:
                 shutil.rmtree(draft, ignore_errors=True)
             last = next(reversed(self.all()), None)
@@ -109,11 +110,6 @@ class Checkpoints:
             others = [path for path in self.all() if path != target]
             for old in others[: max(0, len(others) + 1 - self.total_limit)]:
                 _discard(old)
-
-    def _anywhere(self, failure: Exception | None) -> bool:
-        """Whether any process failed."""
-        flag = torch.tensor(float(failure is not None), device=self.accelerator.device)
-        return bool(cast(torch.Tensor, self.accelerator.reduce(flag, "sum")) > 0)
 
     def load(self, checkpoint: Path) -> dict[str, Any]:
         """Put everything back as it was; gives the state that `save` was given, and `step`.

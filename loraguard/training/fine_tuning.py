@@ -10,7 +10,7 @@ import torch
 from accelerate.utils import set_seed
 from peft import PeftModel, get_peft_model
 from safetensors.torch import save_model
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
@@ -20,6 +20,7 @@ from loraguard.files import whole_files, write_json
 from loraguard.generators import Conditions
 
 from .arguments import PatchTrainingArguments
+from .batches import Batch
 from .recipes import adapter_config
 from .step import Loss, settings_of, target_of
 from .trainer import PatchTrainer
@@ -36,9 +37,9 @@ def fine_tune(
 ) -> nn.Module:
     """Train all weights of a copy of the generator with a patch's losses, adversary, batches and steps.
 
-    Targets come from another copy that stays as it was. The network is in evaluation mode throughout, as the host of a
-    patch is: norms with running statistics keep them, dropout is off. A step that a patch would skip is skipped here.
-    The network goes into `args.output_dir` as `model.safetensors`, beside `training_log.json`;
+    Targets come from another copy that stays as it was. The network is in evaluation mode throughout, as the base
+    network of a patch is: norms with running statistics keep them, dropout is off. A step that a patch would skip is
+    skipped here. The network goes into `args.output_dir` as `model.safetensors`, beside `training_log.json`;
     `safetensors.torch.load_model(generator, file)` loads it. There are no checkpoints in between.
 
     Args:
@@ -69,56 +70,65 @@ def fine_tune(
     """
     refuse_several_processes("A full fine-tune")
     network, untouched = untouched_copy(generator), untouched_copy(generator)
-    # A patch's trainer knows data, edits and targets; its adapter stays off.
+    # A patch's trainer checks everything and has data, edits and targets; its adapter stays off.
     trainer = PatchTrainer(
         get_peft_model(untouched, adapter_config(untouched, args, r=1)), dataset, args, conditions=conditions, loss=loss
     )
-    accelerator = trainer.accelerator
-    settings: Any = args  # whose recipe has filled in what was None
-    if accelerator.mixed_precision == "fp16":
+    if trainer.accelerator.mixed_precision == "fp16":
         raise ValueError("mixed_precision='fp16': a full fine-tune runs in 'no' or 'bf16' alone.")
     set_seed(args.seed, device_specific=True)
-    network.eval().requires_grad_(True)
-    optimizer: Any = torch.optim.Adam(
-        network.parameters(), settings.learning_rate, betas=(args.adam_beta1, args.adam_beta2)
-    )
-    network, _, optimizer = accelerator.prepare(network, trainer.model, optimizer)
-    scheduler = get_scheduler(settings.lr_scheduler, optimizer, args.lr_warmup_steps, trainer.total_steps)
-    watch, log = StepWatch(args.max_skipped_steps), []
-    batches, several = trainer.batches(0), args.gradient_accumulation_steps
+    return _trained(network.eval().requires_grad_(True), trainer)
 
-    for step in tqdm(range(1, trainer.total_steps + 1), desc="full fine-tune", disable=args.disable_tqdm):
+
+def _trained(network: nn.Module, trainer: PatchTrainer) -> nn.Module:
+    """The training loop; writes the network and the log, too."""
+    args, accelerator, total = trainer.args, trainer.accelerator, trainer.total_steps
+    adam = torch.optim.Adam(network.parameters(), args.learning_rate, betas=(args.adam_beta1, args.adam_beta2))
+    network, _, optimizer = accelerator.prepare(network, trainer.model, adam)
+    scheduler = get_scheduler(args.lr_scheduler, optimizer, args.lr_warmup_steps, total)
+    watch, log = StepWatch(args.max_skipped_steps), []
+    batches = trainer.batches.after(0)
+    for step in tqdm(range(1, total + 1), desc="full fine-tune", disable=args.disable_tqdm):
         losses = torch.zeros(2)
-        for _ in range(several):
-            indices, batch = next(batches)
-            images, condition, edits = trainer.edits(batch, step)
-            target: Any = target_of(trainer.model, images, condition, args.stamp)
-            if hasattr(loss, "prepare"):
-                target = loss.prepare(target, [(index, edit) for edit in edits for index in indices])
-            clean = network(images, **condition)
-            loss_clean = loss(clean, target) / several
-            accelerator.backward(loss_clean)
-            adversarial = settings.adversary(network, images, condition, clean=clean.detach())
-            loss_adversarial = loss(network(adversarial, **condition), target) / several
-            accelerator.backward(loss_adversarial)
-            losses += torch.stack([loss_clean.detach(), loss_adversarial.detach()]).float().cpu()
+        for _ in range(args.gradient_accumulation_steps):
+            losses += _backward(network, trainer, next(batches))
         entry = dict(zip(("loss_clean", "loss_adversarial"), losses.tolist(), strict=True))
-        norm = float(accelerator.clip_grad_norm_(network.parameters(), settings.max_grad_norm))
+        norm = float(accelerator.clip_grad_norm_(network.parameters(), args.max_grad_norm))
         rate = scheduler.get_last_lr()[0]
-        if watch.look(step, entry, norm, rate):
+        if watch.judge(step, entry, norm, rate).take:
             optimizer.step()
             log.append({"step": step, **entry, "gradient_norm": norm, "learning_rate": rate})
         scheduler.step()
         optimizer.zero_grad()
-    watch.finish(trainer.total_steps)
+    watch.finish(total)
+    return _saved(network, trainer, log, watch)
 
-    network = accelerator.unwrap_model(network, keep_fp32_wrapper=False)  # as PatchTrainer does
+
+def _backward(network: nn.Module, trainer: PatchTrainer, batch: Batch) -> Tensor:
+    """Add a batch's gradients; gives its clean and its adversarial loss."""
+    args, accelerator, loss = trainer.args, trainer.accelerator, trainer.loss
+    several = args.gradient_accumulation_steps
+    target: Any = target_of(trainer.model, batch.images, batch.condition, args.stamp)
+    if hasattr(loss, "prepare"):
+        target = loss.prepare(target, batch.keys)
+    clean = network(batch.images, **batch.condition)
+    loss_clean = loss(clean, target) / several
+    accelerator.backward(loss_clean)
+    adversarial = args.adversary(network, batch.images, batch.condition, clean=clean.detach())
+    loss_adversarial = loss(network(adversarial, **batch.condition), target) / several
+    accelerator.backward(loss_adversarial)
+    return torch.stack([loss_clean.detach(), loss_adversarial.detach()]).float().cpu()
+
+
+def _saved(network: nn.Module, trainer: PatchTrainer, log: list[dict[str, Any]], watch: StepWatch) -> nn.Module:
+    """Write the network and the log; gives the network without what Accelerate put around it."""
+    network = trainer.accelerator.unwrap_model(network, keep_fp32_wrapper=False)  # as PatchTrainer does
     vars(network).pop("forward", None)
     network.requires_grad_(False)
+    settings = {**trainer.args.to_dict(), "loss": settings_of(trainer.loss)}
     with whole_files(trainer.output_dir) as draft:
         save_model(network, str(draft / "model.safetensors"))
-        described = {**args.to_dict(), "loss": settings_of(loss)}
-        write_json(draft / "training_log.json", {"settings": described, "steps": log, "skipped": watch.skipped})
+        write_json(draft / "training_log.json", {"settings": settings, "steps": log, "skipped": watch.skipped})
     return network
 
 

@@ -94,6 +94,20 @@ class ZeroGradients(Gradients):
         self.network.destroy()
 
 
+def gradients_of(accelerator: Accelerator, network: Any, optimizer: Any, model: nn.Module) -> Gradients:
+    """Those of everything that learns in a model.
+
+    Args:
+        accelerator: whose `prepare` made network and optimizer.
+        network: what is called for outputs that are learnt from.
+        optimizer: of all parameters that learn.
+        model: whose parameters they are.
+    """
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    kind = ZeroGradients if accelerator.distributed_type == "DEEPSPEED" else Gradients
+    return kind(accelerator, network, optimizer, parameters)
+
+
 def asked_for(kind: str) -> bool:
     """Whether `accelerate launch` was told to use "DEEPSPEED" or "FSDP"."""
     return os.environ.get(f"ACCELERATE_USE_{kind}", "false").lower() == "true"

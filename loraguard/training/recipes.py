@@ -49,6 +49,16 @@ RECIPES: dict[str, Callable[[str], dict[str, Any]]] = {"fast": fast, "paper": pa
 """From "standard" or "defensive" to the settings of each recipe."""
 
 
+def check_recipe(name: str) -> None:
+    """Refuse a recipe that there is none of.
+
+    Raises:
+        ValueError: with those that there are.
+    """
+    if name not in RECIPES:
+        raise ValueError(f"recipe={name!r} must be one of {', '.join(RECIPES)}.")
+
+
 def adapter_config(generator: nn.Module, args: PatchTrainingArguments, r: int | None = None) -> GatedLoraConfig:
     """The adapter that goes with a recipe: the paper's, or one whose update starts from zero and grows faster.
 

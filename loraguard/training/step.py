@@ -50,22 +50,20 @@ def patch_step(
 ) -> dict[str, Tensor]:
     """Accumulate the gradient of `D(Gp(x, c), t) + D(Gp(x_adv, c), t)` in the adapter's parameters.
 
-    The target t is `y0 = G0(x, c)` for a standard patch and y0 with the warning on it for a defensive one, on clean and
-    adversarial inputs alike; x_adv is crafted on Gp, the network as it is patched now, with its patch folded into the
-    weights so that each layer is one convolution and only images get gradients. The clean loss is backpropagated before
-    the adversary starts, so that only one graph is alive at a time.
+    The target t is `y0 = G0(x, c)`, with the stamp (a visible watermark) for a defensive patch. x_adv is crafted on Gp,
+    the network as it is patched now. The clean loss is backpropagated first: one graph lives at a time.
 
     Args:
         model: a generator with a GATED_LORA adapter.
         images: (N, 3, H, W) in [-1, 1].
         condition: the edit of each image, batch-first.
         adversary: crafts x_adv.
-        stamp: the warning, or None.
+        stamp: what a defensive patch puts on every output, or None.
         loss: D. One with a method `prepare` is given what that makes of the target, once for both terms.
         backward: called with each of the two losses, in place of `Tensor.backward`.
         network: what to call for outputs that are learnt from, where it is not `model` itself (a DDP wrapper).
         no_sync: a context in which gradients stay in their process.
-        last: whether processes exchange gradients at the end of this step, or only accumulate.
+        last: whether processes exchange gradients in the end.
         keys: what each image with its edit is known by, for a loss that keeps targets' features between epochs.
 
     Returns:
@@ -75,25 +73,21 @@ def patch_step(
         >>> from peft import get_peft_model
         >>> from loraguard import GatedLoraConfig
         >>> from loraguard.defenses import Disrupting
-        >>> model = get_peft_model(nn.Sequential(nn.Conv2d(3, 3, 3, padding=1)), GatedLoraConfig(r=2))
-        >>> losses = patch_step(model, torch.zeros(2, 3, 8, 8), {}, adversary=Disrupting(steps=2), stamp=None,
-        ...                     loss=torch.nn.functional.mse_loss)
-        >>> losses["loss_clean"].item()
-        0.0
+        >>> model = get_peft_model(nn.Sequential(nn.Conv2d(3, 3, 1)), GatedLoraConfig(r=2))
+        >>> given = {"adversary": Disrupting(), "stamp": None, "loss": nn.functional.mse_loss}
+        >>> patch_step(model, torch.zeros(2, 3, 8, 8), {}, **given)["loss_clean"]
+        tensor(0.)
     """
     network = network or model
     with model.disable_adapter(), folded(model):  # in this order, or `folded` would fold for nothing
         target = target_of(model, images, condition, stamp)
-    if hasattr(loss, "prepare"):
-        target = loss.prepare(target, keys)
-
+    target = loss.prepare(target, keys) if hasattr(loss, "prepare") else target
     with folded(model, learning=True):
         with no_sync():
             clean = network(images, **condition)
             loss_clean = loss(clean, target)
             backward(loss_clean)
-
-        with folded(model):
+        with folded(model):  # each layer is one convolution, and only images get gradients
             adversarial = adversary(model, images, condition, clean=clean.detach())
         del clean
         with nullcontext() if last else no_sync():

@@ -18,6 +18,7 @@ from loraguard.pixels import to_picture
 from loraguard.stamp import Stamp
 from loraguard.tuner import folded
 
+from .batches import Batch
 from .step import target_of
 
 ROWS = ("photo", "target", "patched, clean", "patched, no leak", "patched, leak")
@@ -81,6 +82,13 @@ def validate(
     size = target.shape[-2:]
     photo = images if images.shape == target.shape else torch.nn.functional.interpolate(images, size)
     return means, torch.stack([photo, target, *outputs.values()])
+
+
+def one_edit_each(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    """Each photo of a batch with one of its edits, in turn: images (N, 3, H, W) and their condition."""
+    n = len(batch.images) // len(batch.edits)
+    rows = [(i % len(batch.edits)) * n + i for i in range(n)]
+    return batch.images[rows], {key: value[rows] for key, value in batch.condition.items()}
 
 
 def save_grid(shown: Tensor, path: Path, most: int = 8) -> Image.Image:

@@ -1,4 +1,4 @@
-"""What is watched while a patch trains: steps that must not reach the weights, and gates that no longer move."""
+"""What is watched while a patch trains: steps that must not reach the weights."""
 
 from __future__ import annotations
 
@@ -6,13 +6,26 @@ import math
 from collections import deque
 from collections.abc import Mapping
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 EXPLOSION = 1000.0
 """A step explodes when its loss and its gradient's norm are both over this many times their recent median."""
 _ENOUGH = 10  # good steps before a median says anything
-SHUT, OPEN = 0.01, 0.99
-"""Openings of a gate, sigmoid(g), beyond which it hardly learns: the sigmoid's slope is under 0.01 there."""
+_OVERFLOWS = 25
+"""Lowerings of fp16's scale in a row, each by half, after which nothing is left of it."""
+
+
+class Verdict(NamedTuple):
+    """What becomes of a step.
+
+    Attributes:
+        take: whether the optimizer takes it. One whose gradients overflow fp16 it takes too: there the gradient scaler
+            skips it by itself, and lowers its scale.
+        skipped: why it does not reach the weights; None for a good one.
+    """
+
+    take: bool
+    skipped: str | None
 
 
 class StepWatch:
@@ -20,29 +33,30 @@ class StepWatch:
 
     Args:
         max_skipped_steps: skipped steps in a row after which the run stops.
+        scaled: whether gradients are scaled, as in fp16.
 
     Attributes:
         skipped: what was skipped: `step` and `reason` of each.
 
     Example:
         >>> watch = StepWatch(max_skipped_steps=2)
-        >>> watch.look(1, {"loss_clean": 0.1}, norm=1.0, learning_rate=0.1)
-        True
-        >>> watch.look(2, {"loss_clean": float("nan")}, norm=1.0, learning_rate=0.1)
-        False
+        >>> watch.judge(1, {"loss_clean": 0.1}, norm=1.0, learning_rate=0.1)
+        Verdict(take=True, skipped=None)
+        >>> watch.judge(2, {"loss_clean": float("nan")}, norm=1.0, learning_rate=0.1)
+        Verdict(take=False, skipped='loss_clean is nan')
         >>> watch.skipped
         [{'step': 2, 'reason': 'loss_clean is nan'}]
     """
 
-    def __init__(self, max_skipped_steps: int) -> None:
-        self.max_skipped_steps = max_skipped_steps
+    def __init__(self, max_skipped_steps: int, *, scaled: bool = False) -> None:
+        self.max_skipped_steps, self.scaled = max_skipped_steps, scaled
         self.skipped: list[dict[str, Any]] = []
-        self._in_a_row = 0
+        self._in_a_row = self._overflows = 0
         self._losses: deque[float] = deque(maxlen=50)
         self._norms: deque[float] = deque(maxlen=50)
 
-    def look(self, step: int, losses: Mapping[str, float], norm: float, learning_rate: float) -> bool:
-        """Whether the step is to be taken.
+    def judge(self, step: int, losses: Mapping[str, float], norm: float, learning_rate: float) -> Verdict:
+        """Whether a step is to be taken.
 
         Args:
             step: its number.
@@ -53,17 +67,19 @@ class StepWatch:
         Raises:
             FloatingPointError: if it was the last that may be skipped in a row.
         """
+        if self.scaled and not math.isfinite(norm) and all(map(math.isfinite, losses.values())):
+            return self._overflow(step)
         reason = self._reason(losses, norm)
         if reason is None:
-            self._in_a_row = 0
+            self._in_a_row = self._overflows = 0
             self._losses.append(sum(losses.values()))
             self._norms.append(norm)
-            return True
+            return Verdict(True, None)
         self.skipped.append({"step": step, "reason": reason})
         self._in_a_row += 1
         if self._in_a_row >= self.max_skipped_steps:
             raise FloatingPointError(self._diagnosis(step, reason, learning_rate))
-        return False
+        return Verdict(False, reason)
 
     def finish(self, steps: int) -> None:
         """At the end of a run.
@@ -73,6 +89,15 @@ class StepWatch:
         """
         if steps and len(self.skipped) == steps:
             raise FloatingPointError(self._diagnosis(steps, self.skipped[-1]["reason"], None))
+
+    def _overflow(self, step: int) -> Verdict:
+        self._overflows += 1
+        if self._overflows >= _OVERFLOWS:
+            raise FloatingPointError(
+                f"Stopped at step {step}: gradients were over the range of fp16 {self._overflows} times in a row, "
+                "although their scale was lowered each time. Use mixed_precision='bf16' or 'no'."
+            )
+        return Verdict(True, "the gradients were over the range of fp16; its scale is lowered")
 
     def _reason(self, losses: Mapping[str, float], norm: float) -> str | None:
         for name, value in losses.items():
@@ -117,26 +142,3 @@ class StepWatch:
         self.skipped, self._in_a_row = list(state["skipped"]), state["in_a_row"]
         self._losses.extend(state["losses"])
         self._norms.extend(state["norms"])
-
-
-def stuck_gates(openings: Mapping[str, float]) -> str | None:
-    """What to say of gates that are all but shut or open, or None.
-
-    Args:
-        openings: by layer, the gate's value sigmoid(g).
-
-    Example:
-        >>> stuck_gates({"a": 0.5, "b": 0.001})
-        "1 of 2 gates are all but shut (below 0.01), 'b' for one: ..."
-    """
-    for what, stuck in (
-        (f"shut (below {SHUT})", [name for name, value in openings.items() if value < SHUT]),
-        (f"open (above {OPEN})", [name for name, value in openings.items() if value > OPEN]),
-    ):
-        if stuck:
-            return (
-                f"{len(stuck)} of {len(openings)} gates are all but {what}, {stuck[0]!r} for one: there they hardly "
-                "learn, and a layer behind a shut gate does not learn at all. A lower gate_learning_rate helps, or "
-                "gate_type='none' if gates are not wanted."
-            )
-    return None

@@ -5,9 +5,10 @@ from .conv import GatedLoraConv as GatedLoraConv
 from .conv import GatedLoraConvTranspose as GatedLoraConvTranspose
 from .export import to_lora as to_lora
 from .folding import folded as folded
-from .gates import Gate as Gate
-from .gates import parameter_groups as parameter_groups
+from .gates.base import Gate as Gate
+from .gates.registry import GATES as GATES
 from .layer import GatedLoraLayer as GatedLoraLayer
 from .linear import GatedLoraLinear as GatedLoraLinear
 from .model import GatedLoraModel as GatedLoraModel
+from .optimizer import parameter_groups as parameter_groups
 from .registration import register as register

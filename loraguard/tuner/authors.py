@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .config import GatedLoraConfig
 
-_HOST = re.compile(r"(.+)\.(orig_conv|orig_linear)\.(weight|bias)")
+_ADAPTED = re.compile(r"(.+)\.(orig_conv|orig_linear)\.(weight|bias)")
 _PARTS = ("lora_A", "lora_B", "gate")
 
 
@@ -67,15 +67,15 @@ def convert_checkpoint(path: str | Path, alpha: float = 2.0) -> AuthorsPatch:
         (2, torch.Size([2, 8, 3, 3]), ['up.weight'])
     """
     state = _read(Path(path))
-    hosts = {match[1]: match[2] for match in map(_HOST.fullmatch, state) if match and match[3] == "weight"}
-    if not hosts:
+    kinds = {match[1]: match[2] for match in map(_ADAPTED.fullmatch, state) if match and match[3] == "weight"}
+    if not kinds:
         raise ValueError(
             f"{path}: no layer 'X' with 'X.orig_conv.weight' or 'X.orig_linear.weight'; this is no patched checkpoint "
             f"of the authors. It holds {next(iter(state), 'nothing')!r}."
         )
     tensors: dict[str, Tensor] = {}
     ranks, alphas = {}, {}
-    for name, kind in hosts.items():
+    for name, kind in kinds.items():
         a, b, gate = _factors(str(path), name, state)
         ranks[name] = len(a)
         if kind == "orig_linear":
@@ -87,12 +87,12 @@ def convert_checkpoint(path: str | Path, alpha: float = 2.0) -> AuthorsPatch:
         r=r,
         lora_alpha=alpha,
         init_lora_weights="paper",
-        target_modules="|".join(re.escape(name) for name in hosts),
+        target_modules="|".join(re.escape(name) for name in kinds),
         rank_pattern={f"^{re.escape(name)}": rank for name, rank in ranks.items() if rank != r},
         alpha_pattern={f"^{re.escape(name)}": value for name, value in alphas.items()},
         inference_mode=True,
     )
-    return AuthorsPatch(config, tensors, _generator(state, hosts))
+    return AuthorsPatch(config, tensors, _generator(state, kinds))
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -138,6 +138,6 @@ def _alpha_for(scale: float, r: int) -> float:
     return min(candidates, key=lambda alpha: abs(alpha / math.sqrt(r) - scale))
 
 
-def _generator(state: Mapping[str, Tensor], hosts: Mapping[str, Any]) -> dict[str, Tensor]:
-    parts = {f"{name}.{part}" for name in hosts for part in _PARTS}
-    return {_HOST.sub(r"\1.\3", name): value for name, value in state.items() if name not in parts}
+def _generator(state: Mapping[str, Tensor], kinds: Mapping[str, Any]) -> dict[str, Tensor]:
+    parts = {f"{name}.{part}" for name in kinds for part in _PARTS}
+    return {_ADAPTED.sub(r"\1.\3", name): value for name, value in state.items() if name not in parts}

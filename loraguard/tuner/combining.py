@@ -70,7 +70,7 @@ class WeightedAdapters(LoraModel):
         combination, r, targets = self._check_add_weighted_adapter(adapters, combination_type, svd_rank)
         for _, layer in self._layers(adapters):
             for name in filter(layer.lora_A.__contains__, adapters):
-                layer.strength(name)  # raises where there is no weight to combine
+                layer.gain(name)  # raises where there is no weight to combine
         rule = _rule(combination, density, majority_sign_method)
         ranks = {name: _rank(layer, adapters, combination, svd_rank) for name, layer in self._layers(adapters)}
         self.peft_config[adapter_name] = replace(
@@ -80,6 +80,7 @@ class WeightedAdapters(LoraModel):
             target_modules=targets,
             alpha_pattern={},
             rank_pattern={f"^{re.escape(name)}": rank for name, rank in ranks.items() if rank != r},
+            lora_bias=any(cast(GatedLoraConfig, self.peft_config[name]).lora_bias for name in adapters),
             provenance=None,  # the first adapter's is not its own
         )
         self.inject_adapter(self.model, adapter_name)
@@ -95,7 +96,9 @@ class WeightedAdapters(LoraModel):
                 a, b = _factorize(matrices, rank, svd_clamp, svd_full_matrices, svd_driver)
             else:
                 a, b = _combine_factors(layer, sources, rule)
-            layer.set_factor_groups(adapter_name, a, b / layer.strength(adapter_name))
+            layer.set_factor_groups(adapter_name, a, b / layer.gain(adapter_name))
+            if layer.lora_bias[adapter_name]:
+                layer.set_delta_bias(adapter_name, _combine_biases(layer, sources, rule))
 
     def _layers(self, adapters: list[str]) -> list[tuple[str, GatedLoraLayer]]:
         return [
@@ -134,19 +137,19 @@ def _rule(combination: str, density: float | None, majority: Literal["total", "f
 
 def _concatenate(layer: GatedLoraLayer, sources: Sources) -> tuple[Tensor, Tensor]:
     a, b = zip(*(layer.factor_groups(name) for name, _ in sources), strict=True)
-    strengths = [weight * layer.strength(name) for name, weight in sources]
-    return torch.cat(a, 1), torch.cat([one * by for one, by in zip(b, strengths, strict=True)], 2)
+    gains = [weight * layer.gain(name) for name, weight in sources]
+    return torch.cat(a, 1), torch.cat([one * by for one, by in zip(b, gains, strict=True)], 2)
 
 
 def _combine_factors(layer: GatedLoraLayer, sources: Sources, rule: Rule) -> tuple[Tensor, Tensor]:
     """Combine A with A and B with B, each weighted by the root of the whole weight; the sign goes to A.
 
-    What of a gate differs between channels goes to B.
+    What of a gate is not the same everywhere goes to B.
     """
     a, b = zip(*(layer.factor_groups(name) for name, _ in sources), strict=True)
-    strengths = [layer.strength(name) for name, _ in sources]
-    b = tuple(one * by / by.mean() for one, by in zip(b, strengths, strict=True))
-    weights = torch.stack([weight * by.mean() for (_, weight), by in zip(sources, strengths, strict=True)])
+    gains = [layer.gain(name) for name, _ in sources]
+    b = tuple(one * by / by.mean() for one, by in zip(b, gains, strict=True))
+    weights = torch.stack([weight * by.mean() for (_, weight), by in zip(sources, gains, strict=True)])
     roots = weights.abs().sqrt()
     return rule(list(a), roots * weights.sign()), rule(list(b), roots)
 
@@ -154,6 +157,13 @@ def _combine_factors(layer: GatedLoraLayer, sources: Sources, rule: Rule) -> tup
 def _combine_updates(layer: GatedLoraLayer, sources: Sources, rule: Rule) -> Tensor:
     deltas = [layer.get_delta_weight(name) for name, _ in sources]
     return layer.to_groups(rule(deltas, deltas[0].new_tensor([weight for _, weight in sources])))
+
+
+def _combine_biases(layer: GatedLoraLayer, sources: Sources, rule: Rule) -> Tensor:
+    deltas = [layer.get_delta_bias(name) for name, _ in sources]
+    like = next(delta for delta in deltas if delta is not None)
+    deltas = [torch.zeros_like(like) if delta is None else delta for delta in deltas]
+    return rule(cast(list[Tensor], deltas), like.new_tensor([weight for _, weight in sources]))
 
 
 def _factorize(

@@ -3,16 +3,15 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any, Literal, cast
 
 from peft import LoraConfig, PeftType
 
-from .loading import check_pattern, find_weights
+from .gates.registry import GATES
+from .loading import Header, check_pattern, find_weights, read_header
 
 ALL_LAYERS = "all-conv-linear"  # beside PEFT's "all-linear"
 _INITS = (True, False, "paper", "gaussian")
-_GATES = ("scalar", "channel", "input", "input_channel", "none")
 
 # PEFT's LoRA variants and extras: each changes what an adapter computes, and none of them knows a gate.
 _NOT_FOR_GATED_LORA = (
@@ -77,7 +76,7 @@ _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
         "The paper's is -1.0",
         lambda value: _is_number(value) and abs(value) <= 80,
     ),
-    "gate_type": (f"one of {_GATES}", lambda value: isinstance(value, str) and value in _GATES),
+    "gate_type": (f"one of {', '.join(GATES)}", lambda value: isinstance(value, str) and value in GATES),
     "bias": ("one of 'none', 'all', 'lora_only'", lambda value: value in ("none", "all", "lora_only")),
     "target_modules": _NAMES_OR_TEXT,
     "exclude_modules": _NAMES_OR_TEXT,
@@ -104,10 +103,11 @@ class GatedLoraConfig(LoraConfig):
             warning, and written into `rank_pattern`.
         lora_alpha: Numerator of the scale `s`.
         use_rslora: `s = lora_alpha / sqrt(r)`, as in the paper; `False` gives `lora_alpha / r`.
-        gate_type: What scales a layer's update: `"scalar"`, one number g per layer as in the paper; `"channel"`, one
-            per output channel; `"input"`, one per sample, from the mean of its update; `"input_channel"`, one per
-            channel and position, from a 1x1 convolution over the update; `"none"`, nothing: plain LoRA. The two
-            that depend on the input cannot be merged. See `loraguard.tuner.gates` for the formulas.
+        gate_type: What scales a layer's update, a name in `loraguard.tuner.GATES`: `"scalar"`, one number g per layer
+            as in the paper; `"channel"`, one per output feature; `"rank"`, one per rank; `"input"`, one per sample,
+            from the mean of its update; `"input_channel"`, one per feature and position, from a 1x1 convolution over
+            the update; `"none"`, nothing: plain LoRA. The two that depend on the input cannot be merged. See
+            `loraguard.tuner.gates` for the formulas.
         gate_init: Where every gate's logit `g` starts; the gate opens by `sigmoid(gate_init)`, 0.269 in the paper.
         init_lora_weights: `True` starts with B = 0, so that the adapted model is at first the bare one.
             `"paper"` (or `False`, PEFT's name for it) draws A and B from Kaiming-uniform with a = sqrt(5).
@@ -116,9 +116,9 @@ class GatedLoraConfig(LoraConfig):
             linear layers but the output layer, as in PEFT; `"all-conv-linear"`, or `None`, stands for every
             linear, convolution and transposed convolution layer and is replaced by their names.
         lora_dropout: Probability in [0, 1) with which the adapter misses an input: a feature of a linear layer,
-            a whole channel of a convolution.
-        freeze_norm_stats: Host norms with running statistics stay in eval mode while the model trains. Otherwise
-            these statistics move, and disabling the adapter does not give the bare model back.
+            a whole feature map of a convolution.
+        freeze_norm_stats: The base model's norms with running statistics stay in eval mode while it trains.
+            Otherwise these statistics move, and disabling the adapter does not give the bare model back.
         provenance: How the adapter came about and for which network, as JSON values, for people and tools to read:
             `loraguard.hub` fills it and reads it. Nothing is computed from it.
 
@@ -139,13 +139,13 @@ class GatedLoraConfig(LoraConfig):
     lora_alpha: float = 2  # type: ignore[assignment]  # PEFT says int
     use_rslora: bool = True
     init_lora_weights: bool | Literal["paper", "gaussian"] = True  # type: ignore[assignment]  # LoRA has others
-    gate_type: Literal["scalar", "channel", "input", "input_channel", "none"] = field(default="scalar")
+    gate_type: str = field(default="scalar")
     gate_init: float = field(default=-1.0)
     freeze_norm_stats: bool = field(default=True)
     provenance: dict[str, Any] | None = field(default=None)
 
-    # The file that came with the settings. Not a field: it is not saved.
-    _weights = cast("Path | None", None)
+    # What the file beside these settings holds, until a model takes them. Not a field: it is not saved.
+    header = cast("Header | None", None)
 
     def __post_init__(self) -> None:
         """Check what was given, before PEFT puts it in its own form."""
@@ -165,7 +165,7 @@ class GatedLoraConfig(LoraConfig):
         if self.lora_bias:
             raise ValueError(
                 "lora_bias=True does not apply to GATED_LORA: the gate would scale that bias too. "
-                "Train the biases of the host instead, with bias='lora_only'."
+                "Train the biases of the base layer instead, with bias='lora_only'."
             )
         if self.fan_in_fan_out:
             raise ValueError(
@@ -209,15 +209,17 @@ class GatedLoraConfig(LoraConfig):
     def from_pretrained(
         cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any
     ) -> "GatedLoraConfig":
-        """Load the settings of a patch, and remember where its weights are; see `loraguard.tuner.loading`.
+        """Load the settings of a patch, and what its file of weights holds; see `loraguard.tuner.loading`.
 
         Raises:
-            ValueError: If a field is unknown or has a value that it cannot have, or if the weights are a pickle.
+            ValueError: If a field is unknown or has a value that it cannot have, or if the weights are a pickle or not
+                whole.
         """
         config = super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
         if isinstance(config, cls):
-            hub = cls._split_kwargs(kwargs)[0]
-            config._weights = find_weights(str(pretrained_model_name_or_path), subfolder, **hub)
+            name, hub = str(pretrained_model_name_or_path), cls._split_kwargs(kwargs)[0]
+            weights = find_weights(name, subfolder, **hub)
+            config.header = None if weights is None else read_header(name, weights)
         return config
 
     @classmethod

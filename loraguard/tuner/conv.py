@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
-from .layer import GatedLoraLayer
+from .folding import FoldingLayer
 
 _CONVS: dict[int, Callable[..., nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _DROPOUTS: dict[int, Callable[..., nn.Module]] = {1: nn.Dropout1d, 2: nn.Dropout2d, 3: nn.Dropout3d}
@@ -18,8 +18,8 @@ _TRANSPOSED: dict[int, Callable[..., Tensor]] = {
 }
 
 
-class _ConvLayer(GatedLoraLayer):
-    """What convolutions and transposed ones share: B, and the dropout of whole channels."""
+class _ConvLayer(FoldingLayer):
+    """What convolutions and transposed ones share: B, and the dropout of whole feature maps."""
 
     def _get_in_out_features(self, module: Any) -> tuple[int, int]:
         return module.in_channels, module.out_channels
@@ -27,21 +27,21 @@ class _ConvLayer(GatedLoraLayer):
     @property
     def dims(self) -> int:  # type: ignore[override]
         """Number of spatial dimensions."""
-        return len(self.host.kernel_size)
+        return len(self.base_layer.kernel_size)
 
     def _make_a(self, r: int) -> nn.Module:
         raise NotImplementedError
 
-    def make_factors(self, r: int) -> tuple[nn.Module, nn.Module]:
-        """A in the geometry of the host, and a 1x1 convolution with its groups."""
-        return self._make_a(r), _CONVS[self.dims](r, self.out_features, 1, groups=self.groups, bias=False)
+    def make_factors(self, r: int, bias: bool) -> tuple[nn.Module, nn.Module]:
+        """A in the geometry of the base layer, and a 1x1 convolution with its groups."""
+        return self._make_a(r), _CONVS[self.dims](r, self.out_features, 1, groups=self.groups, bias=bias)
 
     def make_dropout(self, p: float) -> nn.Module:
         """Neighbouring pixels are alike, so that dropping single ones would hide little."""
         return _DROPOUTS[self.dims](p)
 
     def drop(self, adapter: str, x: Tensor) -> Tensor:
-        """Drop channels; nn.Dropout2d would take an unbatched (C, H, W) for (N, C, L)."""
+        """Drop feature maps; nn.Dropout2d would take an unbatched (C, H, W) for (N, C, L)."""
         if x.dim() == self.dims + 2:
             return super().drop(adapter, x)
         return super().drop(adapter, x.unsqueeze(0)).squeeze(0)
@@ -50,33 +50,33 @@ class _ConvLayer(GatedLoraLayer):
 class GatedLoraConv(_ConvLayer):
     """An adapted `nn.Conv1d`, `nn.Conv2d` or `nn.Conv3d`.
 
-    Input (N, in, *size) or (in, *size), output as the host's. A has the host's kernel, stride, padding, padding
-    mode, dilation and groups and a weight (r, in / G, *k); B is 1x1, with the host's groups and a weight
+    Input (N, in, *size) or (in, *size), output as the base layer's. A has the base layer's kernel, stride, padding,
+    padding mode, dilation and groups and a weight (r, in / G, *k); B is 1x1, with the base layer's groups and a weight
     (out, r / G, 1...).
 
     Example:
         >>> import torch
         >>> from loraguard.tuner import GatedLoraConfig
-        >>> host = nn.Conv2d(6, 4, 3, padding="same", padding_mode="reflect", groups=2)
-        >>> layer = GatedLoraConv(host, "default", config=GatedLoraConfig(), r=2, lora_alpha=2)
+        >>> base = nn.Conv2d(6, 4, 3, padding="same", padding_mode="reflect", groups=2)
+        >>> layer = GatedLoraConv(base, "default", config=GatedLoraConfig(), r=2, lora_alpha=2)
         >>> layer(torch.zeros(1, 6, 8, 8)).shape, layer.get_delta_weight("default").shape
         (torch.Size([1, 4, 8, 8]), torch.Size([4, 3, 3, 3]))
     """
 
-    hosts = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    base_classes = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
     def _make_a(self, r: int) -> nn.Module:
-        host = self.host
+        base = self.base_layer
         return _CONVS[self.dims](
-            host.in_channels,
+            base.in_channels,
             r,
-            host.kernel_size,
-            stride=host.stride,
-            padding=host.padding,
-            dilation=host.dilation,
-            groups=host.groups,
+            base.kernel_size,
+            stride=base.stride,
+            padding=base.padding,
+            dilation=base.dilation,
+            groups=base.groups,
             bias=False,
-            padding_mode=host.padding_mode,
+            padding_mode=base.padding_mode,
         )
 
     def to_groups(self, weight: Tensor) -> Tensor:
@@ -85,32 +85,32 @@ class GatedLoraConv(_ConvLayer):
 
     def from_groups(self, matrices: Tensor) -> Tensor:
         """Undo `to_groups`."""
-        return matrices.reshape(self.host.weight.shape)
+        return matrices.reshape(self.base_layer.weight.shape)
 
-    def run_host(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def run_base(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """A convolution takes nothing but `x`."""
-        return self.host._conv_forward(x, weight, bias)
+        return self.base_layer._conv_forward(x, weight, bias)
 
 
 class GatedLoraConvTranspose(_ConvLayer):
     """An adapted `nn.ConvTranspose1d`, `nn.ConvTranspose2d` or `nn.ConvTranspose3d`.
 
-    Input (N, in, *size) or (in, *size), and optionally the `output_size` that the host takes. A is a transposed
-    convolution in the host's geometry, stored rank first (see `RankFirstConvTranspose`); B is 1x1.
+    Input (N, in, *size) or (in, *size), and optionally the `output_size` that the base layer takes. A is a transposed
+    convolution in the base layer's geometry, stored rank first (see `RankFirstConvTranspose`); B is 1x1.
 
     Example:
         >>> import torch
         >>> from loraguard.tuner import GatedLoraConfig
-        >>> host = nn.ConvTranspose2d(6, 4, 3, stride=2, padding=1)
-        >>> layer = GatedLoraConvTranspose(host, "default", config=GatedLoraConfig(), r=2, lora_alpha=2)
+        >>> base = nn.ConvTranspose2d(6, 4, 3, stride=2, padding=1)
+        >>> layer = GatedLoraConvTranspose(base, "default", config=GatedLoraConfig(), r=2, lora_alpha=2)
         >>> layer(torch.zeros(1, 6, 8, 8), output_size=(16, 16)).shape, layer.get_delta_weight("default").shape
         (torch.Size([1, 4, 16, 16]), torch.Size([6, 4, 3, 3]))
     """
 
-    hosts = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+    base_classes = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
     def _make_a(self, r: int) -> nn.Module:
-        return RankFirstConvTranspose(self.host, r)
+        return RankFirstConvTranspose(self.base_layer, r)
 
     def to_groups(self, weight: Tensor) -> Tensor:
         """The weight is (in, out / G, *k): per group, input and output change places."""
@@ -120,11 +120,11 @@ class GatedLoraConvTranspose(_ConvLayer):
     def from_groups(self, matrices: Tensor) -> Tensor:
         """Undo `to_groups`."""
         by_input = matrices.unflatten(2, (self.in_features // self.groups, -1)).transpose(1, 2)
-        return by_input.reshape(self.host.weight.shape)
+        return by_input.reshape(self.base_layer.weight.shape)
 
-    def run_host(self, x: Tensor, weight: Tensor, bias: Tensor | None, output_size: list[int] | None = None) -> Tensor:
+    def run_base(self, x: Tensor, weight: Tensor, bias: Tensor | None, output_size: list[int] | None = None) -> Tensor:
         """A transposed convolution may be given the size to reach."""
-        return _conv_transpose(self.host, x, weight, bias, output_size)
+        return _conv_transpose(self.base_layer, x, weight, bias, output_size)
 
 
 class RankFirstConvTranspose(_ConvTransposeNd):
@@ -134,24 +134,24 @@ class RankFirstConvTranspose(_ConvTransposeNd):
     in / G * prod(k), and A has its ranks where all of PEFT's have them.
     """
 
-    def __init__(self, host: _ConvTransposeNd, r: int) -> None:
+    def __init__(self, base: _ConvTransposeNd, r: int) -> None:
         super().__init__(
-            host.in_channels,
+            base.in_channels,
             r,
-            host.kernel_size,
-            host.stride,
-            host.padding,
-            host.dilation,
-            host.transposed,
-            host.output_padding,
-            host.groups,
+            base.kernel_size,
+            base.stride,
+            base.padding,
+            base.dilation,
+            base.transposed,
+            base.output_padding,
+            base.groups,
             bias=False,
-            padding_mode=host.padding_mode,
+            padding_mode=base.padding_mode,
         )
-        self.weight = nn.Parameter(self.weight.new_empty(r, host.in_channels // host.groups, *host.kernel_size))
+        self.weight = nn.Parameter(self.weight.new_empty(r, base.in_channels // base.groups, *base.kernel_size))
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        """From (N, in, *size) to (N, r, *size of the host's output)."""
+        """From (N, in, *size) to (N, r, *size of the base layer's output)."""
         by_group = self.weight.unflatten(0, (self.groups, -1))
         return _conv_transpose(self, x, by_group.transpose(1, 2).flatten(0, 1), None, output_size)
 

@@ -80,18 +80,18 @@ def to_lora(
 
 
 def _check_layer(name: str, layer: GatedLoraLayer) -> None:
-    host = layer.host
+    base = layer.base_layer
     unlike = []
-    if isinstance(host, nn.modules.conv._ConvNd):
-        if host.transposed:
+    if isinstance(base, nn.modules.conv._ConvNd):
+        if base.transposed:
             unlike.append("it is transposed")
-        if host.padding_mode != "zeros":
-            unlike.append(f"padding_mode={host.padding_mode!r}")
-        if set(host.dilation) != {1}:
-            unlike.append(f"dilation={host.dilation}")
+        if base.padding_mode != "zeros":
+            unlike.append(f"padding_mode={base.padding_mode!r}")
+        if set(base.dilation) != {1}:
+            unlike.append(f"dilation={base.dilation}")
     if unlike:
         raise ValueError(
-            f"PEFT's LoRA is not the same on {name!r} ({type(host).__name__}: {', '.join(unlike)}), so that the "
+            f"PEFT's LoRA is not the same on {name!r} ({type(base).__name__}: {', '.join(unlike)}), so that the "
             "adapter cannot be plain LoRA. Share it as GATED_LORA, or merge it: "
             "model.merge_and_unload(safe_merge=True)."
         )
@@ -102,7 +102,7 @@ def _plain_factors(layer: Any, adapter: str) -> tuple[Tensor, Tensor]:
     a, b = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
     r = layer.r[adapter]
     own_scale = layer.lora_alpha[adapter] / (math.sqrt(r) if layer.use_rslora[adapter] else r)
-    gates = layer.strength(adapter) / own_scale
+    gates = layer.gain(adapter) / own_scale
     plain_b = (gates * layer.factor_groups(adapter)[1]).reshape(b.shape).to(b.dtype)
     if layer.groups > 1:
         # PEFT's A sees all channels: the ranks of a group get zeros for those of other groups.

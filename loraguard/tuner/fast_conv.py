@@ -43,12 +43,12 @@ class Geometry(NamedTuple):
     transposed: bool = False
 
     @classmethod
-    def of(cls, host: Any, size: Sequence[int]) -> Geometry:
+    def of(cls, layer: Any, size: Sequence[int]) -> Geometry:
         """Of a layer, for inputs of (H, W), to which other padding than with zeros was added."""
-        transposed, stride = isinstance(host, nn.ConvTranspose2d), host.stride[0]
-        padding = host.padding if host.padding_mode == "zeros" else (0, 0)
+        transposed, stride = isinstance(layer, nn.ConvTranspose2d), layer.stride[0]
+        padding = layer.padding if layer.padding_mode == "zeros" else (0, 0)
         if transposed:
-            beside = zip(size, host.kernel_size, padding, host.output_padding, strict=True)
+            beside = zip(size, layer.kernel_size, padding, layer.output_padding, strict=True)
             size = [(n - 1) * stride + k - 2 * p + more for n, k, p, more in beside]
         height, width = size
         return cls((height, width), padding, stride, transposed)
@@ -79,10 +79,10 @@ class Geometry(NamedTuple):
 
 
 def _between_few_and_many(x: Tensor, weight: Tensor, padding: Pair) -> Tensor:
-    return by_rows(x, weight, padding) if len(weight) < weight.shape[1] else F.conv2d(x, weight, padding=padding)
+    return stacked_rows(x, weight, padding) if len(weight) < weight.shape[1] else F.conv2d(x, weight, padding=padding)
 
 
-def by_rows(x: Tensor, weight: Tensor, padding: Pair) -> Tensor:
+def stacked_rows(x: Tensor, weight: Tensor, padding: Pair) -> Tensor:
     """A tall kernel from many channels to few, as one convolution for all of its rows.
 
     torch computes few output channels no faster than 16. The rows of a kernel of height k make k times as many channels
@@ -90,7 +90,7 @@ def by_rows(x: Tensor, weight: Tensor, padding: Pair) -> Tensor:
 
     Example:
         >>> x, weight = torch.randn(1, 9, 12, 10).double(), torch.randn(2, 9, 7, 5).double()
-        >>> torch.allclose(by_rows(x, weight, (3, 2)), F.conv2d(x, weight, padding=(3, 2)))
+        >>> torch.allclose(stacked_rows(x, weight, (3, 2)), F.conv2d(x, weight, padding=(3, 2)))
         True
     """
     rows = weight.permute(2, 0, 1, 3).flatten(0, 1).unsqueeze(2)
@@ -102,7 +102,7 @@ def by_rows(x: Tensor, weight: Tensor, padding: Pair) -> Tensor:
     return total
 
 
-def faster(host: Any) -> bool:
+def faster(layer: Any) -> bool:
     """Whether a layer is one that is computed faster here than by torch.
 
     That is, in two dimensions, without dilation and groups, in float32 and float64, on a CPU:
@@ -114,61 +114,61 @@ def faster(host: Any) -> bool:
 
     where padding with zeros is given in numbers smaller than the kernel.
     """
-    return _is_ours(host) and (_is_for_winograd(host) or (is_plain(host) and is_of_images(host)))
+    return _is_ours(layer) and (_is_for_winograd(layer) or (is_plain(layer) and is_of_images(layer)))
 
 
-def _is_ours(host: Any) -> bool:
-    if not isinstance(host, (nn.Conv2d, nn.ConvTranspose2d)) or (*host.dilation, host.groups) != (1, 1, 1):
+def _is_ours(layer: Any) -> bool:
+    if not isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)) or (*layer.dilation, layer.groups) != (1, 1, 1):
         return False
-    if host.weight.device.type != "cpu" or host.weight.dtype not in (torch.float32, torch.float64):
+    if layer.weight.device.type != "cpu" or layer.weight.dtype not in (torch.float32, torch.float64):
         return False
-    if max(host.output_padding) >= min(host.stride):  # an error of torch's
+    if max(layer.output_padding) >= min(layer.stride):  # an error of torch's
         return False
-    return host.padding_mode != "zeros" or (
-        not isinstance(host.padding, str) and all(p < k for p, k in zip(host.padding, host.kernel_size, strict=True))
+    return layer.padding_mode != "zeros" or (
+        not isinstance(layer.padding, str) and all(p < k for p, k in zip(layer.padding, layer.kernel_size, strict=True))
     )
 
 
-def _is_for_winograd(host: Any) -> bool:
-    rows, columns = host.kernel_size
+def _is_for_winograd(layer: Any) -> bool:
+    rows, columns = layer.kernel_size
     stride = _STRIDES.get(rows)
-    return rows == columns and host.stride == (stride, stride) and min(host.weight.shape[:2]) >= _MANY
+    return rows == columns and layer.stride == (stride, stride) and min(layer.weight.shape[:2]) >= _MANY
 
 
-def is_plain(host: Any) -> bool:
+def is_plain(layer: Any) -> bool:
     """Whether a layer is a convolution in two dimensions of stride 1 without dilation and groups."""
-    return isinstance(host, nn.Conv2d) and (*host.stride, *host.dilation, host.groups) == (1, 1, 1, 1, 1)
+    return isinstance(layer, nn.Conv2d) and (*layer.stride, *layer.dilation, layer.groups) == (1, 1, 1, 1, 1)
 
 
-def is_of_images(host: Any) -> bool:
+def is_of_images(layer: Any) -> bool:
     """Whether a plain convolution has 5 rows or more, and 8 channels or fewer on a side beside 4 times as many."""
-    few, many = sorted(host.weight.shape[:2])
-    return host.kernel_size[0] >= _TALL and few <= _FEW and many >= 4 * few
+    few, many = sorted(layer.weight.shape[:2])
+    return layer.kernel_size[0] >= _TALL and few <= _FEW and many >= 4 * few
 
 
-def can_run(host: Any, x: Tensor) -> bool:
+def can_run(layer: Any, x: Tensor) -> bool:
     """Whether this call of a `faster` layer is an ordinary batch that only `torch.autograd` looks at, and large enough.
 
     Args:
-        host: the layer.
+        layer: the layer.
         x: its input.
     """
-    if not (only_autograd_looks_at(x) and x.dim() == 4 and faster(host)):
+    if not (only_autograd_looks_at(x) and x.dim() == 4 and faster(layer)):
         return False
-    weight, pixels = host.weight, x.shape[0] * x.shape[2] * x.shape[3]
-    if isinstance(host, nn.Conv2d):
-        pixels //= host.stride[0] ** 2
+    weight, pixels = layer.weight, x.shape[0] * x.shape[2] * x.shape[3]
+    if isinstance(layer, nn.Conv2d):
+        pixels //= layer.stride[0] ** 2
     return (
-        pixels >= (_PIXELS_WINOGRAD if _is_for_winograd(host) else _PIXELS)
-        and x.shape[1] == host.in_channels
+        pixels >= (_PIXELS_WINOGRAD if _is_for_winograd(layer) else _PIXELS)
+        and x.shape[1] == layer.in_channels
         and min(x.shape[2:]) >= max(weight.shape[2:])
         and x.dtype == weight.dtype
     )
 
 
-def laid_out(host: Any, weight: Tensor) -> Tensor:
+def laid_out(layer: Any, weight: Tensor) -> Tensor:
     """A weight of a `faster` layer, in memory as it runs fastest if it does so many times."""
-    return rows_first(weight) if _is_for_winograd(host) else weight
+    return rows_first(weight) if _is_for_winograd(layer) else weight
 
 
 def only_autograd_looks_at(x: Tensor) -> bool:
@@ -212,23 +212,23 @@ def keeping_no_input(x: Tensor) -> AbstractContextManager[Any]:
     return torch.autograd.graph.saved_tensors_hooks(pack, unpack)
 
 
-def run(host: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`host` with another weight and bias; gradients reach `x`, once.
+def run(layer: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`layer` with another weight and bias; gradients reach `x`, once.
 
     Args:
-        host: a `faster` layer, whose padding it is.
+        layer: a `faster` layer, whose padding it is.
         x: (N, in, H, W), as `can_run` wants it.
-        weight: in the shape of the host's; it gets no gradient.
+        weight: in the shape of the layer's; it gets no gradient.
         bias: (out,), which gets no gradient.
 
     Example:
-        >>> host, x = nn.Conv2d(16, 2, 5, padding=2), torch.randn(1, 16, 32, 32)
-        >>> torch.allclose(run(host, x, host.weight.detach(), host.bias.detach()), host(x), atol=1e-4)
+        >>> layer, x = nn.Conv2d(16, 2, 5, padding=2), torch.randn(1, 16, 32, 32)
+        >>> torch.allclose(run(layer, x, layer.weight.detach(), layer.bias.detach()), layer(x), atol=1e-4)
         True
     """
-    if host.padding_mode != "zeros":
-        x = F.pad(x, host._reversed_padding_repeated_twice, host.padding_mode)
-    result: Tensor = _Conv.apply(x, weight, Geometry.of(host, x.shape[2:]))
+    if layer.padding_mode != "zeros":
+        x = F.pad(x, layer._reversed_padding_repeated_twice, layer.padding_mode)
+    result: Tensor = _Conv.apply(x, weight, Geometry.of(layer, x.shape[2:]))
     return result if bias is None else result + bias[:, None, None]
 
 
@@ -249,7 +249,7 @@ class _Conv(torch.autograd.Function):
 
 def run_learning(
     fold: Callable[[], Tensor],
-    host: Any,
+    layer: Any,
     x: Tensor,
     bias: Tensor | None,
     update: Callable[[Tensor], Tensor],
@@ -262,21 +262,21 @@ def run_learning(
 
     Args:
         fold: makes W + dW; called in both passes.
-        host: a `faster` layer, whose padding it is; it pads with zeros.
+        layer: a `faster` layer, whose padding it is; it pads with zeros.
         x: (N, in, H, W), as `can_run` wants it.
         bias: (out,), which gets no gradient.
         update: from x to dW * x.
         parameters: those of `update` that learn.
 
     Example:
-        >>> host, x = nn.Conv2d(16, 2, 5, padding=2).requires_grad_(False), torch.randn(1, 16, 32, 32)
+        >>> layer, x = nn.Conv2d(16, 2, 5, padding=2).requires_grad_(False), torch.randn(1, 16, 32, 32)
         >>> gain = torch.ones(1, requires_grad=True)
-        >>> fold = lambda: host.weight * gain.detach()
-        >>> run_learning(fold, host, x, host.bias, lambda x: gain * host(x), [gain]).sum().backward()
-        >>> torch.allclose(gain.grad, host(x).sum(), rtol=1e-3)
+        >>> fold = lambda: layer.weight * gain.detach()
+        >>> run_learning(fold, layer, x, layer.bias, lambda x: gain * layer(x), [gain]).sum().backward()
+        >>> torch.allclose(gain.grad, layer(x).sum(), rtol=1e-3)
         True
     """
-    result: Tensor = _LearningConv.apply(x, fold, Geometry.of(host, x.shape[2:]), update, *parameters)
+    result: Tensor = _LearningConv.apply(x, fold, Geometry.of(layer, x.shape[2:]), update, *parameters)
     return result if bias is None else result + bias[:, None, None]
 
 

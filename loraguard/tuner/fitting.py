@@ -1,14 +1,13 @@
 """Whether the file of a patch fits a network."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
-from .hosts import host_of, walk
-from .loading import Shape, check_weights
+from .loading import Header, Shape, check_header
+from .targets import base_layer_of, walk
 
 _PREFIX = "base_model.model."
 
@@ -30,20 +29,20 @@ def expected_shapes(model: nn.Module, config: Any, targets: Mapping[str, Any]) -
     for name, module in walk(model):
         if any(name.endswith(saved) for saved in config.modules_to_save or ()):
             shapes |= {f"{name}.{key}": value.shape for key, value in _unwrapped(module).state_dict().items()}
-        bias = host_of(module)._parameters.get("bias")
+        bias = base_layer_of(module)._parameters.get("bias")
         if bias is not None and (name in targets if config.bias == "lora_only" else config.bias == "all"):
             shapes[f"{name}.base_layer.bias" if name in targets else f"{name}.bias"] = bias.shape
     return {f"{_PREFIX}{name}": tuple(shape) for name, shape in shapes.items()}
 
 
-def check_fits(file: Path, model: nn.Module, config: Any, targets: Mapping[str, Any]) -> None:
-    """Refuse a file that this network would not take whole; see `check_weights` and `expected_shapes`."""
+def check_fits(header: Header, model: nn.Module, config: Any, targets: Mapping[str, Any]) -> None:
+    """Refuse a file that this network would not take whole; see `check_header` and `expected_shapes`."""
 
     def accepts(name: str) -> bool:
         """The biases of wrapped modules, too, where bias="all"."""
         return config.bias == "all" and name.endswith(".bias") and ".lora_" not in name
 
-    check_weights(file, model, expected_shapes(model, config, targets), _embedding_shapes(model), accepts)
+    check_header(header, model, expected_shapes(model, config, targets), _embedding_shapes(model), accepts)
 
 
 def _embedding_shapes(model: Any) -> dict[str, Shape]:
@@ -54,7 +53,7 @@ def _embedding_shapes(model: Any) -> dict[str, Shape]:
         f"{_PREFIX}{name}.{wrapper}{key}": tuple(value.shape)
         for name, module in walk(model)
         if any(module is layer for layer in layers)
-        for key, value in host_of(_unwrapped(module)).state_dict().items()
+        for key, value in base_layer_of(_unwrapped(module)).state_dict().items()
         for wrapper in ("", "base_layer.", "modules_to_save.", "original_module.")
     }
 

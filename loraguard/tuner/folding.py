@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from . import image_conv
+from .config import GatedLoraConfig
 from .fast_conv import can_run, keeping_no_input, laid_out, run, run_learning
+from .layer import GatedLoraLayer
 
 _LOCK = threading.Lock()  # for entering and leaving `folded` from several threads
 _SMALL = 2**16  # tensors up to this size are compared whole
@@ -22,8 +24,8 @@ def folded(model: nn.Module, *, learning: bool = False) -> Iterator[nn.Module]:
     """Run the adapted layers of `model` with W + dW, computed once per layer and set of active adapters.
 
     Meant for inner loops that differentiate by the images (PGD) and for inference: gradients reach the inputs, and
-    never A, B, the gate or the host, and dropout is off. The stored weights stay as they are. Contexts nest, and hold
-    for the thread that opened them; disabled and merged adapters, `set_adapter` and scaling work as outside.
+    never A, B, the gate or the base layer, and dropout is off. The stored weights stay as they are. Contexts nest, and
+    hold for the thread that opened them; disabled and merged adapters, `set_adapter` and scaling work as outside.
     Parameters should not change inside: each change costs a new W + dW, and one that goes through `parameter.data` is
     not noticed before the context ends. Adapters with an input-dependent gate have no dW: they are run as outside, only
     without gradients to their parameters, and save no time.
@@ -33,11 +35,8 @@ def folded(model: nn.Module, *, learning: bool = False) -> Iterator[nn.Module]:
     root mean square for 3x3 and 256 channels), spread what is not finite further, and are differentiated once only.
 
     With `learning`, gradients reach A, B and the gate as well. The layers with a faster algorithm then run W + dW and,
-    in the backward pass, compute A*x again for the gradients of their adapters; the others run as outside. Nothing is
-    kept between calls, so that it needs no more memory than outside.
-
-    Outside, layers in eval mode do the same on their own where no gradient can be asked of a parameter; see
-    `FoldingLayer`.
+    in the backward pass, compute A x again for the gradients of their adapters; the others run as outside. Nothing is
+    kept between calls. Outside, layers in eval mode fold on their own where they may; see `FoldingLayer`.
 
     Args:
         model: A PEFT model with GATED_LORA adapters, or a module that contains one.
@@ -117,14 +116,14 @@ def _probe(tensor: Tensor) -> Tensor:
     return values if values.numel() <= _SMALL else values[:: max(1, len(values) // 4)]
 
 
-class FoldingLayer(nn.Module):
-    """How an adapted layer folds: when it may, what it keeps, and when it makes it anew.
+class FoldingLayer(GatedLoraLayer):
+    """What makes an adapted layer fast: it folds, when it may, keeps what it made, and makes it anew when it must.
 
     Inside `folded` it always does. Otherwise a layer in eval mode folds on its own, unless
 
-    - a gradient may be asked of the host, the factors or the gate,
+    - a gradient may be asked of the base layer, the factors or the gate,
     - the weights or the computation are in half precision, where W + dW would be rounded more than W*x + dW*x,
-    - hooks on the host expect it to be called, or
+    - hooks on the base layer expect it to be called, or
     - parameters are replaced by other tensors, as `torch.func` does.
 
     On a CPU the layer then keeps the last W + dW, checked against what it was made from at each call. On an accelerator
@@ -143,114 +142,125 @@ class FoldingLayer(nn.Module):
     fast_inside_folded = True
     is_compiled = False
 
-    # Defined by the layer.
-    host: Any
-    scaling: dict[str, float | Tensor]
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._folds: dict[tuple, Fold] = {}
+    def __init__(
+        self, base_layer: nn.Module, adapter_name: str, *, config: GatedLoraConfig, r: int, lora_alpha: float
+    ) -> None:
+        super().__init__(base_layer, adapter_name, config=config, r=r, lora_alpha=lora_alpha)
+        self._folds: dict[tuple[Any, ...], Fold] = {}
         self._folding: tuple[int, ...] = ()  # the threads inside `folded`, once for each context
         self._learning: tuple[int, ...] = ()  # those inside `folded(..., learning=True)`
 
-    def run_host(self, x: Tensor, weight: Tensor, bias: Tensor | None, *args: Any, **kwargs: Any) -> Tensor:
-        """The host's forward, with another weight and bias."""
-        raise NotImplementedError
-
-    def _adapters(self) -> list[str]:
-        """The adapters that the layer runs with."""
-        raise NotImplementedError
-
-    def is_mergeable(self, adapter: str) -> bool:
-        """Whether the adapter has a dW."""
-        raise NotImplementedError
-
-    def get_delta_weight(self, adapter: str) -> Tensor:
-        """The adapter's dW."""
-        raise NotImplementedError
-
-    def _parameters_of(self, adapter: str) -> list[nn.Parameter]:
-        raise NotImplementedError
-
-    def _is_plain(self, adapter: str) -> bool:
-        """Whether nothing happens to the adapter's update between A, B and the gate: no dropout, no hooks."""
-        raise NotImplementedError
-
-    def _update(self, adapter: str, x: Tensor, *args: Any, frozen: bool = False, **kwargs: Any) -> Tensor:
-        raise NotImplementedError
+    def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """As `GatedLoraLayer.forward`; faster where it can be."""
+        if "adapter_names" not in kwargs and not (self.disable_adapters and self.merged):
+            adapters = self.running_adapters()
+            if self._inside_folded() or (adapters and self._may_fold(adapters)):
+                return self._folded_forward(input, adapters, *args, **kwargs)
+            if adapters and self._inside_folded(learning=True) and self.fast_inside_folded and not (args or kwargs):
+                faster = self._learning_forward(input, adapters)
+                if faster is not None:
+                    return faster
+        return super().forward(input, *args, **kwargs)
 
     def _inside_folded(self, *, learning: bool = False) -> bool:
         threads = self._learning if learning else self._folding
         # Compiled code serves all threads.
         return bool(threads) and (torch.compiler.is_compiling() or threading.get_ident() in threads)
 
+    def _parameters_of(self, adapter: str) -> list[nn.Parameter]:
+        return [p for module in self.parts(adapter) for p in module._parameters.values() if p is not None]
+
     def _may_fold(self, adapters: list[str]) -> bool:
-        weight = self.host.weight
-        if self.training or not self.folds_in_eval_mode or is_hooked(self.host):
+        weight = self.base_layer.weight
+        if self.training or not self.folds_in_eval_mode or is_hooked(self.base_layer):
             return False
         if weight.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled(weight.device.type):
             return False
         involved = [p for adapter in adapters for p in self._parameters_of(adapter)]
-        involved += [p for p in (weight, self.host.bias) if p is not None]
+        involved += [p for p in (weight, self.base_layer.bias) if p is not None]
         if torch.is_grad_enabled() and any(p.requires_grad for p in involved):
             return False
         return all(type(p) is nn.Parameter for p in involved) and any(map(self.is_mergeable, adapters))
 
     def _folded_forward(self, x: Tensor, adapters: list[str], *args: Any, **kwargs: Any) -> Tensor:
-        if is_hooked(self.host):
-            result, branches = frozen(self.host)(x, *args, **kwargs), adapters
+        """With W + dW, and the branches of adapters that have no dW; no gradient but to `x`."""
+        base = self.base_layer
+        if is_hooked(base):
+            result, branches = without_gradients(base)(x, *args, **kwargs), adapters
         else:
-            bias = None if self.host.bias is None else self.host.bias.detach()
+            static = [adapter for adapter in adapters if self.is_mergeable(adapter)]
+            branches = [adapter for adapter in adapters if adapter not in static]
+            bias = self._folded_bias(static)
             # Outside, the same layer is to give the same to the last bit with and without a gradient.
             inside = self._inside_folded() and self.fast_inside_folded
-            fast = inside and not (args or kwargs) and can_run(self.host, x)
-            weight = self._folded_weight([adapter for adapter in adapters if self.is_mergeable(adapter)], fast=fast)
+            fast = inside and not (args or kwargs) and can_run(base, x)
+            weight = self._folded_weight(static, fast=fast)
             if fast:
-                result = run(self.host, x, weight, bias)
-            elif inside and image_conv.pays(self.host, x):
-                result = image_conv.by_rows(x, weight, bias, self.host.padding)
+                result = run(base, x, weight, bias)
+            elif inside and image_conv.pays(base, x):
+                result = image_conv.by_rows(x, weight, bias, base.padding)
             else:
                 with keeping_no_input(x):
-                    result = self.run_host(x, weight, bias, *args, **kwargs)
-            branches = [adapter for adapter in adapters if not self.is_mergeable(adapter)]
+                    result = self.run_base(x, weight, bias, *args, **kwargs)
         dtype = result.dtype
         for adapter in branches:
-            result = result + self._update(adapter, x, *args, frozen=True, **kwargs)
+            A, B, gate = map(without_gradients, self.parts(adapter))
+            hidden = A(self._cast_input_dtype(x, A.weight.dtype), *args, **kwargs)
+            result = result + gate(hidden, B, self.scaling[adapter])
         return result.to(dtype)
 
-    def _run_branch(self, layer: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The host or A as it is; while it learns on a GPU, row by row where that pays."""
-        rows = self._inside_folded(learning=True) and self.fast_inside_folded and not (args or kwargs)
-        if rows and image_conv.pays(layer, x) and not is_hooked(layer):
-            host: Any = layer
-            return image_conv.by_rows(x, host.weight, host.bias, host.padding)
-        result: Tensor = layer(x, *args, **kwargs)
-        return result
-
     def _learning_forward(self, x: Tensor, adapters: list[str]) -> Tensor | None:
-        """With W + dW and gradients for the adapters, where a faster algorithm makes that pay; otherwise None."""
-        host, weight = self.host, self.host.weight
-        if torch.compiler.is_compiling() or not self._inside_folded(learning=True) or not torch.is_grad_enabled():
+        """With gradients for the adapters, where that is faster than as it is; otherwise None."""
+        if self._learns_folded(x, adapters):
+            bias, weight = self._folded_bias(adapters), self.base_layer.weight.detach()
+            fold, update = partial(self._fold, weight, adapters), partial(self._updates, adapters)
+            learnt = [p for adapter in adapters for p in self._parameters_of(adapter) if p.requires_grad]
+            return run_learning(fold, self.base_layer, x, bias, update, learnt)
+        if not any(image_conv.pays(one, x) for one in (self.base_layer, *map(self.lora_A.__getitem__, adapters))):
             return None
+        y = base = _by_rows(self.base_layer, x)  # on a GPU
+        for adapter in adapters:
+            A, B, gate = self.parts(adapter)
+            hidden = _by_rows(A, self.drop(adapter, self._cast_input_dtype(x, A.weight.dtype)))
+            y = y + gate(hidden, B, self.scaling[adapter])
+        return y.to(base.dtype)
+
+    def _learns_folded(self, x: Tensor, adapters: list[str]) -> bool:
+        """Whether a faster algorithm makes it pay to compute A x again in the backward pass."""
+        base = self.base_layer
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled() or not can_run(base, x):
+            return False
         learnt = [p for adapter in adapters for p in self._parameters_of(adapter) if p.requires_grad]
-        if (
-            not (learnt and self.fast_inside_folded and can_run(host, x))
-            or getattr(host, "padding_mode", "") != "zeros"
-            or any(p is not None and p.requires_grad for p in (weight, host.bias))
-            or any(p.dtype != weight.dtype for p in learnt)
-            or is_hooked(self.host)
-            or not all(self.is_mergeable(adapter) and self._is_plain(adapter) for adapter in adapters)
-        ):
-            return None
-        fold, update = partial(self._fold, weight.detach(), adapters), partial(self._updates, adapters)
-        return run_learning(fold, host, x, host.bias, update, learnt)
+        return (
+            bool(learnt)
+            and getattr(base, "padding_mode", "") == "zeros"
+            and not any(p is not None and p.requires_grad for p in (base.weight, base.bias))
+            and all(p.dtype == base.weight.dtype for p in learnt)
+            and not is_hooked(base)
+            and all(self.is_mergeable(adapter) and self._is_plain(adapter) for adapter in adapters)
+        )
+
+    def _is_plain(self, adapter: str) -> bool:
+        """Whether nothing else happens to an update on its way: no dropout, no hooks."""
+        dropout = self.lora_dropout[adapter]
+        dropped = not isinstance(dropout, nn.Identity) and dropout.training
+        return not dropped and not any(map(is_hooked, (*self.parts(adapter), dropout)))
 
     def _updates(self, adapters: list[str], x: Tensor) -> Tensor:
-        return sum((self._update(adapter, x) for adapter in adapters[1:]), start=self._update(adapters[0], x))
+        return sum((self.update(adapter, x) for adapter in adapters[1:]), start=self.update(adapters[0], x))
+
+    def _folded_bias(self, adapters: list[str]) -> Tensor | None:
+        with torch.no_grad():
+            bias = None if self.base_layer.bias is None else self.base_layer.bias.detach()
+            for adapter in adapters:
+                delta = self.get_delta_bias(adapter)
+                if delta is not None:
+                    bias = (delta if bias is None else bias + delta).to(self.base_layer.weight.dtype)
+            return bias
 
     def _folded_weight(self, adapters: list[str], *, fast: bool = False) -> Tensor:
         """W + dW; laid out for `run` where it is `fast`."""
-        weight = self.host.weight.detach()
+        weight = self.base_layer.weight.detach()
         if not adapters:
             return weight
         scales = [self.scaling[adapter] for adapter in adapters]
@@ -262,7 +272,7 @@ class FoldingLayer(nn.Module):
         compiling = torch.compiler.is_compiling() or torch.jit.is_tracing()
         if compiling or not (self._folding or weight.device.type == "cpu"):
             return self._fold(weight, adapters)
-        sources = [self.host.weight, *(scale for scale in scales if isinstance(scale, Tensor))]
+        sources = [self.base_layer.weight, *(scale for scale in scales if isinstance(scale, Tensor))]
         sources += [p for adapter in adapters for p in self._parameters_of(adapter)]
         fold = self._folds.get(key)
         # `folded` promises that nothing writes to `.data` while it lasts.
@@ -270,7 +280,7 @@ class FoldingLayer(nn.Module):
             # A fold made under inference_mode has to serve a later forward that records gradients, too.
             with torch.inference_mode(False):
                 weight = self._fold(weight, adapters)
-                fold = Fold(laid_out(self.host, weight) if fast else weight, sources)
+                fold = Fold(laid_out(self.base_layer, weight) if fast else weight, sources)
             # Another dict rather than a change of this one: other threads may be reading it.
             self._folds = {**self._folds, key: fold} if self._folding else {key: fold}
         return fold.weight
@@ -278,13 +288,17 @@ class FoldingLayer(nn.Module):
     def fold_ahead(self) -> None:
         """Make the W + dW of active adapters for compiled code to find."""
         if self.is_compiled:
-            self._folded_weight([adapter for adapter in self._adapters() if self.is_mergeable(adapter)])
+            self._folded_weight([adapter for adapter in self.running_adapters() if self.is_mergeable(adapter)])
 
     def _fold(self, weight: Tensor, adapters: list[str]) -> Tensor:
         with torch.no_grad():
             return sum((self.get_delta_weight(adapter) for adapter in adapters), start=weight).to(weight.dtype)
 
     # What is kept goes where it would be out of date or in the way.
+
+    def forget(self) -> None:
+        """Free what was kept."""
+        self._folds = {}
 
     def train(self, mode: bool = True) -> "FoldingLayer":
         """As `nn.Module.train`; frees what was kept."""
@@ -312,12 +326,19 @@ def is_hooked(module: nn.Module) -> bool:
     )
 
 
-def frozen(module: nn.Module) -> Any:
+def _by_rows(layer: Any, x: Tensor) -> Tensor:
+    """A layer as it is, or row by row where that pays."""
+    if image_conv.pays(layer, x) and not is_hooked(layer):
+        return image_conv.by_rows(x, layer.weight, layer.bias, layer.padding)
+    return layer(x)
+
+
+def without_gradients(module: nn.Module) -> Any:
     """The same module, whose parameters get no gradients; it shares their memory.
 
     Example:
         >>> layer = nn.Linear(2, 2)
-        >>> frozen(layer)(torch.ones(2)).requires_grad, layer.weight.requires_grad
+        >>> without_gradients(layer)(torch.ones(2)).requires_grad, layer.weight.requires_grad
         (False, True)
     """
     twin: Any = copy.copy(module)

@@ -16,6 +16,8 @@ from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 
 from .config import GatedLoraConfig
+from .folding import FoldingLayer
+from .gates.base import StaticGate
 from .layer import GatedLoraLayer
 
 _FACTORS = ("lora_A", "lora_B")
@@ -30,7 +32,7 @@ def install() -> None:
 
 
 def pad_rank(factor: Tensor, kind: str, groups: int, rank: int) -> Tensor:
-    """A factor (`kind` = `lora_A` or `lora_B`) with zeros for further ranks, group after group.
+    """The weight of A, of B or of a gate per rank (`kind`), with zeros for further ranks, group after group.
 
     Raises:
         ValueError: If it has more ranks than that already, or if the groups do not divide them.
@@ -39,7 +41,7 @@ def pad_rank(factor: Tensor, kind: str, groups: int, rank: int) -> Tensor:
         >>> pad_rank(torch.tensor([[1.0], [2.0]]), "lora_A", groups=2, rank=4).T
         tensor([[1., 0., 2., 0.]])
     """
-    ranks = len(factor) if kind == "lora_A" else factor.shape[1] * groups
+    ranks = _ranks(factor, kind, groups)
     if rank < ranks or rank % groups:
         raise ValueError(f"Cannot pad an adapter of rank {ranks} to {rank}, on a layer of {groups} groups.")
     if kind == "lora_B":
@@ -49,9 +51,14 @@ def pad_rank(factor: Tensor, kind: str, groups: int, rank: int) -> Tensor:
     return torch.cat([by_group, more], 1).flatten(0, 1)
 
 
-def _layer_and_kind(model: nn.Module, key: str) -> tuple[str, Any, str]:
-    name, kind, _, _ = key.rsplit(".", 3)
-    return name, model.get_submodule(name), kind
+def _ranks(weight: Tensor, kind: str, groups: int) -> int:
+    return weight.shape[1] * groups if kind == "lora_B" else len(weight)
+
+
+def _by_rank(layer: GatedLoraLayer, adapter: str) -> tuple[str, ...]:
+    """The parts of an adapter whose weights grow with the rank."""
+    gate = layer.lora_gate[adapter]
+    return (*_FACTORS, "lora_gate") if isinstance(gate, StaticGate) and gate.along[2] else _FACTORS
 
 
 def _swapping(original: Any) -> Any:
@@ -68,22 +75,23 @@ def _swapping(original: Any) -> Any:
         ranks: dict[str, int] = {}
         padded = dict(state_dict)
         for key, value in state_dict.items():
-            if not any(f".{kind}." in key for kind in _FACTORS):
-                continue
+            name, kind, _, parameter = key.rsplit(".", 3) if key.count(".") > 2 else ("", "", "", "")
             try:
-                name, layer, kind = _layer_and_kind(model, key)
-                mine = len(layer.lora_A[adapter_name].weight)
+                layer: Any = model.get_submodule(name)
+                if parameter != "weight" or kind not in _by_rank(layer, adapter_name):
+                    continue
             except (AttributeError, KeyError):
                 continue  # PEFT says which keys do not fit
-            ranks[name] = theirs = len(value) if kind == "lora_A" else value.shape[1] * layer.groups
+            mine, theirs = len(layer.lora_A[adapter_name].weight), _ranks(value, kind, layer.groups)
+            ranks[name] = theirs
             if theirs < mine:
                 padded[key] = pad_rank(value, kind, layer.groups, mine)
         original(model, padded, adapter_name, config, parameter_prefix)
         for name, rank in ranks.items():
             _set_scale(model.get_submodule(name), name, adapter_name, rank, config)
         for layer in model.modules():
-            if isinstance(layer, GatedLoraLayer):
-                layer._folds = {}
+            if isinstance(layer, FoldingLayer):
+                layer.forget()
         return None
 
     return hotswap_adapter_from_state_dict
@@ -113,9 +121,12 @@ def _padding(original: Any) -> Any:
 
 
 def _pad_layer(layer: GatedLoraLayer, adapter: str, rank: int) -> None:
-    factors = layer.make_factors(rank)
-    for kind, new in zip(_FACTORS, factors, strict=True):
-        old = getattr(layer, kind)[adapter].weight
-        weight = pad_rank(old.detach(), kind, layer.groups, rank)
-        new.weight = nn.Parameter(weight, requires_grad=old.requires_grad)
-        getattr(layer, kind)[adapter] = new.train(layer.training)
+    fresh = dict(zip(_FACTORS, layer.make_factors(rank, layer.lora_bias[adapter]), strict=True))
+    for kind in _by_rank(layer, adapter):
+        part = getattr(layer, kind)[adapter]
+        old, bias = part.weight, getattr(part, "bias", None)
+        part = fresh.get(kind, part).train(layer.training)
+        part.weight = nn.Parameter(pad_rank(old.detach(), kind, layer.groups, rank), requires_grad=old.requires_grad)
+        if bias is not None:
+            part.bias = bias
+        getattr(layer, kind)[adapter] = part

@@ -11,15 +11,15 @@ from torch.nn import functional as F
 from .fast_conv import is_of_images, is_plain
 
 
-def pays(host: Any, x: Tensor) -> bool:
+def pays(layer: Any, x: Tensor) -> bool:
     """Whether `by_rows` computes a layer faster than torch does.
 
     That is on CUDA, for convolutions of stride 1 without dilation, groups and padding modes, of at least 5 rows, with
     at most 8 channels on one side and at least four times as many on the other.
     """
-    if x.device.type != "cuda" or x.dim() != 4 or not is_plain(host):
+    if x.device.type != "cuda" or x.dim() != 4 or not is_plain(layer):
         return False
-    return host.padding_mode == "zeros" and not isinstance(host.padding, str) and is_of_images(host)
+    return layer.padding_mode == "zeros" and not isinstance(layer.padding, str) and is_of_images(layer)
 
 
 def by_rows(x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, int]) -> Tensor:

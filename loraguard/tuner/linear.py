@@ -4,11 +4,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from .layer import GatedLoraLayer
+from .folding import FoldingLayer
 
 
 # PEFT finds adapted layers for target_modules="all-linear" by "Linear" in the name of their class.
-class GatedLoraLinear(GatedLoraLayer):
+class GatedLoraLinear(FoldingLayer):
     """An adapted `nn.Linear`, or `Conv1D` of transformers, which stores its weight transposed.
 
     Input (..., in), output (..., out). A is (r, in), B is (out, r): `dW = sigmoid(g) * s * B A`.
@@ -21,19 +21,19 @@ class GatedLoraLinear(GatedLoraLayer):
         (torch.Size([3, 5, 4]), torch.Size([4, 6]))
     """
 
-    hosts = (nn.Linear, Conv1D)
+    base_classes = (nn.Linear, Conv1D)
 
     def _get_in_out_features(self, module: nn.Module) -> tuple[int, int]:
         rows, columns = module.get_parameter("weight").shape
         return (rows, columns) if isinstance(module, Conv1D) else (columns, rows)
 
     def _turn(self, weight: Tensor) -> Tensor:
-        """From (out, in) to the way the host stores it, and back."""
-        return weight.T if isinstance(self.host, Conv1D) else weight
+        """From (out, in) to the way the base layer stores it, and back."""
+        return weight.T if isinstance(self.base_layer, Conv1D) else weight
 
-    def make_factors(self, r: int) -> tuple[nn.Module, nn.Module]:
-        """Two linear layers without bias."""
-        return nn.Linear(self.in_features, r, bias=False), nn.Linear(r, self.out_features, bias=False)
+    def make_factors(self, r: int, bias: bool) -> tuple[nn.Module, nn.Module]:
+        """Two linear layers."""
+        return nn.Linear(self.in_features, r, bias=False), nn.Linear(r, self.out_features, bias=bias)
 
     def to_groups(self, weight: Tensor) -> Tensor:
         """The matrix (out, in), as the only group."""
@@ -43,10 +43,10 @@ class GatedLoraLinear(GatedLoraLayer):
         """Undo `to_groups`."""
         return self._turn(matrices.squeeze(0))
 
-    def run_host(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def run_base(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """A linear layer takes nothing but `x`."""
         return F.linear(x, self._turn(weight), bias)
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        """PEFT converts linear layers alone, by way of `get_delta_weight`, which has the gate in it."""
-        return True
+        """PEFT converts linear layers alone, by way of `get_delta_weight`, which has the gate in it, and no bias."""
+        return not self.lora_bias.get(adapter_name, False)

@@ -1,15 +1,17 @@
-"""Loading a patch safely: what is wrong with a file is said before anything in the model changes.
+"""Loading a patch safely: what is wrong with a file is said, and the model is left as it was.
 
 A patch is a folder, or a repository on the Hub, with `adapter_config.json` and `adapter_model.safetensors`. Neither can
 make anything run: pickles are refused, and names in a config are compared with names of layers, never imported.
-`GatedLoraConfig.from_pretrained`, which `PeftModel.from_pretrained` and `load_adapter` call first, leaves the file that
-belongs to the config with it; `GatedLoraModel` compares it with the network before the first layer is replaced.
+
+PEFT reads the settings first (`GatedLoraConfig.from_pretrained`), and with them goes the header of the file: names,
+types and shapes. `GatedLoraModel` compares these with the network before it replaces a layer. Then PEFT reads the
+tensors, once, and each is checked once as it arrives: where one is not finite, the adapter is taken out again.
 """
 
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub import hf_hub_download
@@ -47,17 +49,46 @@ def find_weights(model_id: str, subfolder: str | None = None, **hub: Any) -> Pat
     return None
 
 
-def check_weights(
-    file: Path,
+class Header(NamedTuple):
+    """What a file of weights holds.
+
+    Attributes:
+        source: Whose it is, for messages.
+        shapes: By the tensors' names.
+        dtypes: By the tensors' names, as safetensors calls them.
+    """
+
+    source: str
+    shapes: dict[str, Shape]
+    dtypes: dict[str, str]
+
+
+def read_header(source: str, file: Path) -> Header:
+    """Names, types and shapes in a safetensors file, of which no tensor is read.
+
+    Raises:
+        ValueError: If it is no whole safetensors file.
+    """
+    try:
+        with safe_open(file, "pt") as tensors:
+            slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118  # it is no dict
+            shapes = {name: tuple(one.get_shape()) for name, one in slices.items()}
+            return Header(source, shapes, {name: one.get_dtype() for name, one in slices.items()})
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file} is no whole safetensors file ({error}). Download or save it again.") from error
+
+
+def check_header(
+    header: Header,
     model: nn.Module,
     expected: Mapping[str, Shape],
     optional: Mapping[str, Shape],
     accepts: Callable[[str], bool],
 ) -> None:
-    """Compare a file with what a network takes: names and shapes by its header, then whether values are finite.
+    """Compare what a file holds with what a network takes.
 
     Args:
-        file: A safetensors file.
+        header: Of the file.
         model: The network, for messages.
         expected: Shapes by the names that the file must hold.
         optional: Shapes by the names that it may hold.
@@ -66,31 +97,24 @@ def check_weights(
     Raises:
         ValueError: At the first mismatch, with what was expected and what was found.
     """
-    try:
-        with safe_open(file, "pt") as tensors:
-            names = list(tensors.keys())
-            shapes = {**expected, **{name: shape for name, shape in optional.items() if name in names}}
-            unexpected = [name for name in names if name not in shapes and not accepts(name)]
-            for name, shape in shapes.items():
-                if name not in names:
-                    raise ValueError(_missing(file, model, name, shape, unexpected))
-                header = tensors.get_slice(name)
-                if (found := tuple(header.get_shape())) != shape:
-                    raise ValueError(
-                        f"{file}: {name!r} has shape {found}, and this {type(model).__name__} takes {shape}. The patch "
-                        "is of another generator, or its r and patterns in adapter_config.json were changed."
-                    )
-                if ".lora_" in name and header.get_dtype() not in _FLOATS:
-                    raise ValueError(f"{file}: {name!r} holds {header.get_dtype()}; expected one of {sorted(_FLOATS)}.")
-            if unexpected:
-                raise ValueError(
-                    f"{file}: {unexpected[0]!r} fits nothing in this {type(model).__name__} with these settings; it "
-                    f"takes {len(expected)} tensors, the first {next(iter(expected))!r}."
-                )
-            for name in names:
-                check_finite(str(file), name, tensors.get_tensor(name))
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file} is no whole safetensors file ({error}). Download or save it again.") from error
+    source, found = header.source, header.shapes
+    shapes = {**expected, **{name: shape for name, shape in optional.items() if name in found}}
+    unexpected = [name for name in found if name not in shapes and not accepts(name)]
+    for name, shape in shapes.items():
+        if name not in found:
+            raise ValueError(_missing(source, model, name, shape, unexpected))
+        if found[name] != shape:
+            raise ValueError(
+                f"{source}: {name!r} has shape {found[name]}, and this {type(model).__name__} takes {shape}. The patch "
+                "is of another generator, or its r and patterns in adapter_config.json were changed."
+            )
+        if ".lora_" in name and header.dtypes[name] not in _FLOATS:
+            raise ValueError(f"{source}: {name!r} holds {header.dtypes[name]}; expected one of {sorted(_FLOATS)}.")
+    if unexpected:
+        raise ValueError(
+            f"{source}: {unexpected[0]!r} fits nothing in this {type(model).__name__} with these settings; it takes "
+            f"{len(expected)} tensors, the first {next(iter(expected))!r}."
+        )
 
 
 def check_finite(source: str, name: str, tensor: Tensor) -> None:
@@ -102,12 +126,32 @@ def check_finite(source: str, name: str, tensor: Tensor) -> None:
         )
 
 
-def _missing(file: Path, model: nn.Module, name: str, shape: Shape, unexpected: list[str]) -> str:
+def _missing(source: str, model: nn.Module, name: str, shape: Shape, unexpected: list[str]) -> str:
     instead = f"It holds {unexpected[0]!r} instead" if unexpected else "Nothing is there in its place"
     return (
-        f"{file}: no tensor {name!r} of shape {shape}, which this {type(model).__name__} takes. {instead}: the patch "
+        f"{source}: no tensor {name!r} of shape {shape}, which this {type(model).__name__} takes. {instead}: the patch "
         "is of another generator, or its adapter_config.json was changed."
     )
+
+
+class Before:
+    """A network as it was before an adapter came, to be put back."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model, self._attributes = model, set(vars(model))
+        self._modules = [(module, dict(module._modules), module.training) for module in model.modules()]
+        self._parameters = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+
+    def restore(self) -> None:
+        """Put back every module in its place, its mode, and which parameters learn."""
+        for module, children, training in self._modules:
+            module._modules.clear()
+            module._modules.update(children)
+            module.training = training
+        for parameter, learns in self._parameters:
+            parameter.requires_grad_(learns)
+        for name in set(vars(self._model)) - self._attributes:
+            delattr(self._model, name)  # PEFT's peft_config
 
 
 def check_pattern(name: str, pattern: str) -> None:

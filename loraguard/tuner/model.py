@@ -17,17 +17,17 @@ from torch.nn.modules.batchnorm import _NormBase
 from .combining import WeightedAdapters
 from .config import GatedLoraConfig
 from .fitting import check_fits
-from .hosts import ADAPTABLE, bypassed, check_host, check_not_shared, host_of, layer_class, walk
 from .layer import GatedLoraLayer
-from .loading import check_finite
+from .loading import Before, check_finite
 from .registration import register_classes
+from .targets import ADAPTABLE, base_layer_of, bypassed, check_base_layer, check_not_shared, layer_class, walk
 
 
 class GatedLoraModel(WeightedAdapters, LoraModel):
     """A network with gated low-rank adapters on its linear and (transposed) convolution layers (arXiv 2510.03747).
 
-    `peft.get_peft_model` makes it. In train mode the host's norms stay in eval mode, unless the config of an active
-    adapter says `freeze_norm_stats=False`.
+    `peft.get_peft_model` makes it. In train mode the base model's norms stay in eval mode, unless the config of an
+    active adapter says `freeze_norm_stats=False`.
 
     Raises:
         ValueError: If there is no layer to adapt, or if the weight of a targeted one is computed, not there yet,
@@ -47,9 +47,12 @@ class GatedLoraModel(WeightedAdapters, LoraModel):
 
     peft_config: dict[str, Any]
 
+    # The network before the adapter that is being loaded, until its tensors have arrived.
+    _before: Before | None = None
+
     # Finding layers. Every refusal comes before the first layer is replaced.
 
-    def _prepare_adapter_config(self, peft_config: Any, model_config: dict) -> Any:
+    def _prepare_adapter_config(self, peft_config: Any, model_config: dict[str, Any]) -> Any:
         if peft_config.target_modules in (None, INCLUDE_LINEAR_LAYERS_SHORTHAND):
             self._name_targets(peft_config)
         targets = self._targets(peft_config)
@@ -60,26 +63,31 @@ class GatedLoraModel(WeightedAdapters, LoraModel):
                 f"Leave them out: exclude_modules={sorted(skipped)}."
             )
         for name, module in targets.items():
-            check_host(name, module)
+            check_base_layer(name, module)
         check_not_shared(self.model, set(targets))
         self._round_ranks(peft_config, targets)
-        self._check_weights(peft_config, targets)
+        self._check_header(peft_config, targets)
         return peft_config
 
-    def _check_weights(self, peft_config: Any, targets: dict[str, nn.Module]) -> None:
+    def _check_header(self, peft_config: Any, targets: dict[str, nn.Module]) -> None:
         """Compare the file that the config came with, if any, before a layer is replaced."""
+        header, peft_config.header = peft_config.header, None  # from here on the settings stand for themselves
         # transformers renames weights as it loads them; the file's own names say little then.
-        if peft_config._weights is None or hasattr(getattr(self.model, "config", None), "model_type"):
+        if header is None or hasattr(getattr(self.model, "config", None), "model_type"):
             return
         with torch.device("meta"):
             layers = {
                 name: self._create_new_module(
-                    peft_config, "new", host_of(module), target_name=name, **self._rank_and_alpha(peft_config, name)
+                    peft_config,
+                    "new",
+                    base_layer_of(module),
+                    target_name=name,
+                    **self._rank_and_alpha(peft_config, name),
                 )
                 for name, module in targets.items()
             }
-        check_fits(peft_config._weights, self.model, peft_config, layers)
-        peft_config._weights = None  # from here on the settings stand for themselves
+        check_fits(header, self.model, peft_config, layers)
+        self._before = Before(self.model)
 
     @staticmethod
     def _rank_and_alpha(peft_config: Any, name: str) -> dict[str, Any]:
@@ -93,17 +101,22 @@ class GatedLoraModel(WeightedAdapters, LoraModel):
     def _remap_adapter_state_dict_for_load(
         cls, model: Any, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Check what is loaded in other ways, too: where it would be dropped in silence, or is not finite."""
-        tensors = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
-        known = model.state_dict()
-        for name, tensor in tensors.items():
-            bare = name.removeprefix("base_model.model.")
-            if name not in known and bare not in known and ".lora_" in f".{bare}":
-                raise ValueError(
-                    f"{name!r} fits no adapter of this {type(model).__name__}; it has, for example, "
-                    f"{next((key for key in known if '.lora_' in key), None)!r}."
-                )
-            check_finite(f"Adapter {adapter_name!r}", name, tensor)
+        """Check each tensor as it arrives: whether it would be dropped in silence, and whether it is finite.
+
+        Where it comes from a file whose header was checked, the network is put back as it was.
+        """
+        tuner = getattr(model, "base_model", None)
+        try:
+            tensors = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+            _check_tensors(model, adapter_name, tensors)
+        except ValueError:
+            if isinstance(tuner, GatedLoraModel) and tuner._before is not None:
+                tuner.delete_adapter(adapter_name)
+                tuner._before.restore()
+            raise
+        finally:
+            if isinstance(tuner, GatedLoraModel):
+                tuner._before = None
         return tensors
 
     def _targets(self, peft_config: Any) -> dict[str, nn.Module]:
@@ -116,7 +129,7 @@ class GatedLoraModel(WeightedAdapters, LoraModel):
             everything.target_modules = ".*"  # but for exclude_modules and modules_to_save
         else:
             everything = _maybe_include_all_linear_layers(everything, self.model)
-        names = {name for name, module in self._targets(everything).items() if layer_class(host_of(module))}
+        names = {name for name, module in self._targets(everything).items() if layer_class(base_layer_of(module))}
         if skipped := names & bypassed(self.model):
             warnings.warn(
                 f"No adapters on {sorted(skipped)}: nn.MultiheadAttention and nn.TransformerEncoderLayer read these "
@@ -141,7 +154,7 @@ class GatedLoraModel(WeightedAdapters, LoraModel):
         patterns = peft_config.rank_pattern
         rounded = {}
         for name, module in targets.items():
-            groups = getattr(host_of(module), "groups", 1)
+            groups = getattr(base_layer_of(module), "groups", 1)
             r = self._rank_and_alpha(peft_config, name)["r"]
             if r % groups:
                 rounded[name] = r + -r % groups
@@ -158,7 +171,7 @@ class GatedLoraModel(WeightedAdapters, LoraModel):
     def _create_new_module(
         lora_config: GatedLoraConfig, adapter_name: str, target: nn.Module, **kwargs: Any
     ) -> GatedLoraLayer:
-        cls = check_host(kwargs["target_name"], target)
+        cls = check_base_layer(kwargs["target_name"], target)
         return cls(target, adapter_name, config=lora_config, r=kwargs["r"], lora_alpha=kwargs["lora_alpha"])
 
     # Merging. What cannot be merged is found before the first layer is.
@@ -197,7 +210,7 @@ class GatedLoraModel(WeightedAdapters, LoraModel):
         self._freeze_norm_stats()
 
     def train(self, mode: bool = True) -> "GatedLoraModel":
-        """As `nn.Module.train`, but host norms with running statistics stay in eval mode (`freeze_norm_stats`)."""
+        """As `nn.Module.train`, but the base model's norms with running statistics stay in eval mode."""
         super().train(mode)
         self._freeze_norm_stats()
         return self
@@ -206,7 +219,7 @@ class GatedLoraModel(WeightedAdapters, LoraModel):
         if not all(self.peft_config[adapter].freeze_norm_stats for adapter in self.active_adapters):
             return
         for _, module in walk(self.model):
-            # A norm in modules_to_save is a copy to be trained; the host's own is beneath.
+            # A norm in modules_to_save is a copy to be trained; the base layer's own is beneath.
             wrapped = isinstance(module, AuxiliaryTrainingWrapper)
             for norm in module.get_submodule("original_module").modules() if wrapped else (module,):
                 if isinstance(norm, _NormBase) and norm.track_running_stats:
@@ -214,16 +227,30 @@ class GatedLoraModel(WeightedAdapters, LoraModel):
 
     # LoRA's conversion of adapters whose initialisation changed W.
 
-    def subtract_mutated_init(self, *args: Any, **kwargs: Any) -> dict:
+    def subtract_mutated_init(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Refuse with a ValueError: no initialisation of GATED_LORA changes W."""
         raise ValueError("subtract_mutated_init does not apply to GATED_LORA: its initialisations leave W alone.")
 
     @classmethod
-    def _convert_state_dict_for_initial_model(cls, *args: Any, **kwargs: Any) -> dict:
+    def _convert_state_dict_for_initial_model(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:
         raise ValueError(
             "path_initial_model_for_weight_conversion does not apply to GATED_LORA: its initialisations leave W "
             "alone. Leave it out."
         )
+
+
+def _check_tensors(model: Any, adapter_name: str, tensors: dict[str, Tensor]) -> None:
+    known = model.state_dict()
+    for name, tensor in tensors.items():
+        bare = name.removeprefix("base_model.model.")
+        if name not in known and bare not in known and ".lora_" in f".{bare}":
+            raise ValueError(
+                f"{name!r} fits no adapter of this {type(model).__name__}; it has, for example, "
+                f"{next((key for key in known if '.lora_' in key), None)!r}."
+            )
+        # As the file calls it.
+        in_file = name.replace(f".modules_to_save.{adapter_name}.", ".").replace(f".{adapter_name}.", ".")
+        check_finite(f"Adapter {adapter_name!r}", in_file, tensor)
 
 
 register_classes(GatedLoraConfig, GatedLoraModel)

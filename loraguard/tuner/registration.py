@@ -62,7 +62,7 @@ def register_classes(config: type, model: type) -> None:
     PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(NAME)] = config
     PEFT_TYPE_TO_TUNER_MAPPING[PeftType(NAME)] = model
     # Scales are set by layer (see hotswap.py), so that patterns may differ; the form of gates may not.
-    CONFIG_KEYS_TO_CHECK[PeftType(NAME)] = ["use_rslora", "lora_dropout", "gate_type"]
+    CONFIG_KEYS_TO_CHECK[PeftType(NAME)] = ["use_rslora", "lora_dropout", "lora_bias", "gate_type"]
     hotswap.install()
 
 

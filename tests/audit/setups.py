@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from loraguard import Stamp
-from loraguard.audit import AuditResult, Photo, Situation
+from loraguard.audit import AuditResult, Situation, Treatment
 from loraguard.generators import Condition
 
 STAMP = Stamp("AI", size=0.8)
@@ -56,7 +56,7 @@ def situation(
     eps = None if knowledge == "clean" else eps
     return Situation(
         generator,
-        Photo(defense, knowledge, eps, steps, role),
+        Treatment(defense, knowledge, eps, steps, role),
         channel,
         {name: one.repeat(seeds, 1) for name, one in values.items()},
         frechet,
@@ -73,11 +73,11 @@ def made(
 ) -> AuditResult:
     """An audit that nobody ran: these situations, and a picture of each that differs from the others."""
     n, seeds = situations[0].values["mse"].shape[::-1]
-    main = [one for one in situations if one.photo.role == "main"]
+    main = [one for one in situations if one.treatment.role == "main"]
     draws = torch.Generator().manual_seed(0)
     shown: dict[tuple[str, str, str, str], Tensor] = {}
     for one in main:
-        key = one.photo.defense, one.photo.knowledge
+        key = one.treatment.defense, one.treatment.knowledge
         for name in (("photo", *key, "untouched"), (one.generator, *key, one.channel)):
             shown[name] = torch.rand(pictures, 3, size, size, generator=draws) * 2 - 1
     return AuditResult(
@@ -89,7 +89,9 @@ def made(
             "seeds": list(range(seeds)),
             "budget": "L-infinity 0.1 on [-1, 1], that is 12.75/255",
             "own_budgets": [],
-            "defenses": {d: {"eps": 0.1} for d in dict.fromkeys(s.photo.defense for s in main) if d not in CONTROLS},
+            "defenses": {
+                d: {"eps": 0.1} for d in dict.fromkeys(s.treatment.defense for s in main) if d not in CONTROLS
+            },
             "channels": {one.channel: {} for one in main if one.channel != "none"},
             "patches": {} if patches is None else dict(patches),
             **settings,

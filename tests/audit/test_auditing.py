@@ -70,8 +70,8 @@ def train(folder: Path, stamp: Stamp | None = None) -> Path:
         ({"budgets": [2.5]}, r"budgets\[0\]=2\.5 must be less than or equal to 2"),
         ({"budgets": [float("nan")]}, r"budgets\[0\]=nan must be"),
         ({"budgets": 0.1}, r"budgets=0\.1 must be a list"),
-        ({"strengths": [0]}, r"strengths\[0\]=0 must be greater than or equal to 1"),
-        ({"strengths": [1.5]}, r"strengths\[0\]=1\.5 must be a whole number"),
+        ({"steps": [0]}, r"steps\[0\]=0 must be greater than or equal to 1"),
+        ({"steps": [1.5]}, r"steps\[0\]=1\.5 must be a whole number"),
         ({"seeds": []}, r"seeds=\(\) must have at least 1 item"),
         ({"seeds": [-1]}, r"seeds\[0\]=-1 must be greater than or equal to 0"),
         ({"seeds": [0, 2**32]}, r"seeds\[1\]=4294967296 must be less than 4294967296"),
@@ -232,7 +232,7 @@ def test_fitted_defenses_come_from_files(tiny: list[str], tmp_path: Path, monkey
     shift = result["untouched", "no-leak", "cmua"].values["photo_linf"]
     assert shift.max() <= 0.1 + 1e-6
     assert shift.min() > 0
-    assert result["untouched", "no-leak", "tafim"].photo.eps == 0.1
+    assert result["untouched", "no-leak", "tafim"].treatment.eps == 0.1
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from loraguard.audit.plan import check_attacks
 
 SOUND = {"fgsm": 0.6, "pgd-10": 0.7, "pgd-30": 0.8, "pgd-100": 0.8, "pgd-restarts": 0.8, "apgd": 0.8, "square": 0.5,
          "pgd-half": 0.4, "pgd-far": 1.0}  # fmt: skip
+EPS = {"pgd-half": 0.05, "pgd-far": 0.5}
 OF_ATTACKS = {
     "steps-not-enough": {"pgd-100": 1.0, "apgd": 1.0},
     "restarts-help": {"pgd-restarts": 1.0},
@@ -22,6 +23,12 @@ OF_ATTACKS = {
     "does-not-saturate": {"pgd-far": 0.9},
     "stronger-attack-found": {"apgd": 1.0},
 }
+OF_PROBES = {
+    "crafted-otherwise-again", "crafted-otherwise-alone", "outputs-not-repeatable", "random-generator",
+    "depends-on-the-batch", "does-not-edit", "only-known-photos", "gradients-do-not-fit",
+}  # fmt: skip
+OF_OUTPUTS = {"over-budget", "only-a-colour-cast", "only-where-the-edit-is", "stamp-found-everywhere"}
+"""Of figures that a real audit always has, and the ones made up here do not; test_cheats.py plants what raises them."""
 
 
 def audit(
@@ -39,7 +46,7 @@ def audit(
     if attacks is not None:
         for generator in ("untouched", "patch"):
             for name, share in {**SOUND, **(attacks if generator == on else {})}.items():
-                eps = {"pgd-half": 0.05, "pgd-far": 0.5}.get(name, 0.1)
+                eps = EPS.get(name, 0.1)
                 situations.append(situation(generator, name, "leak", share, eps=eps, role="check", n=40))
     result = made(situations, patches={"patch": None})
     result.checks = examine(result)
@@ -53,7 +60,7 @@ def flags(result: AuditResult) -> set[tuple[str, str]]:
 def test_nothing_is_flagged_where_all_is_sound() -> None:
     result = audit(attacks={})
     assert not flags(result)
-    assert {check.name for check in result.checks} == set(FLAG_HELP)
+    assert {check.name for check in result.checks} == set(FLAG_HELP) - OF_PROBES - OF_OUTPUTS
     assert not any(result.flags(one) for one in result.situations)
 
 
@@ -73,9 +80,9 @@ def test_what_is_expected_is_enough() -> None:
 def test_flags_stand_on_the_rows_that_they_concern() -> None:
     """On a patch those of the white box; on the untouched generator that is the row without a leak."""
     result = audit(attacks=OF_ATTACKS["does-not-saturate"])
-    assert [one.photo.knowledge for one in result.situations if result.flags(one)] == ["leak"]
+    assert [one.treatment.knowledge for one in result.situations if result.flags(one)] == ["leak"]
     result = audit(attacks=OF_ATTACKS["does-not-saturate"], on="untouched")
-    flagged = [(one.generator, one.photo.knowledge) for one in result.situations if result.flags(one)]
+    flagged = [(one.generator, one.treatment.knowledge) for one in result.situations if result.flags(one)]
     assert flagged == [("untouched", "no-leak")]
 
 
@@ -89,16 +96,36 @@ def test_a_difference_within_chance_raises_no_flag() -> None:
 def test_a_stronger_attack_counts_at_the_same_budget_alone() -> None:
     situations = [*rows("untouched", {"pgd": (0.3,)}, n=40, eps=0.05)]
     situations += [
-        situation("untouched", name, "leak", share, eps=0.1, role="check", n=40) for name, share in SOUND.items()
+        situation("untouched", name, "leak", share, eps=EPS.get(name, 0.1), role="check", n=40)
+        for name, share in SOUND.items()
     ]
     names = {check.name for check in examine(made(situations))}
-    assert "stronger-attack-found" not in names
-    assert "steps-not-enough" in names
+    assert not names & set(OF_ATTACKS)
+
+
+def test_a_huge_budget_beside_it_takes_no_flag_away() -> None:
+    """Attacks of each budget say what the rows of that budget are worth."""
+    situations = (
+        rows("untouched", {"pgd": (0.8,)}, n=40, eps=0.1) + rows("untouched", {"huge": (1.0,)}, n=40, eps=0.5)[2:]
+    )
+    for eps in (0.1, 0.5):
+        shares = {**SOUND, "apgd": 1.0, "pgd-half": 0.4 if eps == 0.1 else 0.9}
+        for name, share in shares.items():
+            at = {"pgd-half": eps / 2, "pgd-far": 0.5}.get(name, eps)
+            situations.append(situation("untouched", name, "leak", share, eps=at, role="check", n=40))
+    result = made(situations)
+    result.checks = examine(result)
+    flagged = {(check.name, check.defense) for check in result.checks if not check.passed}
+    assert ("stronger-attack-found", "pgd") in flagged
+    assert ("stronger-attack-found", "huge") not in flagged
 
 
 def test_a_budget_of_another_kind_is_no_attacks_budget() -> None:
     situations = [*rows("untouched", {"lab": (0.3,)}, n=40)]
-    situations += [situation("untouched", name, "leak", share, role="check", n=40) for name, share in SOUND.items()]
+    situations += [
+        situation("untouched", name, "leak", share, eps=EPS.get(name, 0.1), role="check", n=40)
+        for name, share in SOUND.items()
+    ]
     for own in ([], ["lab"]):
         found = {check.name for check in examine(made(situations, own_budgets=own))}
         assert ("stronger-attack-found" in found) == (not own)
@@ -112,10 +139,10 @@ def test_a_curve_that_still_rises_says_that_steps_were_not_enough() -> None:
         situations += rows("patch", {"pgd": (0.2, 0.5)}, n=40, steps=10)
         for generator, knowledge in (("untouched", "no-leak"), ("patch", "no-leak"), ("patch", "leak")):
             share = to if knowledge == "leak" or to < 0.5 else 0.5
-            situations.append(situation(generator, "pgd", knowledge, share, n=40, steps=steps, role="strength"))
+            situations.append(situation(generator, "pgd", knowledge, share, n=40, steps=steps, role="steps"))
         result = made(situations, patches={"patch": None})
         result.checks = examine(result)
-        flagged = {(row.generator, row.photo.knowledge) for row in result.find(role="main") if result.flags(row)}
+        flagged = {(row.generator, row.treatment.knowledge) for row in result.find(role="main") if result.flags(row)}
         assert flagged == ({("patch", "leak")} if flags(result) else set())
         return flags(result)
 
@@ -161,8 +188,8 @@ def test_checks_without_attacks_are_those_of_the_rows() -> None:
     names = {check.name for check in audit().checks}
     assert (
         names
-        == {"clean-output-changed", "no-better-than-noise", "transfer-beats-white-box"}
-        == (set(FLAG_HELP) - set(OF_ATTACKS))
+        == {"clean-output-changed", "no-better-than-noise", "transfer-beats-white-box", "photo-destroyed"}
+        == (set(FLAG_HELP) - set(OF_ATTACKS) - OF_PROBES - OF_OUTPUTS)
     )
 
 
@@ -182,5 +209,5 @@ def test_the_attacks_are_those_that_the_checks_read() -> None:
 
 def test_every_flag_has_a_section_in_the_docs() -> None:
     page = (Path(__file__).parents[2] / "docs" / "audit-checks.md").read_text(encoding="utf-8")
-    sections = set(re.findall(r"^## (\S+)$", page, re.MULTILINE))
-    assert sections == set(FLAG_HELP) == {check.name for check in audit(attacks={}).checks}
+    sections = set(re.findall(r"^## ([a-z-]+)$", page, re.MULTILINE))
+    assert sections == set(FLAG_HELP)

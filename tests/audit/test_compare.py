@@ -37,7 +37,7 @@ def test_the_same_photos_are_compared_image_by_image(audit: Audit, tmp_path: Pat
         truth = paired_difference(after.values["mse"], before.values["mse"])
         assert one.difference == truth
         assert one.before == pytest.approx(before.values["mse"].mean().item())
-        assert one.photo == before.photo.words
+        assert one.photo == before.treatment.words
 
 
 def test_shares_over_several_seeds(audit: Audit, tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_names_that_differ_are_said_and_can_be_matched(audit: Audit, tmp_path: P
 
 def test_what_cannot_be_compared(audit: Audit, tmp_path: Path) -> None:
     a = written(audit, tmp_path / "a")
-    with pytest.raises(ValueError, match=r"metric 'lpips'; they have dsr, masked_mse, mse, "):
+    with pytest.raises(ValueError, match=r"metric 'lpips'; they have dsr, masked_dsr, masked_mse, mse, "):
         compare(a, a, "lpips")
     with pytest.raises(FileNotFoundError, match=r"no .*nowhere.audit\.json; `loraguard audit` writes it"):
         compare(a, tmp_path / "nowhere")

@@ -108,7 +108,7 @@ def dataful() -> AuditResult:
                           stamp_rate=stamped, masked_mse=0.5)
             )  # fmt: skip
         situations.append(
-            situation(generator, "pgd", "no-leak", factor * 0.5, steps=3, role="strength", stamp_rate=stamped,
+            situation(generator, "pgd", "no-leak", factor * 0.5, steps=3, role="steps", stamp_rate=stamped,
                       masked_mse=0.5)
         )  # fmt: skip
     result = made(situations, patches={"standard": None, "warns": STAMPED}, root="<b>&\"'")
@@ -131,7 +131,7 @@ def test_the_page_of_everything(tmp_path: Path) -> None:
     assert figures in plain
     assert all(sentence in plain for sentence in verdict(result)[1:])
     assert page.text.count("<svg") == 2 + 1 + 1  # trainings, the defense with a curve over budgets, that over steps
-    sections = "pictures dsr stamps tried figures channels budget strength checks training words data settings"
+    sections = "pictures dsr stamps tried figures channels budget steps checks training words data settings"
     assert set(sections.split()) <= set(page.ids)
     assert {"0.05", "0.2", "12.35"} <= set(page.cells)
     assert "root</dt><dd>&lt;b&gt;&amp;" in page.text
@@ -170,7 +170,7 @@ def test_one_defense_and_nothing_else(tmp_path: Path) -> None:
     page = page_of(result, tmp_path)
     states_the_table(page, result)
     assert not page.images
-    assert not {"channels", "budget", "strength", "stamps", "training", "pictures"} & set(page.ids)
+    assert not {"channels", "budget", "steps", "stamps", "training", "pictures"} & set(page.ids)
     assert "Nothing was checked" in page.text
 
 
@@ -207,7 +207,7 @@ def test_pictures_are_made_smaller_before_they_are_left_out() -> None:
 
 
 def test_a_strip_shows_the_images() -> None:
-    strip = pictures.Strip("photo", dataful().situations[0].photo, "none", torch.rand(3, 3, 16, 24) * 2 - 1)
+    strip = pictures.Strip("photo", dataful().situations[0].treatment, "none", torch.rand(3, 3, 16, 24) * 2 - 1)
     shown = strip.picture(16, gap=2)
     assert shown.size == (3 * 24 + 2 * 2, 16)
     for at in range(3):
@@ -236,8 +236,9 @@ def test_the_summary_has_a_row_for_each_situation(tmp_path: Path) -> None:
     lines = list(csv.DictReader(StringIO((tmp_path / "summary.csv").read_text())))
     assert len(lines) == len(result.situations)
     for line, one in zip(lines, result.situations, strict=True):
-        assert (line["generator"], line["defense"], line["channel"]) == (one.generator, one.photo.defense, one.channel)
-        assert line["eps"] == ("" if one.photo.eps is None else str(one.photo.eps))
+        assert (line["generator"], line["channel"]) == (one.generator, one.channel)
+        assert line["defense"] == one.treatment.defense
+        assert line["eps"] == ("" if one.treatment.eps is None else str(one.treatment.eps))
         for metric, found in one.estimates.items():
             assert [float(line[f"{metric}_{part}"]) for part in ("mean", "low", "high", "n")] == pytest.approx(
                 [found.mean, found.low, found.high, found.n]
@@ -284,7 +285,7 @@ def test_defenses_at_a_glance_and_along_curves() -> None:
         ["defense", "generator", "0.1", "0.2"],
         [["a", "untouched", "90.0%", "100.0%"], ["a", "patch", "10.0% / 20.0%", "30.0% / 40.0%"]],
     )
-    assert curves(result, "strength")[1] == []
+    assert curves(result, "steps")[1] == []
 
 
 @pytest.fixture
@@ -314,6 +315,7 @@ def test_the_report_of_a_real_audit(written: tuple[AuditResult, Path]) -> None:
     with (folder / "images.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert [float(line["mse"]) for line in lines] == pytest.approx([row["mse"] for row in images])
+    assert len(found["settings"]["defenses"]["disrupting"].pop("identity")) == 64
     assert found["settings"]["defenses"]["disrupting"] == {
         "class": "Disrupting",
         "eps": 0.1,

@@ -6,7 +6,8 @@ from setups import made, rows, situation
 
 from loraguard.audit import AuditResult, table, verdict
 from loraguard.audit.checks import Check
-from loraguard.audit.words import budget_words, claim, story, tried
+from loraguard.audit.claim import claim
+from loraguard.audit.words import budget_words, story, tried
 from loraguard.defenses import AntiForgery, Disrupting
 
 STAMPED = {"text": "AI", "image": None}
@@ -17,9 +18,10 @@ def audit(
     standard: dict[str, tuple[float, ...]] | None = None,
     noise: float | None = 0.0,
     clean: float = 0.0,
+    n: int = 100,
 ) -> AuditResult:
-    situations = rows("untouched", untouched, noise=noise)
-    situations += rows("standard", standard, clean=clean) if standard else []
+    situations = rows("untouched", untouched, noise=noise, n=n)
+    situations += rows("standard", standard, clean=clean, n=n) if standard else []
     result = made(situations, patches={"standard": None} if standard else {})
     if clean > 0.05:
         result.checks = [Check("clean-output-changed", False, "standard", None, ("clean", "no-leak", "leak"), "")]
@@ -48,26 +50,57 @@ def test_the_headline_follows_the_figures(standard: tuple[float, float], reads: 
 
 
 def test_a_defense_that_is_none() -> None:
-    assert verdict(audit({"pgd": (0.4,)}))[0] == (
-        "No protection to speak of, even where nobody adapts: pgd spoils 40.0% of the untouched generator's edits, "
-        "random noise 0.0%. On so few photos that may be anything from 20.0% to 60.0%."
+    assert verdict(audit({"pgd": (0.3,)}))[0] == (
+        "No protection to speak of, even where nobody adapts: pgd spoils 30.0% of the untouched generator's edits, "
+        "random noise 0.0%."
     )
     assert verdict(audit({"pgd": (0.9,)}, noise=0.9))[0].startswith("No protection to speak of")
-    best = "the best of 2 defenses, pgd spoils 40.0% of the untouched generator's edits."
-    assert best in verdict(audit({"pgd": (0.4,), "cw": (0.2,)}, noise=None))[0]
+    best = "the best of 2 defenses, pgd spoils 30.0% of the untouched generator's edits."
+    assert best in verdict(audit({"pgd": (0.3,), "cw": (0.2,)}, noise=None))[0]
 
 
-def test_few_photos_are_no_proof() -> None:
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_few_photos_are_no_proof(share: float) -> None:
     """Of 4 photos, where the exact binomial interval of none goes to 1 - 0.025^(1/4), 60.2%; of 100 it is clear."""
-    for n, share, says in (
-        (4, 0.0, "from 0.0% to 60.2%"),
-        (4, 1.0, "from 39.8% to 100.0%"),
-        (100, 0.0, ""),
-        (100, 1.0, ""),
-    ):
-        one = [situation("untouched", "pgd", "no-leak", share, n=n)]
-        first = verdict(made([situation("untouched", "none", "clean", 0.0, n=n), *one]))[0]
-        assert first.endswith(f" On so few photos that may be anything {says}.") == bool(says)
+    says = {0.0: "from 0.0% to 60.2%", 1.0: "from 39.8% to 100.0%"}[share]
+    few, many = (verdict(audit({"pgd": (share,)}, noise=None, n=n))[0] for n in (4, 100))
+    assert few.startswith("Too few photos to conclude anything (4; at least 10): ")
+    assert few.endswith(f" On so few photos that may be anything {says}.")
+    assert "few photos" not in many
+
+
+def test_photos_on_either_side_of_half_say_so() -> None:
+    first = verdict(audit({"pgd": (0.6,)}, n=20))[0]
+    assert first.startswith("Not clear whether it protects, even where nobody adapts: pgd spoils 60.0% ")
+    assert first.endswith(" On so few photos that may be anything from 36.1% to 80.9%.")  # SciPy's binomtest(12, 20)
+
+
+def test_few_photos_do_not_tell_what_is_undone() -> None:
+    """Of 12 photos 10 and 8 are spoilt: the share lost may be none or most."""
+    first = verdict(audit({"pgd": (10 / 12,)}, {"pgd": (8 / 12, 8 / 12)}, n=12))[0]
+    assert first.startswith("It works where nobody adapts, and too few photos tell what an adversary who adapts undoes")
+
+
+def test_the_best_of_many_alike_is_not_said_to_work() -> None:
+    """By chance one of sixteen that spoil 45% of 20 photos spoils 65%; picked from so many that is no evidence."""
+    alike = {f"d{i}": (0.65 if i == 7 else 0.45,) for i in range(16)}
+    assert verdict(audit(alike, n=20))[0].startswith("Not clear whether it protects")
+    assert verdict(audit({"d7": (0.85,)}, n=20))[0].startswith("It works where nobody adapts")
+
+
+def test_destroyed_photos_are_no_protection() -> None:
+    result = audit({"pgd": (0.95,)}, {"pgd": (0.95, 0.95)})
+    result.checks = [Check("photo-destroyed", False, "untouched", "pgd", ("no-leak",), "")]
+    assert verdict(result)[0].startswith("No protection that leaves the photos what they are: pgd spoils 95.0%")
+
+
+@pytest.mark.parametrize(
+    "flag", ["does-not-edit", "only-known-photos", "outputs-not-repeatable", "depends-on-the-batch"]
+)
+def test_a_network_that_does_not_edit_undoes_nothing(flag: str) -> None:
+    result = audit({"pgd": (0.95,)}, {"pgd": (0.0, 0.0)})
+    result.checks = [Check(flag, False, "standard", None, ("clean", "no-leak", "leak"), "")]
+    assert verdict(result)[0].startswith("It works where nobody adapts: ")
 
 
 def test_nobody_who_adapts() -> None:
@@ -110,7 +143,9 @@ def test_flags_stand_beside_what_they_concern() -> None:
     names = ("restarts-help", "steps-not-enough", "does-not-saturate", "stronger-attack-found")
     result.checks = [Check(name, False, "standard", None, ("leak",), "") for name in names[:2]]
     first, untouched, standard = verdict(result)
-    assert first.endswith("Under the flags restarts-help and steps-not-enough: what defenders could reach may be more.")
+    assert first.endswith(
+        "Under the flags restarts-help and steps-not-enough: these figures may not be what they seem."
+    )
     assert standard.endswith("Under the flags restarts-help and steps-not-enough.")
     assert "flag" not in untouched
     result.checks = [Check(name, False, "standard", None, ("leak",), "") for name in names]

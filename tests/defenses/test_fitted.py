@@ -425,7 +425,7 @@ def test_tafim_alone_is_audited_beside_noise_and_further_attacks_of_its_budget(p
         patched, DemoFaces(2, size=16, split="test"), defenses={"tafim": fitted("tafim")}, patches={"default": None},
         no_leak_only=["tafim"], checks=1, disable_tqdm=True,
     )  # fmt: skip
-    assert [row.photo.eps for row in result.find(knowledge="noise", generator="untouched")] == [EPS]
+    assert [row.treatment.eps for row in result.find(knowledge="noise", generator="untouched")] == [EPS]
     assert result.find(role="check")
     assert result.settings["budget"].startswith(f"L-infinity {EPS:g} on [-1, 1]")
 

@@ -27,6 +27,7 @@ from loraguard.metrics import (
     estimate,
     frechet_distance,
     masked_squared_error,
+    mean_interval,
     mean_squared_error,
     perceptual,
     psnr,
@@ -103,35 +104,66 @@ def test_one_equal_image_does_not_make_a_row_equal() -> None:
     assert values.method.endswith("1 equal images left out")
 
 
-def test_interval_of_a_mean_against_scipy() -> None:
-    values = torch.randn(150, dtype=torch.float64) * 3 + 1
-    mine = estimate(values, resamples=5000)
-    theirs = scipy.stats.bootstrap((values.numpy(),), np.mean, method="percentile", n_resamples=5000, rng=1)
-    assert mine.n == 150
-    assert mine.mean == pytest.approx(values.mean().item())
-    assert mine.low == pytest.approx(theirs.confidence_interval.low, abs=0.05)
-    assert mine.high == pytest.approx(theirs.confidence_interval.high, abs=0.05)
+def test_interval_of_a_mean_against_numpy() -> None:
+    """Bootstrap-t, resample by resample in a loop; other draws move an end by less than six of its deviations."""
+    draws = np.random.default_rng(0)
+    values = draws.exponential(3, 60)
+    unit = values.std(ddof=1) / 60**0.5
+    scores = []
+    for _ in range(20_000):
+        again = draws.choice(values, 60)
+        scores.append((again.mean() - values.mean()) / (again.std(ddof=1) / 60**0.5))
+    low, high = np.quantile(scores, [0.025, 0.975])
+    mine = estimate(torch.from_numpy(values), resamples=20_000)
+    assert mine.method == "bootstrap-t, 20000 resamples"
+    assert mine.low == pytest.approx(values.mean() - unit * max(high, scipy.stats.t.ppf(0.975, 59)), abs=0.15 * unit)
+    assert mine.high == pytest.approx(values.mean() - unit * low, abs=0.35 * unit)
 
 
-@pytest.mark.parametrize("k", [0, 200])
-def test_interval_of_an_unanimous_share_against_scipy(k: int) -> None:
-    mine = estimate(torch.full((200,), float(k > 0)), share=True)
+def test_interval_is_never_narrower_than_students() -> None:
+    values = torch.tensor([0.1, 0.2, 0.4, 0.8], dtype=torch.float64)
+    theirs = scipy.stats.t.interval(0.95, 3, values.mean(), scipy.stats.sem(values))
+    mine = mean_interval(values - 1, confidence=0.95, resamples=500, seed=0)
+    assert mine[0] <= theirs[0] - 1 + 1e-9
+    assert mine[1] >= theirs[1] - 1 - 1e-9
+
+
+@pytest.mark.parametrize("k", [0, 3, 200])
+def test_interval_of_a_share_against_scipy(k: int) -> None:
+    mine = estimate((torch.arange(200) < k).float(), share=True)
     theirs = scipy.stats.binomtest(k, 200).proportion_ci(0.95, "exact")
     assert (mine.low, mine.high) == pytest.approx((theirs.low, theirs.high))
     assert mine.method == "Clopper-Pearson"
 
 
-def test_a_constant_that_is_no_share_has_an_interval_of_no_width() -> None:
-    assert (estimate(torch.zeros(9)).low, estimate(torch.zeros(9)).high) == (0, 0)
+@pytest.mark.parametrize("values", [torch.zeros(9), torch.tensor([0.0653])])
+def test_no_spread_no_interval(values: torch.Tensor) -> None:
+    """An interval of no width would be a certainty that nobody has."""
+    found = estimate(values)
+    assert (found.low, found.high) == (None, None)
+    assert found.method.startswith("none: ")
 
 
-def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
-    stream = torch.Generator().manual_seed(3)
+@pytest.mark.parametrize("n", [5, 20, 100])
+@pytest.mark.parametrize("skewed", [False, True])
+def test_intervals_cover_the_truth_as_often_as_they_say(n: int, skewed: bool) -> None:
+    """Where the truth is held in 93%, as for 5 skewed values, 400 draws give less than 89% once in a thousand times."""
+    stream = torch.Generator().manual_seed(n)
     hits = 0
-    for draw in range(300):
-        interval = estimate((torch.rand(100, generator=stream) < 0.3).float(), share=True, resamples=500, seed=draw)
-        hits += interval.low <= 0.3 <= interval.high
-    assert 0.90 <= hits / 300 <= 0.98
+    for draw in range(400):
+        values = torch.rand(n, generator=stream, dtype=torch.float64).clamp_min(1e-12)
+        values = -values.log() if skewed else values
+        interval = estimate(values, resamples=400, seed=draw)
+        hits += interval.low <= (1.0 if skewed else 0.5) <= interval.high
+    assert hits / 400 >= 0.89
+
+
+def test_intervals_of_shares_cover_the_truth() -> None:
+    """Exactly: summed over every outcome of 20 images."""
+    for p in (0.02, 0.3, 0.5):
+        outcomes = [(k, estimate((torch.arange(20) < k).float(), share=True)) for k in range(21)]
+        held = sum(scipy.stats.binom.pmf(k, 20, p) for k, one in outcomes if one.low <= p <= one.high)
+        assert held >= 0.95
 
 
 @pytest.fixture(scope="module")

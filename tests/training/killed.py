@@ -17,7 +17,6 @@ from loraguard.data import DemoFaces
 from loraguard.defenses import Disrupting
 from loraguard.generators import DemoEditor
 from loraguard.training.checkpoints import Checkpoints
-from loraguard.training.run import TrainingRun
 
 STEPS = 18
 WHOLE = 77
@@ -66,7 +65,7 @@ def train(folder: Path) -> None:
 
 def killed_in_a_step(folder: Path, nth: int) -> None:
     """Of this process, as it begins."""
-    signal_at_call(signal.SIGKILL, TrainingRun, "_train_step", nth)
+    signal_at_call(signal.SIGKILL, PatchTrainer, "_backward", nth)
     train(folder)
 
 

@@ -20,8 +20,9 @@ from loraguard import GatedLoraConfig, PatchTrainer, PatchTrainingArguments, Sta
 from loraguard.data import DemoFaces
 from loraguard.defenses import Disrupting, Mixture, RandomNoise
 from loraguard.generators import DemoEditor
+from loraguard.training.gates import stuck_gates
 from loraguard.training.sampling import EndlessBatches
-from loraguard.training.watch import StepWatch, stuck_gates
+from loraguard.training.watch import StepWatch
 
 
 def arguments(folder: Path, **changes: object) -> PatchTrainingArguments:
@@ -106,12 +107,12 @@ def test_the_run_stops_with_a_diagnosis(patched: PeftModel, faces: DemoFaces, tm
 def test_watch_goes_on_where_it_was() -> None:
     one, other = StepWatch(2), StepWatch(2)
     for step in range(1, 13):
-        one.look(step, {"loss": 0.1 * step}, 1.0, 0.1)
-    one.look(13, {"loss": math.nan}, 1.0, 0.1)
+        one.judge(step, {"loss": 0.1 * step}, 1.0, 0.1)
+    one.judge(13, {"loss": math.nan}, 1.0, 0.1)
     other.load_state_dict(json.loads(json.dumps(one.state_dict())))
     for watch in (one, other):
         with pytest.raises(FloatingPointError, match="2 steps in a row"):
-            watch.look(14, {"loss": math.nan}, 1.0, 0.1)
+            watch.judge(14, {"loss": math.nan}, 1.0, 0.1)
 
 
 def test_gates_that_are_stuck_are_warned_about_once(editor: DemoEditor, faces: DemoFaces, tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def steps(model: nn.Module, batch: Any, n: int = 3) -> None:
 
 
 class TestTraining:
-    def test_disabling_restores_the_host_to_the_bit(self, generator: nn.Module, batch: Any) -> None:
+    def test_disabling_restores_the_base_model_to_the_bit(self, generator: nn.Module, batch: Any) -> None:
         y0, state = generator(*batch), copy.deepcopy(generator.state_dict())
         model = get_peft_model(generator.train(), config())
         assert not generator.norm.training
@@ -181,7 +181,7 @@ def test_safe_merge_refuses_what_is_not_finite(generator: nn.Module, batch: Any)
     layer = model.base_model.model.down
     before = layer.weight.clone()
     nn.init.constant_(layer.lora_B["default"].weight, torch.inf)
-    with pytest.raises(ValueError, match="'default' would make weights of the host infinite or NaN"):
+    with pytest.raises(ValueError, match="'default' would make weights of the base layer infinite or NaN"):
         layer.merge(safe_merge=True)
     assert torch.equal(layer.weight, before)
     assert not layer.merged

@@ -12,11 +12,9 @@ from peft.utils.hotswap import hotswap_adapter
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from loraguard.tuner import GatedLoraConfig, GatedLoraLayer, folded, parameter_groups
+from loraguard.tuner import GATES, GatedLoraConfig, GatedLoraLayer, folded, parameter_groups
 
 EXACT = {"rtol": 0.0, "atol": 1e-12}
-GATES = ("scalar", "channel", "input", "input_channel", "none")
-STATIC = ("scalar", "channel", "none")
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "linear": (lambda: nn.Linear(6, 4), (5, 6)),
@@ -62,55 +60,49 @@ def input_of(kind: str) -> Tensor:
     return torch.randn(LAYERS[kind][1], dtype=torch.float64)
 
 
-def plain_update(kind: str, layer: Any, x: Tensor, adapter: str, alpha: float) -> Tensor:
-    """`s * B(A*x)`: the host with `s * BA` for a weight, summed up group by group and rank by rank."""
+def update_of(kind: str, layer: Any, x: Tensor, adapter: str, alpha: float) -> Tensor:
+    """`gate * s * B A x`: the base layer with that for a weight, summed up group by group and rank by rank.
+
+    Gates that depend on the input are the formula that test_gates.py checks, on the whole update.
+    """
     net = net_of(kind)
-    host: Any = net[0]
+    base: Any = net[0]
     a, b = (factor[adapter].weight.detach() for factor in (layer.lora_A, layer.lora_B))
-    weight = torch.zeros_like(host.weight)
-    groups, r = getattr(host, "groups", 1), len(a)
-    n_out = len(b) // groups
+    gate = layer.lora_gate[adapter]
+    weight = torch.zeros_like(base.weight)
+    groups, r = getattr(base, "groups", 1), len(a)
+    n_out, n_rank = len(b) // groups, r // groups
+    openings = openings_of(gate, groups, n_out, n_rank)
     for j in range(r):
-        g = j // (r // groups)
+        g = j // n_rank
         for o in range(g * n_out, (g + 1) * n_out):
-            kernel = a[j] * b[o, j % (r // groups)].reshape(-1)
-            if isinstance(host, nn.modules.conv._ConvTransposeNd):
-                n_in = host.in_channels // groups
+            kernel = a[j] * b[o, j % n_rank].reshape(-1) * openings[g, o - g * n_out, j % n_rank]
+            if isinstance(base, nn.modules.conv._ConvTransposeNd):
+                n_in = base.in_channels // groups
                 weight[g * n_in : (g + 1) * n_in, o - g * n_out] += kernel
-            elif isinstance(host, Conv1D):
+            elif isinstance(base, Conv1D):
                 weight[:, o] += kernel
             else:
                 weight[o] += kernel
-    host.weight.data = weight * alpha / math.sqrt(r)
-    if host.bias is not None:
-        nn.init.zeros_(host.bias)
-    return net(x).detach()
+    base.weight.data = weight * alpha / math.sqrt(r)
+    if base.bias is not None:
+        nn.init.zeros_(base.bias)
+    u = net(x).detach()
+    return u if gate.mergeable else gate(u, lambda u: u, 1.0).detach()
 
 
-def gated(kind: str, gate_type: str, gate: Any, u: Tensor) -> Tensor:
-    """METHOD.md's gates, sample by sample and position by position."""
-    if gate_type == "none":
-        return u
-    if gate_type == "scalar":
-        return u / (1 + math.exp(-gate.weight.item()))
-    channels_at = -1 if "inear" in kind or kind == "Conv1D" else 1
-    last = u.movedim(channels_at, -1)
-    if gate_type == "channel":
-        out = last / (1 + torch.exp(-gate.weight.detach()))
-    elif gate_type == "input":
-        means = torch.tensor([sample.mean() for sample in u], dtype=u.dtype)
-        openings = 1 / (1 + torch.exp(-(gate.weight.item() * means + gate.bias.item())))
-        out = torch.stack([sample * opening for sample, opening in zip(last, openings, strict=True)])
-    else:
-        matrix, bias = gate.weight.detach().flatten(1), gate.bias.detach()
-        out = last / (1 + torch.exp(-(last @ matrix.T + bias)))
-    return out.movedim(-1, channels_at)
+def openings_of(gate: Any, groups: int, out: int, rank: int) -> Tensor:
+    """What a static gate multiplies each of B's values with: by its logits and the shape that it declares."""
+    ones = torch.ones(groups, out, rank, dtype=torch.float64)
+    logits = list(gate.parameters())
+    if not (gate.mergeable and logits):
+        return ones
+    return ones / (1 + torch.exp(-logits[0].detach().double().view(gate.shape(groups, out, rank))))
 
 
-def expected(kind: str, gate: str, model: PeftModel, x: Tensor, adapter: str = "default", alpha: float = 2) -> Tensor:
+def expected(kind: str, model: PeftModel, x: Tensor, adapter: str = "default", alpha: float = 2) -> Tensor:
     layer = layer_of(model)
-    u = plain_update(kind, layer, x, adapter, alpha)
-    return net_of(kind)(x).detach() + gated(kind, gate, layer.lora_gate[adapter], u)
+    return net_of(kind)(x).detach() + update_of(kind, layer, x, adapter, alpha)
 
 
 every = pytest.mark.parametrize(("kind", "gate"), [(kind, gate) for kind in LAYERS for gate in GATES])
@@ -120,7 +112,7 @@ every = pytest.mark.parametrize(("kind", "gate"), [(kind, gate) for kind in LAYE
 class TestEveryLayerAndGate:
     def test_formula(self, kind: str, gate: str) -> None:
         model, x = adapted(kind, gate), input_of(kind)
-        y = expected(kind, gate, model, x)
+        y = expected(kind, model, x)
         assert (y - net_of(kind)(x)).abs().max() > 1e-3, "the adapter must do something for the test to mean anything"
         torch.testing.assert_close(model(x), y, **EXACT)
         with torch.no_grad():  # folds, where the gate is static
@@ -142,15 +134,18 @@ class TestEveryLayerAndGate:
         assert torch.equal(model(x), net_of(kind)(x))
         layer = layer_of(model)
         nn.init.normal_(layer.lora_B["default"].weight)
-        u = plain_update(kind, layer, x, "default", 2)
-        opening = 1.0 if gate == "none" else 1 / (1 + math.exp(-0.3))
-        torch.testing.assert_close(model(x), net_of(kind)(x) + opening * u, rtol=0, atol=1e-6)  # the logit is float32
-        assert layer.lora_gate["default"].opening.mean().item() == pytest.approx(opening)
+        (module,) = layer.lora_gate.values()
+        opening = 1 / (1 + math.exp(-0.3)) if list(module.parameters()) else 1.0
+        assert module.opening.mean().item() == pytest.approx(opening)
+        adapted_output = model(x)
+        layer.lora_gate["default"] = GATES["none"](0.0, module.layout)
+        u = update_of(kind, layer, x, "default", 2)
+        torch.testing.assert_close(adapted_output, net_of(kind)(x) + opening * u, rtol=0, atol=1e-6)  # float32's logit
 
     def test_merging(self, kind: str, gate: str) -> None:
         model, x = adapted(kind, gate), input_of(kind)
-        y, layer = expected(kind, gate, model, x), layer_of(model)
-        if gate not in STATIC:
+        y, layer = expected(kind, model, x), layer_of(model)
+        if not GATES[gate].mergeable:
             for operation in (model.merge_adapter, model.merge_and_unload, layer.merge):
                 with pytest.raises(ValueError, match=r"adapter 'default' depends on the input.*gate_type='scalar'"):
                     operation()
@@ -181,8 +176,7 @@ class TestEveryLayerAndGate:
     def test_gradients(self, kind: str, gate: str) -> None:
         model, x = adapted(kind, gate), input_of(kind)[:2].requires_grad_()
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        n_gate = {"none": 0, "input": 2, "input_channel": 2}.get(gate, 1)
-        assert len(trained) == 2 + n_gate
+        assert len(trained) == 2 + len(list(layer_of(model).lora_gate.parameters()))
 
         def run(x: Tensor, *values: Tensor) -> Tensor:
             return torch.func.functional_call(model, dict(zip(trained, values, strict=True)), (x,))
@@ -199,7 +193,7 @@ class TestEveryLayerAndGate:
     def test_several_adapters(self, kind: str, gate: str) -> None:
         model, x = adapted(kind, gate, ("one", "two")), input_of(kind)
         bare = net_of(kind)(x)
-        one, two = (expected(kind, gate, model, x, name, alpha) for name, alpha in (("one", 2), ("two", 5)))
+        one, two = (expected(kind, model, x, name, alpha) for name, alpha in (("one", 2), ("two", 5)))
         names = [["two", "__base__", "one", "one", "two"][i] for i in range(len(x))]
         want = torch.stack([{"one": one, "two": two, "__base__": bare}[name][i] for i, name in enumerate(names)])
         torch.testing.assert_close(model(x, adapter_names=names), want, **EXACT)
@@ -217,8 +211,7 @@ class TestEveryLayerAndGate:
         model, x = adapted(kind, gate), input_of(kind)
         layer, bare = layer_of(model), net_of(kind)(x)
         layer.scale_layer(3)
-        u = 3 * plain_update(kind, layer, x, "default", 2)
-        torch.testing.assert_close(model(x), bare + gated(kind, gate, layer.lora_gate["default"], u), **EXACT)
+        torch.testing.assert_close(model(x), bare + update_of(kind, layer, x, "default", 3 * 2), **EXACT)
         layer.set_scale("default", 0)
         torch.testing.assert_close(model(x), bare, **EXACT)
 
@@ -226,13 +219,13 @@ class TestEveryLayerAndGate:
     def test_weighted_sum(self, kind: str, gate: str, combination: str) -> None:
         model, x = adapted(kind, gate, ("one", "two")), input_of(kind)
         want = {"combination_type": combination, **({"svd_rank": 12} if combination == "svd" else {})}
-        if gate not in STATIC:
+        if not GATES[gate].mergeable:
             with pytest.raises(ValueError, match=r"adapter 'one' depends on the input.* cannot be .*combined"):
                 model.add_weighted_adapter(["one", "two"], [0.7, -1.3], "sum", **want)
             assert "sum" not in model.peft_config
             return
         bare = net_of(kind)(x)
-        one, two = (expected(kind, gate, model, x, name, alpha) for name, alpha in (("one", 2), ("two", 5)))
+        one, two = (expected(kind, model, x, name, alpha) for name, alpha in (("one", 2), ("two", 5)))
         model.add_weighted_adapter(["one", "two"], [0.7, -1.3], "sum", **want)
         model.set_adapter("sum")
         torch.testing.assert_close(model(x), bare + 0.7 * (one - bare) - 1.3 * (two - bare), **EXACT)
@@ -240,7 +233,7 @@ class TestEveryLayerAndGate:
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
     def test_half_precision(self, kind: str, gate: str, dtype: torch.dtype) -> None:
         model, x = adapted(kind, gate), input_of(kind)
-        y = expected(kind, gate, model, x)
+        y = expected(kind, model, x)
         for autocast in (True, False):
             model = adapted(kind, gate)
             state = get_peft_model_state_dict(model)
@@ -258,7 +251,7 @@ class TestEveryLayerAndGate:
         model = get_peft_model(net_of(kind), GatedLoraConfig(r=4, gate_type=gate)).eval()
         hotswap_adapter(model, str(tmp_path), "default", torch_device="cpu")
         with torch.no_grad():
-            torch.testing.assert_close(model(x), expected(kind, gate, other, x, alpha=7), **EXACT)
+            torch.testing.assert_close(model(x), expected(kind, other, x, alpha=7), **EXACT)
 
     def test_status(self, kind: str, gate: str) -> None:
         model = adapted(kind, gate, ("one", "two"))
@@ -277,7 +270,7 @@ def test_gates_learn_at_their_own_rate(gate: str) -> None:
     model(x).square().sum().backward()
     optimizer.step()
     moved = {name.split(".")[-3] for name, p in model.named_parameters() if not torch.equal(p, before[name])}
-    assert moved == (set() if gate == "none" else {"lora_gate"})
+    assert moved == ({"lora_gate"} if list(layer_of(model).lora_gate.parameters()) else set())
     grouped = {id(p) for group in groups for p in group["params"]}
     assert grouped == {id(p) for p in model.parameters() if p.requires_grad}
 

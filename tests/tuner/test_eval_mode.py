@@ -138,12 +138,12 @@ def test_an_operation_is_seen(model: PeftModel, batch: Any, name: str) -> None:
 
 
 def test_large_weights(tmp_path: Any) -> None:
-    """Of a host's weight with more than 65,536 values, slices are compared."""
+    """Of a base layer's weight with more than 65,536 values, slices are compared."""
     model = get_peft_model(nn.Sequential(nn.Linear(300, 300)), GatedLoraConfig(r=2, init_lora_weights="paper")).eval()
-    x, host = torch.randn(2, 300), layers_of(model)[0].host
+    x, base = torch.randn(2, 300), layers_of(model)[0].base_layer
     with torch.no_grad():
         before = model(x)
-        host.weight.data.mul_(2)
+        base.weight.data.mul_(2)
         assert not torch.equal(model(x), before)
         torch.testing.assert_close(model(x), unfolded(model, x), rtol=1e-4, atol=1e-4)
 
@@ -154,9 +154,9 @@ def test_merging_and_unmerging(model: PeftModel, batch: Any) -> None:
     for operation in (model.merge_adapter, model.unmerge_adapter):
         operation()
         torch.testing.assert_close(model(*batch), y, **EXACT)
-    weights = [layer.host.weight.clone() for layer in layers_of(model)]
+    weights = [layer.base_layer.weight.clone() for layer in layers_of(model)]
     model(*batch)
-    assert all(torch.equal(layer.host.weight, w) for layer, w in zip(layers_of(model), weights, strict=True))
+    assert all(torch.equal(layer.base_layer.weight, w) for layer, w in zip(layers_of(model), weights, strict=True))
 
 
 @torch.no_grad()
@@ -172,9 +172,9 @@ def test_half_precision_is_not_folded_unasked(model: PeftModel, batch: Any) -> N
 
 
 @torch.no_grad()
-def test_hooks_on_hosts_are_called(model: PeftModel, batch: Any) -> None:
+def test_hooks_on_base_layers_are_called(model: PeftModel, batch: Any) -> None:
     y, seen = model(*batch), []
-    handle = layers_of(model)[1].host.register_forward_hook(lambda *args: seen.append(1))
+    handle = layers_of(model)[1].base_layer.register_forward_hook(lambda *args: seen.append(1))
     torch.testing.assert_close(model(*batch), y, **EXACT)
     with folded(model):
         torch.testing.assert_close(model(*batch), y, **EXACT)
@@ -186,7 +186,7 @@ def test_hooks_on_hosts_are_called(model: PeftModel, batch: Any) -> None:
 
 def test_hooks_and_gradients_of_inputs_alone(model: PeftModel, batch: Any) -> None:
     for layer in layers_of(model):
-        layer.host.register_forward_hook(lambda *args: None)
+        layer.base_layer.register_forward_hook(lambda *args: None)
     images, label = batch[0].requires_grad_(), batch[1]
     (expected,) = torch.autograd.grad(model(images, label).square().sum(), images)
     with folded(model):

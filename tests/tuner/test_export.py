@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from loraguard import convert_checkpoint, to_lora
 from loraguard.cli import app
-from loraguard.tuner import GatedLoraConfig, GatedLoraLayer
+from loraguard.tuner import GATES, GatedLoraConfig, GatedLoraLayer
 
 EXACT = {"rtol": 0.0, "atol": 1e-12}
 
@@ -53,7 +53,7 @@ def adapted(net: nn.Module, gate: str, **settings: Any) -> PeftModel:
 
 
 @pytest.mark.filterwarnings("ignore:LoRA adapter added to ConvNd layer with groups > 1")
-@pytest.mark.parametrize("gate", ["scalar", "channel", "none"])
+@pytest.mark.parametrize("gate", [name for name in GATES if GATES[name].mergeable])
 @pytest.mark.parametrize("kind", SUPPORTED)
 @pytest.mark.parametrize("rslora", [True, False])
 def test_plain_lora_computes_the_same(kind: str, gate: str, rslora: bool, tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_other_layers_are_refused(kind: str, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("gate", ["input", "input_channel"])
+@pytest.mark.parametrize("gate", [name for name in GATES if not GATES[name].mergeable])
 def test_gates_on_the_input_are_refused(gate: str) -> None:
     with pytest.raises(ValueError, match=r"gate of adapter 'default' depends on the input.*converted"):
         to_lora(adapted(net_of(lambda: nn.Linear(4, 4)), gate))
@@ -110,29 +110,29 @@ def test_biases_norms_and_other_adapters(generator: nn.Module, batch: Any) -> No
 class AuthorsLayer(nn.Module):
     """METHOD.md's description of the release, written out: `h = W*x + sigmoid(g) * s * B(A*x)`."""
 
-    def __init__(self, host: Any, r: int, alpha: float) -> None:
+    def __init__(self, base: Any, r: int, alpha: float) -> None:
         super().__init__()
-        self.linear = isinstance(host, nn.Linear)
-        self.add_module("orig_linear" if self.linear else "orig_conv", host)
-        weight, out = host.weight, getattr(host, "out_channels", None) or host.out_features
-        transposed = isinstance(host, nn.ConvTranspose2d)
+        self.linear = isinstance(base, nn.Linear)
+        self.add_module("orig_linear" if self.linear else "orig_conv", base)
+        weight, out = base.weight, getattr(base, "out_channels", None) or base.out_features
+        transposed = isinstance(base, nn.ConvTranspose2d)
         a_shape = (len(weight), r, *weight.shape[2:]) if transposed else (r, *weight.shape[1:])
         self.lora_A, self.lora_B = nn.Parameter(weight.new_empty(a_shape)), nn.Parameter(weight.new_empty(out, r))
         self.gate = nn.Parameter(weight.new_zeros(()))
         self.scale = alpha if self.linear else alpha / math.sqrt(r)
 
     def forward(self, x: Tensor) -> Tensor:
-        host: Any = self.orig_linear if self.linear else self.orig_conv
+        base: Any = self.orig_linear if self.linear else self.orig_conv
         if self.linear:
             update = x @ self.lora_A.T @ self.lora_B.T
         else:
-            convolve = F.conv_transpose2d if isinstance(host, nn.ConvTranspose2d) else F.conv2d
-            hidden = convolve(x, self.lora_A, None, host.stride, host.padding)
+            convolve = F.conv_transpose2d if isinstance(base, nn.ConvTranspose2d) else F.conv2d
+            hidden = convolve(x, self.lora_A, None, base.stride, base.padding)
             update = torch.einsum("or,nrhw->nohw", self.lora_B, hidden)
-        return host(x) + torch.sigmoid(self.gate) * self.scale * update
+        return base(x) + torch.sigmoid(self.gate) * self.scale * update
 
 
-def hosts() -> nn.Module:
+def editor_parts() -> nn.Module:
     return nn.ModuleDict(
         {
             "label": nn.Linear(2, 3),
@@ -158,7 +158,7 @@ class Editor(nn.Module):
 @pytest.fixture
 def released(tmp_path: Path) -> tuple[Editor, Path]:
     """The authors' patched network, weights being whole numbers, so that no order of summing rounds; and its file."""
-    parts = hosts()
+    parts = editor_parts()
     for name, r in (("label", 4), ("trunk.0", 4), ("trunk.2", 16)):
         parts.set_submodule(name, AuthorsLayer(parts.get_submodule(name), r, alpha=2.0))
     for name, parameter in parts.named_parameters():
@@ -177,7 +177,7 @@ def whole_numbers() -> tuple[Tensor, Tensor]:
 def test_converted_patch_computes_the_same_to_the_bit(released: Any, tmp_path: Path) -> None:
     network, path = released
     convert_checkpoint(path).save(tmp_path / "patch")
-    generator = Editor(hosts()).eval()
+    generator = Editor(editor_parts()).eval()
     generator.load_state_dict(load_file(tmp_path / "patch" / "generator.safetensors"))
     model, inputs = PeftModel.from_pretrained(generator, tmp_path / "patch"), whole_numbers()
     assert torch.equal(model(*inputs), network(*inputs))

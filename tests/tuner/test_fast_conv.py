@@ -7,15 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from loraguard import GatedLoraConfig
-from loraguard.tuner import fast_conv, folded
+from loraguard.tuner import fast_conv
 from loraguard.tuner import winograd as winograd_module
 from loraguard.tuner.fast_conv import Geometry, can_run, faster, run
-from loraguard.tuner.folding import FoldingLayer
 from loraguard.tuner.winograd import rows_first, winograd, winograd_transposed
 
 # in, out, kernel, stride, padding, padding_mode, bias, batch, height, width
@@ -51,22 +48,22 @@ ALL = [*CASES, *TRANSPOSED]
 
 
 def case(name: str, dtype: torch.dtype) -> tuple[Any, Tensor, Tensor]:
-    host: Any
+    layer: Any
     if name in TRANSPOSED:
         inputs, outputs, *geometry, bias, batch, height, width = TRANSPOSED[name]
-        host = nn.ConvTranspose2d(inputs, outputs, *geometry, bias=bias)
+        layer = nn.ConvTranspose2d(inputs, outputs, *geometry, bias=bias)
     else:
         inputs, outputs, *geometry, mode, bias, batch, height, width = CASES[name]
-        host = nn.Conv2d(inputs, outputs, *geometry, padding_mode=mode, bias=bias)
+        layer = nn.Conv2d(inputs, outputs, *geometry, padding_mode=mode, bias=bias)
     x = torch.randn(batch, inputs, height, width, dtype=dtype, requires_grad=True)
-    host.to(dtype).requires_grad_(False)
-    return host, x, torch.randn_like(host(x))
+    layer.to(dtype).requires_grad_(False)
+    return layer, x, torch.randn_like(layer(x))
 
 
-def both(host: Any, x: Tensor, gradient: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+def both(layer: Any, x: Tensor, gradient: Tensor) -> tuple[list[Tensor], list[Tensor]]:
     """Output and gradient, fast and torch's own."""
-    assert faster(host)
-    results = (run(host, x, host.weight, host.bias), host(x))
+    assert faster(layer)
+    results = (run(layer, x, layer.weight, layer.bias), layer(x))
     fast, own = ([y.detach(), *torch.autograd.grad(y, x, gradient)] for y in results)
     return fast, own
 
@@ -88,16 +85,16 @@ def test_same_function_in_float64(name: str) -> None:
 
 @pytest.mark.parametrize("name", ALL)
 def test_rounding_in_float32(name: str) -> None:
-    host, x, gradient = case(name, torch.float32)
-    fast, own = both(host, x, gradient)
-    y = host.double()(x.double())
+    layer, x, gradient = case(name, torch.float32)
+    fast, own = both(layer, x, gradient)
+    y = layer.double()(x.double())
     exact = [y.detach(), *torch.autograd.grad(y, x, gradient.double())]
     for forward, one, other, true in zip([True, False], fast, own, exact, strict=True):
-        if host.kernel_size[0] >= 5:
+        if layer.kernel_size[0] >= 5:
             # Against eps as well, as torch's own may be lucky to be exact.
             bound = 10 * max(rms_error(other, true), torch.finfo(torch.float32).eps)
         else:  # four times what is measured with AVX2; of torch's own, 0.2e-6 to 0.6e-6
-            bound = 1e-5 if host.stride[0] == 2 and forward == (name in TRANSPOSED) else 2e-5
+            bound = 1e-5 if layer.stride[0] == 2 and forward == (name in TRANSPOSED) else 2e-5
         assert rms_error(one, true) < bound
 
 
@@ -120,7 +117,7 @@ def test_points_are_where_rounding_is_expected_to_be_least(
     "name", ["winograd", "winograd-odd", "winograd-strided", "transposed", "narrowing-odd", "widening-odd"]
 )
 def test_any_strides(name: str, strides: str) -> None:
-    host, x, gradient = case(name, torch.float64)
+    layer, x, gradient = case(name, torch.float64)
     x = {
         "contiguous": x,
         "channels_last": x.contiguous(memory_format=torch.channels_last),
@@ -128,33 +125,33 @@ def test_any_strides(name: str, strides: str) -> None:
         "sliced": torch.cat([x, x], 3)[..., ::2],
     }[strides]
     x = x.detach().requires_grad_()
-    for fast, own in zip(*both(host, x, gradient.transpose(2, 3).contiguous().transpose(2, 3)), strict=True):
+    for fast, own in zip(*both(layer, x, gradient.transpose(2, 3).contiguous().transpose(2, 3)), strict=True):
         assert error(fast, own) < 1e-11
 
 
 @pytest.mark.parametrize("name", ["winograd", "winograd-odd", "winograd-strided", "transposed"])
 def test_channels_last_is_kept_in_both_directions(name: str) -> None:
-    host, x, gradient = case(name, torch.float32)
+    layer, x, gradient = case(name, torch.float32)
     x = x.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
-    y = run(host, x, host.weight, None)
+    y = run(layer, x, layer.weight, None)
     for one in (y, *torch.autograd.grad(y, x, gradient)):
         assert one.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("name", ["winograd-odd", "winograd-strided", "transposed"])
 def test_weight_laid_out_for_it(name: str) -> None:
-    host, x, gradient = case(name, torch.float64)
-    same = rows_first(host.weight)
-    assert torch.equal(same, host.weight)
+    layer, x, gradient = case(name, torch.float64)
+    same = rows_first(layer.weight)
+    assert torch.equal(same, layer.weight)
     assert same.permute(2, 0, 3, 1).is_contiguous()
-    (y, back), _ = both(host, x, gradient)
-    laid_out = run(host, x, same, host.bias)
+    (y, back), _ = both(layer, x, gradient)
+    laid_out = run(layer, x, same, layer.bias)
     assert error(laid_out, y) < 1e-11
     assert error(torch.autograd.grad(laid_out, x, gradient)[0], back) < 1e-11
 
 
 @pytest.mark.parametrize(
-    "host",
+    "layer",
     [
         *(nn.Conv2d(few, many, k, padding=(1, 2)) for k, few, many in [(3, 2, 3), (5, 2, 3), (5, 3, 2)]),
         nn.Conv2d(2, 3, 4, 2, (0, 1)),
@@ -162,44 +159,44 @@ def test_weight_laid_out_for_it(name: str) -> None:
     ],
     ids=str,
 )
-def test_gradcheck(host: nn.Conv2d | nn.ConvTranspose2d) -> None:
-    x = torch.randn(1, host.in_channels, 7, 8, dtype=torch.float64, requires_grad=True)
-    weight = host.weight.detach().double()
-    assert torch.autograd.gradcheck(lambda x: fast_conv._Conv.apply(x, weight, Geometry.of(host, (7, 8))), x)
+def test_gradcheck(layer: nn.Conv2d | nn.ConvTranspose2d) -> None:
+    x = torch.randn(1, layer.in_channels, 7, 8, dtype=torch.float64, requires_grad=True)
+    weight = layer.weight.detach().double()
+    assert torch.autograd.gradcheck(lambda x: fast_conv._Conv.apply(x, weight, Geometry.of(layer, (7, 8))), x)
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("name", ["winograd", "winograd-strided", "transposed", "narrowing", "widening"])
 def test_output_may_be_written_to_and_is_differentiated_once(name: str, memory_format: torch.memory_format) -> None:
-    host, x, _ = case(name, torch.float64)
-    y = run(host, x.contiguous(memory_format=memory_format), host.weight, None).relu_()
+    layer, x, _ = case(name, torch.float64)
+    y = run(layer, x.contiguous(memory_format=memory_format), layer.weight, None).relu_()
     (gradient,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()
     with torch.no_grad():
-        y = run(host, x, host.weight, None)
+        y = run(layer, x, layer.weight, None)
     y += torch.ones(1, dtype=torch.float64, requires_grad=True)
     assert y.requires_grad
 
 
 @pytest.mark.parametrize("name", ["winograd", "transposed", "narrowing"])
 def test_backward_pass_inside_autocast(name: str) -> None:
-    host, x, gradient = case(name, torch.float32)
-    (expected,) = torch.autograd.grad(run(host, x, host.weight, None), x, gradient)
-    y = run(host, x, host.weight, None)
+    layer, x, gradient = case(name, torch.float32)
+    (expected,) = torch.autograd.grad(run(layer, x, layer.weight, None), x, gradient)
+    y = run(layer, x, layer.weight, None)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(torch.autograd.grad(y, x, gradient)[0], expected)
 
 
-@pytest.mark.parametrize("host", [nn.Conv2d(2, 4, 4, 2), nn.ConvTranspose2d(2, 4, 4, 2)], ids=str)
+@pytest.mark.parametrize("layer", [nn.Conv2d(2, 4, 4, 2), nn.ConvTranspose2d(2, 4, 4, 2)], ids=str)
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_a_layer_keeps_its_inputs_shape_alone(host: nn.Module, memory_format: torch.memory_format) -> None:
-    host.requires_grad_(False)
+def test_a_layer_keeps_its_inputs_shape_alone(layer: nn.Module, memory_format: torch.memory_format) -> None:
+    layer.requires_grad_(False)
     leaf = torch.randn(1, 2, 8, 8, requires_grad=True)
     x = leaf.contiguous(memory_format=memory_format) * 2
-    own = host(x)
+    own = layer(x)
     with fast_conv.keeping_no_input(x):
-        y = host(x)
+        y = layer(x)
     (expected,) = torch.autograd.grad(own.square().sum(), leaf, retain_graph=True)
     with torch.no_grad():
         x.zero_()  # torch would notice that a tensor has changed that it keeps
@@ -221,7 +218,7 @@ def test_a_layers_input_goes_with_its_last_user() -> None:
 
 
 @pytest.mark.parametrize(
-    "host",
+    "layer",
     [
         nn.Conv2d(128, 128, 3, stride=2),
         nn.Conv2d(128, 128, 3, dilation=2),
@@ -244,24 +241,24 @@ def test_a_layers_input_goes_with_its_last_user() -> None:
     ],
     ids=str,
 )
-def test_other_layers_are_torchs(host: nn.Module) -> None:
-    assert not faster(host)
+def test_other_layers_are_torchs(layer: nn.Module) -> None:
+    assert not faster(layer)
 
 
 def test_other_calls_are_torchs() -> None:
-    host, x = nn.Conv2d(128, 128, 3), torch.zeros(2, 128, 32, 32)
-    assert can_run(host, x)
-    assert not can_run(host, x[:1])
-    assert not can_run(host, x[0])
-    assert not can_run(host, x[:, :, :8])
-    assert not can_run(host, x.reshape(2, 128, 1, 1024))
-    assert not can_run(host, x[:, :64])
-    assert not can_run(host, x.double())
+    layer, x = nn.Conv2d(128, 128, 3), torch.zeros(2, 128, 32, 32)
+    assert can_run(layer, x)
+    assert not can_run(layer, x[:1])
+    assert not can_run(layer, x[0])
+    assert not can_run(layer, x[:, :, :8])
+    assert not can_run(layer, x.reshape(2, 128, 1, 1024))
+    assert not can_run(layer, x[:, :64])
+    assert not can_run(layer, x.double())
     with torch.autocast("cpu", torch.bfloat16):
-        assert not can_run(host, x)
+        assert not can_run(layer, x)
     with torch.autograd.forward_ad.dual_level():
-        assert not can_run(host, x)
-    torch.func.vmap(lambda one: check_not(can_run(host, one), one))(x[None])
+        assert not can_run(layer, x)
+    torch.func.vmap(lambda one: check_not(can_run(layer, one), one))(x[None])
     # Pixels count where there are fewer.
     assert not can_run(nn.Conv2d(128, 128, 4, 2), x)
     assert can_run(nn.Conv2d(128, 128, 4, 2), torch.zeros(2, 128, 64, 64))
@@ -273,182 +270,6 @@ def check_not(wrong: bool, result: Tensor) -> Tensor:
     return result
 
 
-class Wide(nn.Module):
-    """One layer for each algorithm, and one for none."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.main = nn.Sequential(
-            nn.Conv2d(3, 128, 5, padding=2, bias=False), nn.ReLU(inplace=True),
-            nn.Conv2d(128, 128, 4, stride=2, padding=1), nn.ReLU(inplace=True),
-            nn.Conv2d(128, 128, 3, padding=1), nn.ReLU(inplace=True),
-            nn.ConvTranspose2d(128, 128, 4, stride=2, padding=1, output_padding=(0, 1)), nn.ReLU(inplace=True),
-            nn.Conv2d(128, 12, 1), nn.ReLU(inplace=True),
-            nn.Conv2d(12, 3, 7, padding=3, padding_mode="reflect"),
-        )  # fmt: skip
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.main(images)
-
-
-def config(**settings: Any) -> GatedLoraConfig:
-    return GatedLoraConfig(r=2, init_lora_weights="paper", **settings)
-
-
-@pytest.fixture
-def wide() -> PeftModel:
-    return get_peft_model(Wide(), config()).double()
-
-
-@pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, torch.Size]]:
-    """Directions and shapes of the weights that fast algorithms ran with."""
-    seen = []
-
-    def seeing(way: str) -> Any:
-        run = getattr(Geometry, way)
-
-        def see(self: Geometry, x: Tensor, weight: Tensor) -> Tensor:
-            seen.append((way, weight.shape))
-            return run(self, x, weight)
-
-        return see
-
-    for way in ("run", "run_back"):
-        monkeypatch.setattr(Geometry, way, seeing(way))
-    return seen
-
-
-SHAPES = [(128, 3, 5, 5), (128, 128, 4, 4), (128, 128, 3, 3), (128, 128, 4, 4), (3, 12, 7, 7)]
-FORWARD, BACK = [("run", shape) for shape in SHAPES], [("run_back", shape) for shape in SHAPES[::-1]]
-
-
-def output_and_gradient(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    images = images.detach().requires_grad_()
-    y = model(images)
-    return y.detach(), torch.autograd.grad(y.square().sum(), images)[0]
-
-
-def test_folded_with_and_without(wide: PeftModel, calls: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    images = torch.randn(4, 3, 48, 49, dtype=torch.float64)
-    with folded(wide):
-        fast = output_and_gradient(wide, images)
-        assert calls == FORWARD + BACK
-        monkeypatch.setattr(FoldingLayer, "fast_inside_folded", False)
-        own = output_and_gradient(wide, images)
-        assert len(calls) == 10
-    for one, other in zip(fast, own, strict=True):
-        assert error(one, other) < 1e-11
-
-
-def gradients(model: PeftModel, images: Tensor) -> list[Tensor]:
-    """The output and the gradients of the images and of all that learns."""
-    images = images.detach().requires_grad_()
-    learnt = [p for p in model.parameters() if p.requires_grad]
-    y = model(images)
-    return [y.detach(), *torch.autograd.grad(y.square().sum(), [images, *learnt])]
-
-
-class TestLearning:
-    """`folded(..., learning=True)`."""
-
-    images = torch.randn(4, 3, 48, 49, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-
-    @pytest.mark.parametrize("gate_type", ["scalar", "channel", "none"])
-    def test_gradients_of_adapters(self, gate_type: str, calls: list[Any]) -> None:
-        torch.manual_seed(0)
-        wide = get_peft_model(Wide(), config(gate_type=gate_type)).double()
-        wide.add_adapter("two", config(gate_type=gate_type))
-        wide.double().base_model.set_adapter(["default", "two"])
-        own = gradients(wide, self.images)
-        with folded(wide, learning=True):
-            fast = gradients(wide, self.images)
-        assert calls == FORWARD[:-1] + BACK[1:]
-        for one, other in zip(fast, own, strict=True):
-            assert error(one, other) < 1e-11
-
-    @pytest.mark.parametrize("settings", [{"gate_type": "input"}, {"lora_dropout": 0.5}], ids=str)
-    def test_what_is_no_weight_runs_as_outside(self, settings: dict[str, Any], calls: list[Any]) -> None:
-        wide = get_peft_model(Wide(), config(**settings)).double().train()
-        torch.manual_seed(1)
-        own = gradients(wide, self.images)
-        torch.manual_seed(1)
-        with folded(wide, learning=True):
-            same = gradients(wide, self.images)
-        assert not calls
-        assert all(map(torch.equal, same, own))
-
-    def test_hooks_are_called(self, wide: PeftModel, calls: list[Any]) -> None:
-        seen = []
-        layer = wide.base_model.model.main[4]
-        layer.lora_A["default"].register_forward_hook(lambda *_: seen.append("A"))
-        wide.base_model.model.main[0].base_layer.register_forward_hook(lambda *_: seen.append("host"))
-        with folded(wide, learning=True):
-            wide(self.images)
-        assert seen == ["host", "A"]
-        assert calls == [FORWARD[1], FORWARD[3]]
-
-    def test_nothing_is_kept_and_folded_within_keeps_its_own(self, wide: PeftModel) -> None:
-        layers = [m for m in wide.modules() if isinstance(m, FoldingLayer)]
-        with folded(wide, learning=True):
-            gradients(wide, self.images)
-            assert not any(layer._folds for layer in layers)
-            with folded(wide):
-                output_and_gradient(wide, self.images)
-                assert all(layer._folds for layer in layers)
-            assert not any(layer._folds for layer in layers)
-
-    def test_parameters_that_change_before_the_backward_pass(self, wide: PeftModel) -> None:
-        with folded(wide, learning=True):
-            y = wide(self.images)
-        with torch.no_grad():
-            wide.base_model.model.main[4].lora_B["default"].weight.mul_(2)
-        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-            y.sum().backward()
-
-    def test_backward_pass_inside_autocast(self, wide: PeftModel) -> None:
-        wide.float()
-        learnt = [p for p in wide.parameters() if p.requires_grad]
-        found = []
-        for enabled in (False, True):
-            with folded(wide, learning=True):
-                loss = wide(self.images.float()).square().sum()
-            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-                found.append(torch.autograd.grad(loss, learnt))
-        assert all(map(torch.equal, *found))
-
-    def test_no_layer_adapted(self) -> None:
-        with pytest.raises(ValueError, match="Nothing to fold"), folded(Wide(), learning=True):
-            pass
-
-
-def test_only_inside_folded(wide: PeftModel, calls: list[Any]) -> None:
-    images = torch.randn(4, 3, 48, 48, dtype=torch.float64)
-    wide(images)
-    with torch.no_grad():
-        wide.eval()(images)
-    assert not calls
-
-
-def test_targets_take_the_fast_algorithms_too(wide: PeftModel, calls: list[Any]) -> None:
-    images = torch.randn(4, 3, 48, 48, dtype=torch.float64)
-    with torch.no_grad(), wide.disable_adapter():
-        own = wide(images)
-        with folded(wide):
-            assert error(wide(images), own) < 1e-11
-    assert calls == FORWARD
-
-
-def test_transforms_of_torch_func_work_inside(wide: PeftModel) -> None:
-    images = torch.randn(4, 3, 48, 48, dtype=torch.float64)
-    with folded(wide):
-        _, own = output_and_gradient(wide, images)
-        (jacobian,) = torch.func.vjp(wide, images)[1](2 * wide(images).detach())
-        mapped = torch.func.vmap(lambda one: wide(one[None])[0])(images)
-        assert error(mapped, wide(images)) < 1e-11
-    assert error(jacobian, own) < 1e-11
-
-
 @pytest.mark.parametrize("transposed", [False, True])
 def test_an_image_of_one_row(transposed: bool) -> None:
     x, weight = torch.randn(1, 3, 1, 5).double(), torch.randn(3, 3, 3, 3).double()
@@ -457,35 +278,3 @@ def test_an_image_of_one_row(transposed: bool) -> None:
         assert error(winograd_transposed(x, weight, (1, 1), 3, (1, 13)), own) < 1e-11
     else:
         assert error(winograd(x, weight, (1, 1)), F.conv2d(x, weight, padding=1)) < 1e-11
-
-
-class TestLayout:
-    """W + dW lies in memory as Winograd's algorithm wants it for its calls, and as the weight does for torch's."""
-
-    large, small = torch.randn(2, 128, 32, 32), torch.randn(1, 128, 16, 16)
-
-    @pytest.fixture
-    def model(self) -> PeftModel:
-        """A wide convolution, with weights in channels_last."""
-        net = nn.Sequential(nn.Conv2d(128, 128, 3, padding=1))
-        return get_peft_model(net, config(target_modules=["0"])).to(memory_format=torch.channels_last)
-
-    @torch.no_grad()
-    def test_of_fast_calls(self, model: PeftModel) -> None:
-        layer = model.base_model.model[0]
-        model.eval()(self.large)  # keeps W + dW in torch's layout
-        with folded(model):
-            model(self.large)
-            assert [fold.weight.permute(2, 0, 3, 1).is_contiguous() for fold in layer._folds.values()] == [False, True]
-
-    @torch.no_grad()
-    @pytest.mark.parametrize("fast", [True, False])
-    def test_of_torchs_calls(self, model: PeftModel, fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(FoldingLayer, "fast_inside_folded", fast)
-        with folded(model):
-            large, small = model(self.large), model(self.small)
-        model.eval()
-        for inside, images in ((small, self.small), *(() if fast else ((large, self.large),))):
-            own = model(images)
-            assert torch.equal(inside, own)
-            assert inside.stride() == own.stride()

@@ -55,7 +55,7 @@ SECOND = [
 
 
 @pytest.mark.parametrize("settings", SECOND, ids=str)
-@pytest.mark.parametrize("gate", ["scalar", "channel", "input"])
+@pytest.mark.parametrize("gate", ["scalar", "channel", "rank", "input"])
 @torch.no_grad()
 def test_any_rank_and_pattern(net: nn.Module, tmp_path: Any, settings: dict[str, Any], gate: str) -> None:
     second = saved(net, tmp_path, gate_type=gate, **settings)

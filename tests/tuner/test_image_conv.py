@@ -46,7 +46,7 @@ def test_half_precision_stays() -> None:
 
 
 @pytest.mark.parametrize(
-    ("host", "wanted"),
+    ("layer", "wanted"),
     [
         (nn.Conv2d(64, 3, 7, padding=3), True),
         (nn.Conv2d(8, 64, 7, padding=3), True),
@@ -61,12 +61,12 @@ def test_half_precision_stays() -> None:
         (nn.ConvTranspose2d(64, 3, 7), False),
     ],
 )
-def test_where_it_pays(host: nn.Conv2d, wanted: bool) -> None:
+def test_where_it_pays(layer: nn.Conv2d, wanted: bool) -> None:
     with FakeTensorMode():
-        on_gpu = torch.empty(2, host.in_channels, 16, 16, device="cuda")
-    assert pays(host, on_gpu) == wanted
-    assert not pays(host, on_gpu[0])
-    assert not pays(host, torch.zeros(2, host.in_channels, 16, 16))
+        on_gpu = torch.empty(2, layer.in_channels, 16, 16, device="cuda")
+    assert pays(layer, on_gpu) == wanted
+    assert not pays(layer, on_gpu[0])
+    assert not pays(layer, torch.zeros(2, layer.in_channels, 16, 16))
 
 
 def test_inside_folded_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +104,7 @@ def test_learning_row_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
     photos = torch.randn(1, 3, 12, 12, dtype=torch.float64, requires_grad=True)
     learnt = [photos, *(p for p in model.parameters() if p.requires_grad)]
     expected = torch.autograd.grad(model(photos).square().sum(), learnt)
-    monkeypatch.setattr(image_conv, "pays", lambda host, x: is_plain(host) and is_of_images(host))
+    monkeypatch.setattr(image_conv, "pays", lambda layer, x: is_plain(layer) and is_of_images(layer))
     with folded(model, learning=True):
         found = torch.autograd.grad(model(photos).square().sum(), learnt)
     for one, other in zip(found, expected, strict=True):

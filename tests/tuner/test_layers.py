@@ -1,4 +1,4 @@
-"""Every kind of host, in every geometry, through an adapter's whole life, against the formula written out in loops."""
+"""Every kind of base layer, in every geometry, through an adapter's whole life, against the formula in loops."""
 
 import itertools
 import math
@@ -38,7 +38,7 @@ class Case:
 
     def net(self) -> nn.Module:
         torch.manual_seed(0)
-        return Host(self.kind(*self.args, **self.options)).double()
+        return Net(self.kind(*self.args, **self.options)).double()
 
     @property
     def id(self) -> str:
@@ -47,7 +47,7 @@ class Case:
         return "-".join([self.kind.__name__, "x".join(map(str, self.shape)), *chosen]).replace(" ", "")
 
 
-class Host(nn.Module):
+class Net(nn.Module):
     """A network of one layer, which may take further arguments."""
 
     def __init__(self, layer: nn.Module) -> None:
@@ -131,27 +131,27 @@ def adapted(case: Case, **settings: Any) -> tuple[PeftModel, Tensor]:
     return model, torch.randn(case.shape, dtype=torch.float64)
 
 
-def update_in_loops(host: Any, a: Tensor, b: Tensor) -> Tensor:
-    """BA, channel by channel, in the shape of the host's weight."""
-    if isinstance(host, (nn.Linear, Conv1D)):
+def update_in_loops(base: Any, a: Tensor, b: Tensor) -> Tensor:
+    """BA, channel by channel, in the shape of the base layer's weight."""
+    if isinstance(base, (nn.Linear, Conv1D)):
         rows = torch.stack([sum(b[o, j] * a[j] for j in range(len(a))) for o in range(len(b))])
-        return rows.T if isinstance(host, Conv1D) else rows
-    update = torch.zeros_like(host.weight)
-    n_in, n_out = host.in_channels // host.groups, host.out_channels // host.groups
-    rank = len(a) // host.groups
-    for g, o, i, j in itertools.product(range(host.groups), range(n_out), range(n_in), range(rank)):
+        return rows.T if isinstance(base, Conv1D) else rows
+    update = torch.zeros_like(base.weight)
+    n_in, n_out = base.in_channels // base.groups, base.out_channels // base.groups
+    rank = len(a) // base.groups
+    for g, o, i, j in itertools.product(range(base.groups), range(n_out), range(n_in), range(rank)):
         kernel = b[g * n_out + o, j].squeeze() * a[g * rank + j, i]
-        if host.transposed:
+        if base.transposed:
             update[g * n_in + i, o] += kernel
         else:
             update[g * n_out + o, i] += kernel
     return update
 
 
-def expected_weight(host: Any, layer: Any, adapter: str = "default") -> Tensor:
+def expected_weight(base: Any, layer: Any, adapter: str = "default") -> Tensor:
     a, b = (factor[adapter].weight.detach().double() for factor in (layer.lora_A, layer.lora_B))
     gate = 1 / (1 + math.exp(-layer.lora_gate[adapter].weight.item()))
-    return host.weight.detach() + gate * 2 / math.sqrt(layer.r[adapter]) * update_in_loops(host, a, b)
+    return base.weight.detach() + gate * 2 / math.sqrt(layer.r[adapter]) * update_in_loops(base, a, b)
 
 
 def bare_with(case: Case, weight: Tensor) -> nn.Module:
@@ -163,9 +163,9 @@ def bare_with(case: Case, weight: Tensor) -> nn.Module:
 @pytest.mark.parametrize("case", TEST_CASES, ids=lambda case: case.id)
 def test_life(case: Case, tmp_path: Any) -> None:
     model, x = adapted(case)
-    layer, host = model.base_model.model.layer, case.net()
-    weight = expected_weight(host.layer, layer)
-    y0, y = host(x, **case.call), bare_with(case, weight)(x, **case.call)
+    layer, base = model.base_model.model.layer, case.net()
+    weight = expected_weight(base.layer, layer)
+    y0, y = base(x, **case.call), bare_with(case, weight)(x, **case.call)
     assert (y - y0).abs().max() > 1e-3, "the adapter must do something for the test to mean anything"
 
     torch.testing.assert_close(model(x, **case.call), y, **EXACT)
@@ -180,7 +180,7 @@ def test_life(case: Case, tmp_path: Any) -> None:
     torch.testing.assert_close(layer.weight, weight, **EXACT)
     torch.testing.assert_close(model(x, **case.call), y, **EXACT)
     model.unmerge_adapter()
-    torch.testing.assert_close(layer.weight, host.layer.weight, **EXACT)
+    torch.testing.assert_close(layer.weight, base.layer.weight, **EXACT)
     torch.testing.assert_close(model(x, **case.call), y, **EXACT)
 
     model.save_pretrained(tmp_path)
@@ -190,8 +190,8 @@ def test_life(case: Case, tmp_path: Any) -> None:
     plain = reloaded.merge_and_unload()
     torch.testing.assert_close(plain(x, **case.call), y, **EXACT)
     shapes = {name: value.shape for name, value in plain.state_dict().items()}
-    assert shapes == {name: value.shape for name, value in host.state_dict().items()}
-    assert type(plain.layer) is type(host.layer)
+    assert shapes == {name: value.shape for name, value in base.state_dict().items()}
+    assert type(plain.layer) is type(base.layer)
 
 
 SMALL = [case for case in TEST_CASES if len(case.shape) < 5][::9]
@@ -220,7 +220,7 @@ def test_groups_round_trip(case: Case) -> None:
     a, b = (factors.detach() + 1 for factors in layer.factor_groups("default"))
     layer.set_factor_groups("default", a, b)
     assert all(torch.equal(got, put) for got, put in zip(layer.factor_groups("default"), (a, b), strict=True))
-    torch.testing.assert_close(layer.to_groups(layer.get_delta_weight("default")), layer.strength("default") * b @ a)
+    torch.testing.assert_close(layer.to_groups(layer.get_delta_weight("default")), layer.gain("default") * b @ a)
 
 
 ONE_OF_EACH = [
@@ -260,7 +260,7 @@ def fan_ins(case: Case, r: int) -> tuple[int, int]:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("autocast", [True, False])
 def test_half_precision(case: Case, dtype: torch.dtype, autocast: bool, tmp_path: Any) -> None:
-    """Adapters of half-precision hosts are float32 unless asked otherwise; outputs keep the host's dtype."""
+    """Adapters of half-precision models are float32 unless asked otherwise; outputs keep the base layer's dtype."""
     net = case.net().to(dtype)
     config = GatedLoraConfig(r=4, init_lora_weights="paper")
     model = get_peft_model(net, config, autocast_adapter_dtype=autocast)

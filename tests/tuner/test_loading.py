@@ -5,6 +5,8 @@ import dataclasses
 import json
 import pickle
 import struct
+import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,13 @@ import pytest
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from loraguard.tuner import GatedLoraConfig
-from loraguard.tuner.loading import check_pattern, find_weights
+from loraguard.tuner import GatedLoraConfig, loading
+from loraguard.tuner import model as model_module
+from loraguard.tuner.loading import check_finite, check_pattern, find_weights
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
@@ -48,6 +52,74 @@ def refused(generator: nn.Module, folder: Path, message: str) -> str:
 
 
 def test_what_is_whole_loads(generator: nn.Module, patch: Path) -> None:
+    PeftModel.from_pretrained(generator, patch)
+
+
+@pytest.mark.parametrize("way", ["from_pretrained", "load_adapter"])
+def test_each_tensor_is_read_once_and_checked_once(
+    generator: nn.Module, patch: Path, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By every reader of safetensors files in this process; the header alone is read beforehand."""
+    read, checked, opened, real = Counter[str](), Counter[str](), 0, safe_open
+
+    class Counting:
+        def __init__(self, file: Any, *args: Any, **kwargs: Any) -> None:
+            nonlocal opened
+            opened += Path(file).name == WEIGHTS
+            self.opened = real(file, *args, **kwargs)
+
+        def __enter__(self) -> Any:
+            self.opened.__enter__()
+            return self
+
+        def __exit__(self, *error: Any) -> None:
+            self.opened.__exit__(*error)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.opened, name)
+
+        def get_tensor(self, name: str) -> torch.Tensor:
+            read[name] += 1
+            return self.opened.get_tensor(name)
+
+        def get_tensors(self) -> dict[str, torch.Tensor]:
+            read.update(self.opened.keys())
+            return self.opened.get_tensors()
+
+    def check(source: str, name: str, tensor: torch.Tensor) -> None:
+        checked[name] += 1
+        check_finite(source, name, tensor)
+
+    for module in [module for module in sys.modules.values() if vars(module).get("safe_open") is real]:
+        monkeypatch.setattr(module, "safe_open", Counting)
+    for module in (model_module, loading):
+        monkeypatch.setattr(module, "check_finite", check)
+    if way == "from_pretrained":
+        PeftModel.from_pretrained(generator, patch)
+    else:
+        get_peft_model(generator, settings(r=2), "mine").load_adapter(patch, "theirs")
+    monkeypatch.undo()
+    names = dict.fromkeys(load_file(patch / WEIGHTS), 1)
+    assert read == names
+    assert {f"base_model.model.{name.removeprefix('base_model.model.')}": n for name, n in checked.items()} == names
+    assert opened == 2  # for the header and for the tensors
+
+
+def test_a_broken_value_leaves_no_trace(generator: nn.Module, patch: Path) -> None:
+    """It is found when layers are replaced already."""
+    tensors = load_file(patch / WEIGHTS)
+    name = next(iter(tensors))
+    save_file(tensors | {name: tensors[name] * torch.nan}, patch / WEIGHTS)
+    generator.norm.train()
+    generator.up.weight.requires_grad_(False)
+    before = [(name, p.requires_grad) for name, p in generator.named_parameters()]
+    modes, attributes = [module.training for module in generator.modules()], set(vars(generator))
+    said = refused(generator, patch, rf"'{name}' holds nan at")
+    assert said.startswith("Adapter 'theirs'")
+    assert [(name, p.requires_grad) for name, p in generator.named_parameters()] == before
+    assert [module.training for module in generator.modules()] == modes
+    assert set(vars(generator)) == attributes
+    save_file(tensors, patch / WEIGHTS)
     PeftModel.from_pretrained(generator, patch)
 
 
@@ -238,7 +310,9 @@ def test_the_hub_is_asked_for_safetensors_of_the_same_revision(patch: Path, monk
     monkeypatch.setattr("loraguard.tuner.loading.hf_hub_download", download)
     monkeypatch.setattr("peft.config.hf_hub_download", download)
     config = GatedLoraConfig.from_pretrained("me/patch", subfolder="one", revision="v2")
-    assert config._weights == patch / WEIGHTS
+    assert config.header is not None
+    assert config.header.source == "me/patch"
+    assert set(config.header.shapes) == set(load_file(patch / WEIGHTS))
     assert asked == [("me/patch", name, "one", "v2") for name in (CONFIG, WEIGHTS)]
     with pytest.raises(ValueError, match=r"me/patch holds no adapter_model.safetensors. loraguard does not load"):
         GatedLoraConfig.from_pretrained("me/patch", revision="pickled")
@@ -282,68 +356,3 @@ HARMLESS = [r".*\.conv\d+", r"down|up", r"^main\.(0|1)\.conv[0-9]*", r"a\(b\)+",
 @pytest.mark.parametrize("pattern", HARMLESS)
 def test_harmless_patterns(pattern: str) -> None:
     check_pattern("target_modules", pattern)
-
-
-class Words(nn.Module):
-    """An embedding that PEFT finds as it does in transformers, and a frozen one whose name begins with its name."""
-
-    def __init__(self, size: int = 10) -> None:
-        super().__init__()
-        self.embed, self.embed_extra, self.out = nn.Embedding(size, 4), nn.Embedding(10, 4), nn.Linear(4, 4)
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.embed
-
-    def get_output_embeddings(self) -> None:
-        return None
-
-
-class TestSavedEmbeddings:
-    @pytest.fixture
-    def saved(self, tmp_path: Path) -> Words:
-        words = Words()
-        model = get_peft_model(words, settings(target_modules=["out"]))
-        model.save_pretrained(tmp_path, save_embedding_layers=True)
-        return words
-
-    def test_they_load_and_nothing_else_does(self, saved: Words, tmp_path: Path) -> None:
-        host = Words()
-        extra = host.embed_extra.weight.clone()
-        PeftModel.from_pretrained(host, tmp_path)
-        assert torch.equal(host.embed.weight, saved.embed.weight)
-        assert torch.equal(host.embed_extra.weight, extra)
-        assert "base_model.model.embed.weight" in load_file(tmp_path / WEIGHTS)
-
-    def test_another_frozen_weight_is_refused(self, saved: Words, tmp_path: Path) -> None:
-        tensors = load_file(tmp_path / WEIGHTS)
-        save_file(tensors | {"base_model.model.embed_extra.weight": torch.zeros(10, 4)}, tmp_path / WEIGHTS)
-        host = Words()
-        with pytest.raises(ValueError, match=r"'base_model.model.embed_extra.weight' fits nothing"):
-            PeftModel.from_pretrained(host, tmp_path)
-        assert type(host.out) is nn.Linear
-
-    @pytest.mark.parametrize("ignore", [False, True])
-    def test_another_vocabulary_is_refused(self, saved: Words, tmp_path: Path, ignore: bool) -> None:
-        host = Words(size=12)
-        with pytest.raises(ValueError, match=r"embed.weight' has shape \(10, 4\), and this Words takes \(12, 4\)"):
-            PeftModel.from_pretrained(host, tmp_path, ignore_mismatched_sizes=ignore)
-        assert type(host.out) is nn.Linear
-
-    @pytest.mark.parametrize("given", [{"target_modules": ["lm_head"]}, {"modules_to_save": ["lm_head"]}], ids=str)
-    def test_of_an_adapted_or_trained_layer(self, tmp_path: Path, given: dict[str, Any]) -> None:
-        """PEFT saves an lm_head with an adapter unasked."""
-
-        class Speaker(Words):
-            def __init__(self) -> None:
-                super().__init__()
-                self.lm_head = nn.Linear(4, 10)
-
-            def get_output_embeddings(self) -> nn.Module:
-                return self.lm_head
-
-        model = get_peft_model(Speaker(), settings(**{"target_modules": ["out"], **given}))
-        model.save_pretrained(tmp_path, save_embedding_layers=True)
-        loaded = PeftModel.from_pretrained(Speaker(), tmp_path)
-        loaded.load_adapter(tmp_path, "again")
-        for name, tensor in get_peft_model_state_dict(model).items():
-            assert torch.equal(get_peft_model_state_dict(loaded, adapter_name="again")[name], tensor)

@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import ViTConfig, ViTModel
 
-from loraguard.tuner import GatedLoraConfig, GatedLoraLayer, folded
+from loraguard.tuner import GATES, GatedLoraConfig, GatedLoraLayer, folded
 
 EXACT = {"rtol": 0.0, "atol": 1e-12}
-GATES = ("scalar", "channel", "input", "input_channel", "none")
 
 
 def config(**settings: Any) -> GatedLoraConfig:
@@ -75,7 +74,7 @@ def test_gradient_checkpointing(generator: nn.Module, batch: Any, gate: str, ree
             checkpoint(model, images, label, use_reentrant=False).square().sum().backward()
 
 
-@pytest.mark.parametrize("gate", ["input", "input_channel"])
+@pytest.mark.parametrize("gate", [name for name in GATES if not GATES[name].mergeable])
 def test_pgd_inside_folded_gives_parameters_no_gradients(generator: nn.Module, batch: Any, gate: str) -> None:
     """Gates on the input cannot be folded: the branches are run, without gradients to A, B and the gate."""
     model = get_peft_model(generator, config(gate_type=gate)).train()
@@ -223,7 +222,7 @@ def test_injection_with_little_memory(generator: nn.Module, batch: Any, tmp_path
 
 
 class TestInstanceNorm:
-    """StarGAN's host norms: InstanceNorm with running statistics, which eval mode normalises by."""
+    """StarGAN's norms: InstanceNorm with running statistics, which eval mode normalises by."""
 
     def net(self) -> nn.Module:
         torch.manual_seed(0)
@@ -241,15 +240,15 @@ class TestInstanceNorm:
             assert torch.equal(model(x), bare(x))
         assert all(torch.equal(model.state_dict()[name], value) for name, value in state.items())
 
-    def test_on_request_as_the_host(self) -> None:
+    def test_on_request_as_the_base_model(self) -> None:
         """Statistics of each image in train mode, and running ones that move."""
-        x, host = torch.randn(2, 3, 8, 8).double(), self.net().train()
+        x, base = torch.randn(2, 3, 8, 8).double(), self.net().train()
         model = get_peft_model(self.net(), config(freeze_norm_stats=False)).train()
         with model.disable_adapter():
-            assert torch.equal(model(x), host(x))
-        assert torch.equal(model.base_model.model[1].running_mean, host[1].running_mean)
+            assert torch.equal(model(x), base(x))
+        assert torch.equal(model.base_model.model[1].running_mean, base[1].running_mean)
 
-    def test_injected_adapters_leave_train_to_the_host(self) -> None:
+    def test_injected_adapters_leave_train_to_the_base_model(self) -> None:
         """There is no wrapper then whose `train` could keep norms frozen: the first `train` unfreezes them."""
         injected = inject_adapter_in_model(config(), self.net().train())
         norm = injected[1]

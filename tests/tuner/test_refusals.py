@@ -82,7 +82,7 @@ def quiet_weight_norm() -> nn.Module:
         return weight_norm(nn.Conv2d(3, 3, 3))
 
 
-BAD_HOSTS = [
+BAD_LAYERS = [
     (lambda: quiet_weight_norm(), ValueError, "weight of 'bad' is computed at each forward by WeightNorm"),
     (lambda: spectral_norm(nn.Conv2d(3, 3, 3)), ValueError, "computed at each forward by SpectralNorm"),
     (lambda: parametrizations.weight_norm(nn.Conv2d(3, 3, 3)), ValueError, "by WeightNorm.*remove_parametrizations"),
@@ -95,9 +95,9 @@ BAD_HOSTS = [
 ]
 
 
-@pytest.mark.parametrize(("make", "error", "message"), BAD_HOSTS, ids=[message for *_, message in BAD_HOSTS])
+@pytest.mark.parametrize(("make", "error", "message"), BAD_LAYERS, ids=[message for *_, message in BAD_LAYERS])
 @pytest.mark.parametrize("targets", [None, ["bad"]])
-def test_hosts(make: Any, error: type[Exception], message: str, targets: Any) -> None:
+def test_layers(make: Any, error: type[Exception], message: str, targets: Any) -> None:
     net = nn.ModuleDict({"good": nn.Conv2d(3, 3, 3), "bad": make()})
     with pytest.raises(error, match=message):
         get_peft_model(net, GatedLoraConfig(target_modules=targets))
@@ -157,5 +157,5 @@ def test_a_layer_under_another_tuner() -> None:
 
 @pytest.mark.parametrize("r", [0, -2, 3])
 def test_rank_of_a_layer(r: int) -> None:
-    with pytest.raises(ValueError, match=f"r={r}: the rank must be a positive multiple of the host's groups=2"):
+    with pytest.raises(ValueError, match=f"r={r}: the rank must be a positive multiple of the base layer's groups=2"):
         GatedLoraConv(nn.Conv2d(4, 4, 3, groups=2), "default", config=GatedLoraConfig(), r=r, lora_alpha=2)

@@ -14,7 +14,7 @@ from .layer import GatedLoraLayer
 from .linear import GatedLoraLinear
 
 LAYER_CLASSES: tuple[type[GatedLoraLayer], ...] = (GatedLoraLinear, GatedLoraConv, GatedLoraConvTranspose)
-ADAPTABLE = ", ".join(host.__name__ for layer in LAYER_CLASSES for host in layer.hosts)
+ADAPTABLE = ", ".join(base.__name__ for layer in LAYER_CLASSES for base in layer.base_classes)
 
 # Modules that read the weights of these children instead of calling them, always or in eval mode: an adapter there
 # would be ignored without a word.
@@ -22,7 +22,7 @@ _BYPASSED = ((nn.MultiheadAttention, ("out_proj",)), (nn.TransformerEncoderLayer
 
 
 def walk(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """The modules of the host network, a shared one under each of its names; PEFT's own modules are not entered."""
+    """The modules of the base model, a shared one under each of its names; PEFT's own modules are not entered."""
     yield name, module
     if not isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
         for child_name, child in module._modules.items():  # named_children would leave out second names
@@ -41,17 +41,17 @@ def bypassed(model: nn.Module) -> set[str]:
     }
 
 
-def host_of(module: nn.Module) -> nn.Module:
+def base_layer_of(module: nn.Module) -> nn.Module:
     """The layer below PEFT's adapters, or the module itself."""
     return module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
 
 
-def layer_class(host: nn.Module) -> type[GatedLoraLayer] | None:
-    """The class that adapts such a host; None where there is none."""
-    return next((cls for cls in LAYER_CLASSES if isinstance(host, cls.hosts)), None)
+def layer_class(base: nn.Module) -> type[GatedLoraLayer] | None:
+    """The class that adapts such a base layer; None where there is none."""
+    return next((cls for cls in LAYER_CLASSES if isinstance(base, cls.base_classes)), None)
 
 
-def check_host(name: str, module: nn.Module) -> type[GatedLoraLayer]:
+def check_base_layer(name: str, module: nn.Module) -> type[GatedLoraLayer]:
     """The class that adapts this module, if an adapter on it is right in forward and in merge.
 
     Raises:
@@ -63,16 +63,16 @@ def check_host(name: str, module: nn.Module) -> type[GatedLoraLayer]:
             f"{name!r} already carries an adapter of another tuner ({type(module).__name__}); "
             "merge_and_unload() or unload() that one first."
         )
-    host = host_of(module)
-    cls = layer_class(host)
+    base = base_layer_of(module)
+    cls = layer_class(base)
     way_out = f"Leave it out: exclude_modules=[{name!r}]."
     if cls is None:
-        raise TypeError(f"{name!r} is a {type(host).__name__}; GATED_LORA adapts {ADAPTABLE}. {way_out}")
-    kind = next(kind for kind in cls.hosts if isinstance(host, kind))
-    weight = host._parameters.get("weight")
+        raise TypeError(f"{name!r} is a {type(base).__name__}; GATED_LORA adapts {ADAPTABLE}. {way_out}")
+    kind = next(kind for kind in cls.base_classes if isinstance(base, kind))
+    weight = base._parameters.get("weight")
     if weight is None:
         raise ValueError(
-            f"The weight of {name!r} is computed at each forward by {_reparametrization(host)}, so that a merge would "
+            f"The weight of {name!r} is computed at each forward by {_reparametrization(base)}, so that a merge would "
             "be lost. Make it a plain parameter first (torch.nn.utils.parametrize.remove_parametrizations, "
             f"remove_weight_norm, remove_spectral_norm, prune.remove), or leave the layer out: "
             f"exclude_modules=[{name!r}]."
@@ -84,10 +84,10 @@ def check_host(name: str, module: nn.Module) -> type[GatedLoraLayer]:
             f"The weight of {name!r} is {weight.dtype}; GATED_LORA adapts floating-point weights, not quantized ones. "
             f"Load the model unquantized. {way_out}"
         )
-    own = [m for m in ("forward", "_conv_forward") if getattr(type(host), m, None) is not getattr(kind, m, None)]
+    own = [m for m in ("forward", "_conv_forward") if getattr(type(base), m, None) is not getattr(kind, m, None)]
     if own:
         raise TypeError(
-            f"{name!r} is a {type(host).__name__}, a {kind.__name__} with its own {own[0]}: whether a change of its "
+            f"{name!r} is a {type(base).__name__}, a {kind.__name__} with its own {own[0]}: whether a change of its "
             f"weight adds to its output is not known. {way_out}"
         )
     return cls
@@ -101,7 +101,7 @@ def check_not_shared(model: nn.Module, names: set[str]) -> None:
     """
     owner: dict[int, str] = {}
     for name, module in walk(model):
-        weight = host_of(module)._parameters.get("weight")
+        weight = base_layer_of(module)._parameters.get("weight")
         if weight is None:
             continue
         first = owner.setdefault(id(weight), name)
@@ -112,9 +112,9 @@ def check_not_shared(model: nn.Module, names: set[str]) -> None:
             )
 
 
-def _reparametrization(host: Any) -> str:
-    if parametrize.is_parametrized(host, "weight"):
-        found = [type(step).__name__.lstrip("_") for step in host.parametrizations["weight"]]
+def _reparametrization(base: Any) -> str:
+    if parametrize.is_parametrized(base, "weight"):
+        found = [type(step).__name__.lstrip("_") for step in base.parametrizations["weight"]]
     else:
-        found = [type(hook).__name__ for hook in host._forward_pre_hooks.values()]
+        found = [type(hook).__name__ for hook in base._forward_pre_hooks.values()]
     return " and ".join(found) or "the layer itself"

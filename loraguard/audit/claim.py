@@ -1,0 +1,177 @@
+"""What an audit's figures allow to be said in one sentence, with the evidence that each word needs.
+
+Words follow intervals, not means: a defense "works", an adversary "undoes" something, only where 95% intervals over
+photos say so, corrected (Bonferroni) for how many defenses the best was picked from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import Tensor
+
+from loraguard.metrics import exact_share
+
+from .glossary import CONTROLS
+from .paired import paired_difference
+from .result import AuditResult
+from .situation import NO_CHANNEL, UNTOUCHED, Situation
+
+LEAST_PHOTOS = 10
+"""On fewer photos nothing is concluded: of 9 photos a share of 100% may be 66%."""
+
+NO_ADVERSARY = ("clean-output-changed", "does-not-edit", "only-known-photos", "outputs-not-repeatable",
+                "depends-on-the-batch")  # fmt: skip
+"""A network under one of these flags is no working edit, so that what it undoes says nothing."""
+
+
+def headline(result: AuditResult) -> str:
+    """The audit in one sentence: whether the best of its defenses survives whoever adapts best."""
+    reads, figures = claim(result)
+    return f"{reads}: {figures}"
+
+
+def claim(result: AuditResult) -> tuple[str, str]:
+    """The two halves of the headline: what it comes to, and the figures that say so."""
+    best, share = best_of(result, UNTOUCHED, "no-leak")
+    row = _row(result, UNTOUCHED, best)
+    confidence = 1 - 0.05 / len(result.defenses)
+    start = f"{best} spoils {share:.1%} of the untouched generator's edits"
+    if len(result.defenses) > 1:
+        start = f"the best of {len(result.defenses)} defenses, {start}"
+    noise = max(rows_of(result, UNTOUCHED, "noise"), key=dsr_of, default=None)
+    control = "" if noise is None else f", random noise {dsr_of(noise):.1%}"
+    low, high = _interval(row, confidence)
+    unsure = f" On so few photos that may be anything from {low:.1%} to {high:.1%}."
+    n = result.settings["n"]
+    if n < LEAST_PHOTOS:
+        reads = f"Too few photos to conclude anything ({n}; at least {LEAST_PHOTOS})"
+        return reads, f"{start}{control}.{unsure}"
+    if "photo-destroyed" in result.flags(row):
+        return "No protection that leaves the photos what they are", f"{start}, and destroys the photos themselves."
+    beaten = noise is not None and not _more(row, noise, confidence)
+    if high < 0.5 or beaten or (share < 0.5 and noise is not None and dsr_of(noise) >= share):
+        caution = unsure if low < 0.5 <= high else ""
+        return "No protection to speak of, even where nobody adapts", f"{start}{control}.{caution}"
+    if low < 0.5:
+        return "Not clear whether it protects, even where nobody adapts", f"{start}{control}.{unsure}"
+    name = hardest(result)
+    if name is None:
+        return (
+            "It works where nobody adapts",
+            f"{start}; no patch that keeps clean outputs was audited, so nothing is said of an adversary who adapts.",
+        )
+    return _adapted(result, row, name, start, confidence)
+
+
+def _adapted(result: AuditResult, row: Situation, name: str, start: str, confidence: float) -> tuple[str, str]:
+    """What is left of the best defense, and of any, against the adversary who adapts best."""
+    (other, unknown), (strongest, known) = best_of(result, name, "no-leak"), best_of(result, name, "leak", "no-leak")
+    share, several = dsr_of(row), len(result.defenses) > 1
+    figures = f"{start}; with {called(result, name)} "
+    if several:
+        figures += f"the best defense{f', {other},' if unknown else ''} spoils "
+    figures += f"{unknown:.1%}"
+    if known > unknown:
+        whose = f" ({strongest})" if several else ""
+        figures += f", and {known:.1%}{whose} if the defender has that generator as well"
+    left = _row(result, name, other)
+    found = paired_difference(_dsr_values(row), _dsr_values(left), share=True, confidence=confidence)
+    least, most = (0.0 if end is None else end / share for end in (found.low, found.high))
+    if least > 0.05:
+        amount = "nearly all" if least > 0.8 else "much" if least > 0.4 else "some"
+        reads = f"An adversary who adapts undoes {amount} of it"
+        if least > 0.4 and known >= 0.5 * share:
+            reads += ", unless the defender has the adapted generator"
+    elif most < 0.25:
+        reads = "The protection holds against what was tried"
+    else:
+        reads = "It works where nobody adapts, and too few photos tell what an adversary who adapts undoes"
+    flagged = list(dict.fromkeys([*result.flags(row), *flags_of(result, name)]))
+    caution = f" {flagged_words(flagged)}: these figures may not be what they seem." if flagged else ""
+    return reads, f"{figures}.{caution}"
+
+
+def hardest(result: AuditResult) -> str | None:
+    """The generator that an adversary adapts best, of those that still edit clean photos as they should."""
+    adapted = [name for name in _standard(result) if not set(NO_ADVERSARY) & set(flags_of(result, name))]
+
+    def left(name: str) -> tuple[float, float]:
+        return best_of(result, name, "no-leak")[1], best_of(result, name, "leak", "no-leak")[1]
+
+    return min(adapted, key=left, default=None)
+
+
+def _interval(row: Situation, confidence: float) -> tuple[float, float]:
+    """Of the share of photos whose edits are spoilt; on a photo on which seeds disagree, most of them count."""
+    spoilt = _dsr_values(row).mean(0) > 0.5
+    return exact_share(int(spoilt.sum()), len(spoilt), confidence)
+
+
+def _more(row: Situation, noise: Situation, confidence: float) -> bool:
+    """Whether a defense spoils more than noise does, beyond chance."""
+    found = paired_difference(_dsr_values(row), _dsr_values(noise), share=True, confidence=confidence)
+    return found.low is not None and found.low > 0
+
+
+def _dsr_values(row: Situation) -> Tensor:
+    return row.values["dsr"]
+
+
+def _row(result: AuditResult, generator: str, defense: str) -> Situation:
+    (row,) = (one for one in rows_of(result, generator, "no-leak") if one.treatment.defense == defense)
+    return row
+
+
+def called(result: AuditResult, name: str) -> str:
+    """A generator as sentences call it."""
+    if name == UNTOUCHED:
+        return "the untouched generator"
+    if name in CONTROLS:
+        return CONTROLS[name][0]
+    return f"the {'patch' if name in result.settings['patches'] else 'network'} {name!r}"
+
+
+def best_of(result: AuditResult, generator: str, *knowledge: str, channel: str = NO_CHANNEL) -> tuple[str, float]:
+    """The defense that spoils most, and how much."""
+    best = max((row for one in knowledge for row in rows_of(result, generator, one, channel)), key=dsr_of)
+    return best.treatment.defense, dsr_of(best)
+
+
+def _standard(result: AuditResult) -> list[str]:
+    """Generators that should give what the untouched one gives."""
+    names = dict.fromkeys(one.generator for one in result.situations)
+    return [name for name in names if name != UNTOUCHED and result.settings["patches"].get(name) is None]
+
+
+def rows_of(result: AuditResult, generator: str, knowledge: str, channel: str = NO_CHANNEL) -> list[Situation]:
+    """The main rows of a generator and of what the defender knew."""
+    return result.find(generator=generator, knowledge=knowledge, role="main", channel=channel)
+
+
+def flags_of(result: AuditResult, generator: str) -> list[str]:
+    """The flags of a generator's main rows, each once."""
+    rows = result.find(generator=generator, role="main", channel=NO_CHANNEL)
+    return list(dict.fromkeys(flag for row in rows for flag in result.flags(row)))
+
+
+def flagged_words(names: list[str]) -> str:
+    """Flags as a sentence begins with them."""
+    shown = names if len(names) <= 3 else [*names[:2], f"{len(names) - 2} more"]
+    return f"Under the flag{'s' if len(names) > 1 else ''} {listed(shown)}"
+
+
+def listed(names: Iterable[str]) -> str:
+    """As a sentence lists things: "a, b and c"."""
+    *rest, last = names
+    return f"{', '.join(rest)} and {last}" if rest else last
+
+
+def dsr_of(situation: Situation) -> float:
+    """The share of photos whose edits are spoilt."""
+    return mean_of(situation, "dsr")
+
+
+def mean_of(situation: Situation, metric: str) -> float:
+    """A metric's mean; 0 where no value is finite."""
+    return situation.estimates[metric].mean or 0.0

@@ -1,0 +1,227 @@
+"""Photos as a defense publishes them, held to the threat model that the audit states."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from loraguard.channels import Channel, Through, published, quantize
+from loraguard.defenses import Defense, Fittable
+from loraguard.generators import Conditions
+from loraguard.training.sampling import mixed
+
+from .photos import Batch
+from .plan import Job
+from .situation import NO_CHANNEL
+from .subjects import Subjects
+
+TOLERANCE = 1e-4
+"""By so much a perturbation may pass its budget or its range for rounding: a hundredth of a level of 8 bits."""
+
+
+@dataclass(frozen=True)
+class Crafted:
+    """Photos that a defense has perturbed.
+
+    Attributes:
+        photos: as they are published, 8 bits a value, within the budget, (N, 3, H, W) in [-1, 1].
+        moved: how far the defense itself moved each photo, L-infinity, before anything was held to the budget, (N,).
+    """
+
+    photos: Tensor
+    moved: Tensor
+
+
+def must_fit(job: Job) -> bool:
+    """Whether a job's defense is to be fitted: one that was fitted beforehand is taken so for its own main job."""
+    as_it_is = job.treatment.knowledge == "no-leak" and job.treatment.role == "main"
+    if not isinstance(job.defense, Fittable):
+        return False
+    return job.defense.must_be_fitted or not (as_it_is or job.defense.fits_every_generator)
+
+
+class Crafter:
+    """Makes each job's photos, and holds whoever makes them to the threat model.
+
+    A defense gets copies of photos, condition and target. It may move each value by its budget, and nothing else: where
+    it moves further its photos are brought back into the budget, and how far they were goes into the record. One that
+    changes the generators (weights, buffers, modes) or gives something that is no photo of these is refused.
+
+    Args:
+        subjects: the audit's generators.
+        channels: by name.
+        fit_on: photos for defenses that have to be fitted.
+        conditions: from labels to edits.
+    """
+
+    def __init__(
+        self,
+        subjects: Subjects,
+        channels: Mapping[str, Channel],
+        fit_on: Dataset[Any] | None,
+        conditions: Conditions | None,
+    ) -> None:
+        self.subjects, self.channels = subjects, channels
+        self.fit_on, self.conditions = fit_on, conditions
+        self.unharmed = Unharmed([subjects.model, *subjects.networks.values()])
+        self.fits: dict[tuple[int, str, str, int], Defense] = {}
+        self.silent = True
+
+    def __call__(self, job: Job, batch: Batch, target: Tensor) -> Crafted:
+        """A batch as the job's defense publishes it.
+
+        Args:
+            job: what is to be made.
+            batch: the photos.
+            target: what the generator that is attacked should give on them; the defense's `clean`.
+
+        Raises:
+            ValueError: for a defense that does not keep to the threat model; the message names it.
+        """
+        images, name = batch.images, job.treatment.defense
+        if name in batch.given:
+            given = batch.given[name]
+            return Crafted(quantize(given), farthest(given, images))
+        if job.defense is None:
+            return Crafted(images, torch.zeros(len(batch)))
+        perturbed = self.perturbed(job, batch, target)
+        moved = farthest(perturbed, images)
+        eps = job.defense.eps
+        if job.defense.budget is None and float(moved.max()) > eps + TOLERANCE:
+            perturbed = torch.clamp(perturbed, images - eps, images + eps)
+        return Crafted(published(perturbed, images), moved)
+
+    def perturbed(self, job: Job, batch: Batch, target: Tensor) -> Tensor:
+        """What the defense itself gives, checked but for its budget."""
+        name = job.treatment.defense
+        with self.subjects.one(job.crafted_on) as network:
+            through = self.channels[job.through].differentiable()
+            generator = network if job.through == NO_CHANNEL else Through(network, through)
+            defense = self._fitted(job, generator) if must_fit(job) else job.defense
+            condition = {key: value.clone() for key, value in batch.condition.items()}
+            with seeded(mixed(job.seed, batch.start)):  # the same random start whatever else is audited
+                perturbed = defense(generator, batch.images.clone(), condition, clean=target.clone())
+        self.unharmed.check(f"The defense {name!r}")
+        check_perturbed(name, perturbed, batch.images)
+        return perturbed.detach().clamp(-1, 1)
+
+    def _fitted(self, job: Job, generator: Any) -> Defense:
+        key = (id(job.defense), job.crafted_on, job.through, job.seed)
+        if key not in self.fits:
+            assert self.fit_on is not None
+            with seeded(mixed(job.seed, 2**31)):
+                self.fits[key] = job.defense.fit(generator, self.fit_on, self.conditions, disable_tqdm=self.silent)
+            self.unharmed.check(f"Fitting the defense {job.treatment.defense!r}")
+        return self.fits[key]
+
+
+def farthest(perturbed: Tensor, images: Tensor) -> Tensor:
+    """The largest change of any value of each photo, L-infinity in units of images in [-1, 1]: (N,).
+
+    Example:
+        >>> farthest(torch.full((2, 3, 4, 4), 0.25), torch.zeros(2, 3, 4, 4))
+        tensor([0.2500, 0.2500])
+    """
+    return (perturbed - images).abs().flatten(1).amax(1).cpu()
+
+
+def check_perturbed(name: str, perturbed: Any, images: Tensor) -> None:
+    """Refuse what is no perturbed version of images: another type, shape or range, or values that are not finite.
+
+    Raises:
+        ValueError: naming the defense and what it gave.
+
+    Example:
+        >>> check_perturbed("loud", 3 * torch.ones(1, 3, 4, 4), torch.ones(1, 3, 4, 4))
+        Traceback (most recent call last):
+        ...
+        ValueError: The defense 'loud' gives values from 3 to 3; photos are in [-1, 1], so clip what it returns.
+    """
+    who = f"The defense {name!r} gives"
+    if not isinstance(perturbed, Tensor):
+        raise ValueError(f"{who} {type(perturbed).__name__}; expected a tensor of shape {tuple(images.shape)}.")
+    if perturbed.shape != images.shape or not perturbed.is_floating_point():
+        raise ValueError(
+            f"{who} {str(perturbed.dtype).removeprefix('torch.')} {tuple(perturbed.shape)} for photos of "
+            f"{str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}; expected floating images of that shape."
+        )
+    if not torch.isfinite(perturbed).all():
+        raise ValueError(f"{who} values that are not finite.")
+    low, high = float(perturbed.min()), float(perturbed.max())
+    if low < -1 - TOLERANCE or high > 1 + TOLERANCE:
+        raise ValueError(f"{who} values from {low:.4g} to {high:.4g}; photos are in [-1, 1], so clip what it returns.")
+
+
+class Unharmed:
+    """Whether networks are what they were: weights, buffers, modes, and which parameters learn.
+
+    Args:
+        networks: as they should stay.
+    """
+
+    def __init__(self, networks: Iterable[nn.Module]) -> None:
+        self.networks = list(networks)
+        self.tensors = [{name: value.detach().clone() for name, value in _tensors(one)} for one in self.networks]
+        self.modes = [{name: layer.training for name, layer in one.named_modules()} for one in self.networks]
+
+    def check(self, who: str) -> None:
+        """Put back what is not as it was, and say so.
+
+        Raises:
+            ValueError: naming who did it and what changed first.
+        """
+        changed: list[str] = []
+        for network, tensors, modes in zip(self.networks, self.tensors, self.modes, strict=True):
+            for name, value in _tensors(network):
+                was = tensors.get(name)
+                if was is None or not _same(value, was):
+                    changed.append(name)
+                    if was is not None and was.shape == value.shape:
+                        value.data.copy_(was)
+            for name, layer in network.named_modules():
+                if layer.training != modes.get(name, layer.training):
+                    changed.append(f"the mode of {name or 'the network'}")
+                    layer.training = modes[name]
+        if changed:
+            more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+            raise ValueError(
+                f"{who} changed the generator ({changed[0]}{more}), which no defense may do: it would spoil every "
+                "figure after it. Let it work on a copy of the network, in evaluation mode."
+            )
+
+
+def _tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from network.named_parameters()
+    yield from network.named_buffers()
+
+
+def _same(value: Tensor, was: Tensor) -> bool:
+    if value.shape != was.shape or value.dtype != was.dtype:
+        return False
+    value = value.detach()
+    return torch.equal(value, was) or bool(((value == was) | (value.isnan() & was.isnan())).all())
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Within the block torch, NumPy and Python draw from this seed; NumPy and Python go on afterwards as before.
+
+    Torch's own state is for the caller to keep: an audit keeps it over its whole length.
+    """
+    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - what defenses draw from is this very state
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        np.random.set_state(numpy_state)  # noqa: NPY002
+        random.setstate(python_state)

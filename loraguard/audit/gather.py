@@ -1,0 +1,156 @@
+"""From what is stored to figures."""
+
+from __future__ import annotations
+
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+import accelerate
+import peft
+import torch
+import torchmetrics
+from torch import Tensor
+
+import loraguard
+from loraguard.defenses import Defense
+from loraguard.describing import describe
+from loraguard.metrics import frechet_distance
+from loraguard.pixels import from_bytes
+
+from .checks import Check
+from .result import AuditResult
+from .run import Log, Piece, Run
+from .situation import NO_CHANNEL, Situation, Treatment
+from .store import key_of
+from .words import budget_words
+
+Row = tuple[str, Treatment, str]
+
+
+def gather(run: Run, log: Log, defenses: Mapping[str, Any], seeds: Sequence[int]) -> AuditResult:
+    """Everything that a run has found, as a result without the checks among its rows.
+
+    Args:
+        run: that is finished.
+        log: what it left behind.
+        defenses: by name.
+        seeds: of what is drawn, in order.
+
+    Raises:
+        FileNotFoundError: if a stored piece is gone.
+    """
+    found: dict[Row, dict[str, dict[int, list[float]]]] = {}
+    pictures: dict[tuple[str, str, str, str], dict[Treatment, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
+    features: dict[Row, list[dict[str, Tensor]]] = defaultdict(list)
+    for piece, stored, kept in _stored(run, log):
+        t, first = piece.job.treatment, piece.job.seed == seeds[0]
+        if "photo" in kept and first:
+            pictures["photo", t.defense, t.knowledge, piece.job.crafted_on][t].append(from_bytes(kept["photo"]))
+        for name, (generator, channel) in piece.passes.items():
+            figures = found.setdefault((generator, t, channel), {})
+            for metric, values in {**stored["passes"][name], **stored["photo"]}.items():
+                figures.setdefault(metric, defaultdict(list))[piece.job.seed] += map(_number, values)
+            if name in kept and first:
+                pictures[generator, t.defense, t.knowledge, channel][t].append(from_bytes(kept[name]))
+            if f"is {name}" in kept:
+                features[generator, t, channel].append({k: kept[f"{k} {name}"] for k in ("is", "ought")})
+    order = {name: at for at, name in enumerate(run.subjects.names)}
+    situations = [
+        Situation(
+            *row,
+            values={metric: torch.tensor(list(by_seed.values())) for metric, by_seed in figures.items()},
+            frechet=_frechet(features.get(row)),
+        )
+        for row, figures in sorted(found.items(), key=lambda item: order[item[0][0]])
+    ]
+    probes = [run.store.read(key) or {} for key in log.probes]
+    starts = sorted(log.edits)
+    settings = _settings(run, defenses, seeds)
+    settings["data_sha256"] = key_of([one for start in starts for one in log.hashes[start]])
+    settings["objectives"] = {one["defense"]: one["objective"] for one in probes if "defense" in one}
+    settings["computed_anew"] = log.anew
+    _say(settings)
+    return AuditResult(
+        situations,
+        [one for start in starts for one in log.edits[start]],
+        {key: torch.cat(next(iter(budgets.values()))) for key, budgets in pictures.items()},
+        settings,
+        [
+            Check(**{**check, "knowledge": tuple(check["knowledge"])})
+            for one in probes
+            for check in one.get("checks", ())
+        ],
+    )
+
+
+def _stored(run: Run, log: Log) -> Iterator[tuple[Piece, dict[str, Any], dict[str, Tensor]]]:
+    """Every piece, its figures and its tensors, batch after batch."""
+    for start in sorted(log.pieces):
+        for piece in log.pieces[start]:
+            stored = run.store.read(piece.key)
+            if stored is None:
+                raise FileNotFoundError(f"A piece of the audit is gone from {run.store.folder}; run it again.")
+            yield piece, stored, run.store.pictures(piece.key)
+
+
+def _settings(run: Run, defenses: Mapping[str, Any], seeds: Sequence[int]) -> dict[str, Any]:
+    """All that the figures depend on, as JSON takes it."""
+    dataset, subjects = run.photos.dataset, run.subjects
+    own = {k: v for k, v in getattr(dataset, "__dict__", {}).items() if isinstance(v, (str, int, float))}
+    return {
+        "n": len(run.photos),
+        "seeds": list(seeds),
+        "batch_size": run.photos.batch_size,
+        "data": describe(dataset) | own,
+        "budget": budget_words(defenses),
+        "own_budgets": [name for name, one in defenses.items() if isinstance(one, Defense) and one.budget is not None],
+        "defenses": {name: _described(one, run.names.defenses.get(id(one))) for name, one in defenses.items()},
+        "fit_on": None if run.fit_on is None else describe(run.fit_on),
+        "channels": {name: describe(one) for name, one in run.channels.items() if name != NO_CHANNEL},
+        "patches": {
+            name: None if one is None else describe(one)
+            for name, one in subjects.stamps.items()
+            if one is not None or name not in subjects.networks
+        },
+        "networks": list(subjects.networks),
+        "weights_sha256": run.names.hashes,
+        "not_described": run.names.opaque,
+        **run.measures.settings(),
+        "device": str(run.photos.device),
+        "versions": {one.__name__: one.__version__ for one in (loraguard, torch, peft, torchmetrics, accelerate)}
+        | {"lpips": version("lpips")},
+    }
+
+
+def _say(settings: Mapping[str, Any]) -> None:
+    """Warn of what was not taken from disk although it was there, or never will be."""
+    if settings["computed_anew"]:
+        warnings.warn(
+            f"Stored figures of {'; '.join(settings['computed_anew'])} did not come out again; all of these were "
+            "computed anew.", stacklevel=4,
+        )  # fmt: skip
+    if settings["not_described"]:
+        warnings.warn(
+            f"What {', '.join(settings['not_described'])} does cannot be told from its code and attributes; its "
+            "figures are computed anew in each run.", stacklevel=4,
+        )  # fmt: skip
+
+
+def _described(defense: Any, identity: list[Any] | None) -> dict[str, Any]:
+    """A defense's settings, and its identity as it was when the run began; photos that were given have none."""
+    known = {} if identity is None else {"identity": identity[-1]["sha256"]}
+    return {**(defense.settings() if isinstance(defense, Defense) else describe(defense)), **known}
+
+
+def _number(value: float | None) -> float:
+    return float("inf") if value is None else value
+
+
+def _frechet(features: list[dict[str, Tensor]] | None) -> float | None:
+    """Between outputs and what they should have been, over all images and seeds."""
+    if not features or sum(len(one["is"]) for one in features) < 2:
+        return None
+    return frechet_distance(torch.cat([f["ought"] for f in features]), torch.cat([f["is"] for f in features]))

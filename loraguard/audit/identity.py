@@ -1,0 +1,307 @@
+"""What tells one thing of an audit from another: its code, its settings and its weights.
+
+A figure that was stored belongs to a thing if the thing's identity is the same. The class and the settings are not
+enough: two classes may share a name, two functions their module, two networks their weights.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import re
+import sys
+import types
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from importlib.metadata import packages_distributions, version
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+
+from loraguard.fingerprint import digest
+
+_PLAIN = (str, int, float, bool, type(None), bytes, complex, type(...), type(NotImplemented))
+_OWN = __name__.partition(".")[0]
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+_OF_MODULES = frozenset(vars(nn.Module()))
+_ADAPTER = re.compile(r"(?:^|\.)(?:lora_\w+|modules_to_save)(?:\.|$)")
+_RUN = uuid.uuid4().hex
+
+Identity = dict[str, Any]
+
+
+def identity(thing: Any) -> Identity:
+    """The identity of a defense, a channel, a network or a data set, as JSON takes it.
+
+    It holds the SHA-256 of the code, attributes, closures, tensors and weights that the thing's behaviour depends on,
+    as far as Python shows them. Code of an installed package counts by the package's version. Of something that cannot
+    be looked into (an object of a C extension, a generator, an open file) the identity is one of this process, so that
+    no other run takes it for its own; `opaque` names what it was.
+
+    Args:
+        thing: anything.
+
+    Returns:
+        `class`, `sha256`, and `opaque` where there is something that cannot be described.
+
+    Example:
+        >>> def scaled(factor):
+        ...     return lambda images: factor * images
+        >>> identity(scaled(2)) == identity(scaled(2)), identity(scaled(2)) == identity(scaled(3))
+        (True, False)
+        >>> identity(iter([1]))["opaque"]
+        ['list_iterator']
+    """
+    walk = _Walk()
+    walk.add(thing)
+    name = getattr(thing, "__qualname__", type(thing).__qualname__)
+    opaque = {"opaque": sorted(walk.opaque)} if walk.opaque else {}
+    return {"class": name, "sha256": walk.sha.hexdigest(), **opaque}
+
+
+def architecture(model: PeftModel) -> Identity:
+    """The identity of the network beneath a model's adapters, without its weights and whatever adapters it has on.
+
+    Example:
+        >>> from peft import get_peft_model
+        >>> from loraguard import GatedLoraConfig
+        >>> small, tanh = nn.Sequential(nn.Conv2d(3, 3, 1)), nn.Sequential(nn.Conv2d(3, 3, 1), nn.Tanh())
+        >>> config = GatedLoraConfig(r=2)
+        >>> architecture(get_peft_model(small, config)) == architecture(get_peft_model(tanh, config))
+        False
+    """
+    walk = _Walk()
+    base = model.get_base_model()
+    for name, layer in base.named_modules():
+        adapter = type(layer).__module__.startswith(("peft.", f"{_OWN}.tuner")) or _ADAPTER.search(name)
+        if not adapter:
+            walk.layer(name.replace(".base_layer", ""), layer)
+    opaque = {"opaque": sorted(walk.opaque)} if walk.opaque else {}
+    return {"class": type(base).__qualname__, "sha256": walk.sha.hexdigest(), **opaque}
+
+
+def is_own(thing: Any) -> bool:
+    """Whether a thing is one of this package's own settings, which say all about it: equal ones are one.
+
+    Example:
+        >>> from loraguard.defenses import Disrupting, as_defense
+        >>> def none(generator, images, condition, clean=None):
+        ...     return images
+        >>> none.eps = 0.1
+        >>> is_own(Disrupting()), is_own(as_defense(none))
+        (True, False)
+    """
+    if isinstance(thing, (tuple, list)):
+        return all(map(is_own, thing))
+    own = is_dataclass(thing) and _package(type(thing).__module__) == _OWN
+    return isinstance(thing, _PLAIN) or (own and all(is_own(getattr(thing, one.name)) for one in fields(thing)))
+
+
+class _Walk:
+    """One pass through a thing and all that it refers to; each object once."""
+
+    def __init__(self) -> None:
+        self.sha = hashlib.sha256()
+        self.opaque: set[str] = set()
+        self.seen: dict[int, Any] = {}  # with the objects, so that no number is given twice
+
+    def say(self, *words: Any) -> None:
+        self.sha.update(repr(words).encode())
+
+    def add(self, thing: Any) -> None:
+        """Put a thing's identity into the hash."""
+        if isinstance(thing, _PLAIN):
+            return self.say(type(thing).__name__, thing)
+        if id(thing) in self.seen:
+            return self.say("again", list(self.seen).index(id(thing)))
+        self.seen[id(thing)] = thing
+        if isinstance(thing, (Tensor, np.ndarray)):
+            self._values(thing)
+        elif isinstance(thing, (PurePath, torch.dtype, torch.device, torch.Size, np.generic, np.dtype)):
+            self.say(type(thing).__name__, str(thing))
+        elif isinstance(thing, Enum):
+            self.say(type(thing).__qualname__, thing.name)
+        elif isinstance(thing, Mapping):
+            self.say("mapping", type(thing).__qualname__)
+            self._pairs(thing.items())
+        elif isinstance(thing, (set, frozenset)):
+            self.say("set", sorted(identity(one)["sha256"] for one in thing))
+        elif isinstance(thing, (tuple, list)):
+            self.say(type(thing).__qualname__, len(thing))
+            for one in thing:
+                self.add(one)
+        elif isinstance(thing, types.ModuleType):
+            self.say("module", thing.__name__, _version(thing.__name__))
+        elif isinstance(thing, type):
+            self._class(thing)
+        elif isinstance(thing, functools.partial):
+            self.say("partial")
+            for one in (thing.func, thing.args, thing.keywords):
+                self.add(one)
+        elif isinstance(thing, types.MethodType):
+            self.say("method")
+            self.add(thing.__func__)
+            self.add(thing.__self__)
+        elif isinstance(thing, types.FunctionType):
+            self._function(thing)
+        elif isinstance(thing, types.CodeType):
+            self._code(thing)
+        elif isinstance(thing, nn.Module):
+            self._network(thing)
+        else:
+            self._object(thing)
+        return None
+
+    def _pairs(self, pairs: Iterable[tuple[Any, Any]]) -> None:
+        for name, value in sorted(pairs, key=lambda pair: str(pair[0])):
+            self.say("at", str(name))
+            self.add(value)
+
+    def _values(self, values: Any) -> None:
+        if isinstance(values, np.ndarray) and values.dtype.hasobject:
+            self.say("array", values.shape)
+            for one in values.flat:
+                self.add(one)
+        else:
+            tensor = values if isinstance(values, Tensor) else torch.from_numpy(np.ascontiguousarray(values).view("u1"))
+            self.say(type(values).__name__, str(values.dtype), tuple(values.shape), digest({"": tensor.detach()}))
+
+    def _class(self, one: type) -> None:
+        """Installed classes by their version; others by the code of each method, and of what they inherit."""
+        self.say("class", one.__module__, one.__qualname__, _version(one.__module__))
+        if _installed(one.__module__):
+            return
+        for base in one.__bases__:
+            self.add(base)
+        skipped = ("__dict__", "__weakref__", "__doc__", "__module__", "__annotations__", "__static_attributes__",
+                   "__firstlineno__", "__abstractmethods__", "_abc_impl", "__parameters__", "__orig_bases__",
+                   "__dataclass_fields__", "__dataclass_params__", "__match_args__")  # fmt: skip
+        for name, value in sorted(vars(one).items()):
+            if name not in skipped:
+                self.say("has", name)
+                self.add(_unwrapped(value))
+
+    def _function(self, one: types.FunctionType) -> None:
+        self.say("function", one.__module__, one.__qualname__, _version(one.__module__))
+        if not _installed(one.__module__):
+            self._code(one.__code__)
+            used = {name for code in _codes(one.__code__) for name in code.co_names}
+            self._pairs((name, one.__globals__[name]) for name in used if name in one.__globals__)
+        for value in (one.__defaults__, one.__kwdefaults__, vars(one)):
+            self.add(value)
+        self.add(inspect.getclosurevars(one).nonlocals)
+
+    def _code(self, code: types.CodeType) -> None:
+        self.say("code", code.co_code, code.co_names, code.co_varnames, code.co_freevars)
+        for one in code.co_consts:
+            self.add(one)
+
+    def _network(self, network: nn.Module) -> None:
+        """Weights and buffers, and each layer's class, attributes, hooks and what was put over its methods."""
+        self.say("network")
+        self._pairs([*network.state_dict().items(), *network.named_buffers()])
+        for name, layer in network.named_modules():
+            self.layer(name, layer)
+
+    def layer(self, name: str, layer: nn.Module) -> None:
+        """A layer without its weights and without the layers in it."""
+        self.say("layer", name)
+        self.add(type(layer))
+        for hooks in _HOOKS:
+            for hook in getattr(layer, hooks).values():
+                self.add(hook)
+        own = {key: value for key, value in vars(layer).items() if key not in _OF_MODULES}
+        if _installed(type(layer).__module__):  # what such a layer remembers of its last call does not count
+            own = {k: v for k, v in own.items() if callable(v) or (isinstance(v, _PLAIN) and not k.startswith("_"))}
+        self._pairs(own.items())
+
+    def _object(self, thing: Any) -> None:
+        """Anything else: its class and what it holds."""
+        self.add(type(thing))
+        slots = [name for one in type(thing).__mro__ for name in _slots(one) if hasattr(thing, name)]
+        held = {name: getattr(thing, name) for name in slots}
+        held |= {name: value for name, value in getattr(thing, "__dict__", {}).items() if not _is_cached(thing, name)}
+        self._pairs(held.items())
+        if held or not _installed(type(thing).__module__) or is_dataclass(thing):
+            return
+        if isinstance(thing, types.BuiltinFunctionType):
+            self.say(thing.__module__, thing.__qualname__)
+        elif isinstance(thing, (range, slice, bytearray)):
+            self.say(repr(thing))
+        elif type(thing) is not object:
+            self.opaque.add(type(thing).__qualname__)
+            self.say("opaque", _RUN, id(thing))
+
+
+def _unwrapped(value: Any) -> Any:
+    """The functions behind what a class holds."""
+    if isinstance(value, (staticmethod, classmethod)):
+        return value.__func__
+    if isinstance(value, property):
+        return [value.fget, value.fset]
+    if isinstance(value, functools.cached_property):
+        return value.func
+    if isinstance(value, types.GetSetDescriptorType | types.MemberDescriptorType):
+        return value.__name__
+    return value
+
+
+def _is_cached(thing: Any, name: str) -> bool:
+    """Whether an attribute is what a cached property has found."""
+    return isinstance(inspect.getattr_static(type(thing), name, None), functools.cached_property)
+
+
+def _slots(one: type) -> Iterable[str]:
+    slots = vars(one).get("__slots__", ())
+    return (slots,) if isinstance(slots, str) else slots
+
+
+def _codes(code: types.CodeType) -> Iterable[types.CodeType]:
+    """A function's code and that of the functions within it."""
+    yield code
+    for one in code.co_consts:
+        if isinstance(one, types.CodeType):
+            yield from _codes(one)
+
+
+def _package(module: str | None) -> str:
+    return (module or "").partition(".")[0]
+
+
+@functools.cache
+def _distributions() -> Mapping[str, list[str]]:
+    return packages_distributions()
+
+
+@functools.cache
+def _installed(module: str | None) -> bool:
+    """Whether code is of Python itself or of an installed package, so that a version says what it is."""
+    package = _package(module)
+    return package in sys.stdlib_module_names - {"__main__"} or package in _distributions() or package == _OWN
+
+
+@functools.cache
+def _version(module: str | None) -> str:
+    package = _package(module)
+    if package == _OWN:
+        return _own_code()
+    if package in sys.stdlib_module_names:
+        return f"{sys.version_info[0]}.{sys.version_info[1]}"
+    return ",".join(sorted(version(one) for one in _distributions().get(package, ())))
+
+
+@functools.cache
+def _own_code() -> str:
+    """Of this package the code itself: a checkout keeps its version while it changes."""
+    sha = hashlib.sha256()
+    for folder in ("channels", "defenses", "generators", "metrics", "stamp", "tuner"):
+        for file in sorted((Path(__file__).parents[1] / folder).rglob("*.py")):
+            sha.update(file.read_bytes())
+    return sha.hexdigest()[:16]

@@ -1,0 +1,112 @@
+"""Names of what an audit stores, made of all that it depends on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+
+from loraguard.channels import Channel
+from loraguard.fingerprint import digest
+
+from .craft import must_fit
+from .identity import architecture, identity, is_own
+from .measure import Measures
+from .photos import Batch
+from .plan import Job
+from .situation import UNTOUCHED
+from .store import key_of
+from .subjects import Subjects
+
+_SCHEMA = 2
+"""Of what is stored; another number makes what lies there be done again."""
+
+
+class Names:
+    """Names of what is stored: hashes of all that it depends on.
+
+    Things are told apart by their :func:`~loraguard.audit.identity.identity`; what is not one of this package's own
+    settings also by the name that it has in the audit, so that two things never share what was found.
+    """
+
+    def __init__(
+        self,
+        subjects: Subjects,
+        channels: Mapping[str, Channel],
+        measures: Measures,
+        jobs: Sequence[Job],
+        fit_on: Dataset[Any] | None,
+    ) -> None:
+        self.subjects = subjects
+        self.hashes = subjects.hashes()
+        self.networks = {name: identity(one) for name, one in subjects.networks.items()}
+        self.base = architecture(subjects.model)
+        self.patches = {name: settings_of(subjects.model.peft_config[name]) for name in subjects.patched}
+        self.defenses = {id(job.defense): _named(job.treatment.defense, job.defense) for job in jobs}
+        self.channels = {name: _named(name, one) for name, one in channels.items()}
+        self.fit_on = None if fit_on is None else [identity(fit_on), len(fit_on)]  # type: ignore[arg-type]
+        self.measures = [measures.settings(), identity(measures.features), identity(measures.lpips)]
+
+    @property
+    def opaque(self) -> list[str]:
+        """What could not be looked into, so that no other run uses what was found with it."""
+        return [name for name, one in self._all() if isinstance(one, dict) and one.get("opaque")]
+
+    def _all(self) -> Iterator[tuple[str, Any]]:
+        yield UNTOUCHED, self.base
+        yield from self.networks.items()
+        for one in (*self.defenses.values(), *self.channels.values()):
+            if len(one) == 2:
+                yield one[0], one[1]
+        if self.fit_on is not None:
+            yield "fit_on", self.fit_on[0]
+
+    def batch(self, batch: Batch) -> dict[str, Any]:
+        """Of photos with their edits."""
+        return batch.hashes
+
+    def piece(self, job: Job, batch: Batch) -> str:
+        """Of what a job finds on a batch."""
+        if (given := batch.given.get(job.treatment.defense)) is not None:
+            return key_of(_SCHEMA, self.batch(batch), digest({"image": given}), job.seed)
+        return key_of(
+            _SCHEMA,
+            torch.__version__,
+            self.batch(batch),
+            self.defenses[id(job.defense)],
+            None if job.defense is None else [self.weights(job.crafted_on), self._target(job.crafted_on)],
+            self.channels[job.through],
+            job.seed,
+            self.fit_on if must_fit(job) else None,
+        )
+
+    def forward(self, generator: str, channel: str) -> str:
+        """Of what a forward pass through a channel and a generator finds."""
+        return key_of(self.weights(generator), self.channels[channel], self._target(generator), self.measures)
+
+    def weights(self, generator: str) -> list[Any]:
+        """Of a generator."""
+        own: list[Any] = []
+        if generator in self.networks:
+            own = [generator, self.hashes[generator], self.networks[generator]]
+        elif generator != UNTOUCHED:
+            own = [self.hashes[generator], self.patches[generator]]
+        return [self.hashes["generator"], self.base, *own]
+
+    def _target(self, generator: str) -> list[Any]:
+        stamp = self.subjects.stamps.get(generator)
+        return [self.hashes["generator"], None if stamp is None else identity(stamp)]
+
+
+def settings_of(config: Any) -> dict[str, Any]:
+    """A patch's settings that its outputs depend on, as JSON takes them."""
+    unimportant = ("provenance", "base_model_name_or_path", "revision", "inference_mode")
+    settings = {name: value for name, value in config.to_dict().items() if name not in unimportant}
+    return json.loads(json.dumps(settings, default=lambda value: sorted(map(str, value))))
+
+
+def _named(name: str, thing: Any) -> list[Any]:
+    return [identity(thing)] if is_own(thing) or thing is None else [name, identity(thing)]

@@ -1,0 +1,236 @@
+"""What a generator and a defense do on a few photos when they are tried in other ways than the audit uses them.
+
+An audit's figures hold for a network that edits, whose gradients are those of its outputs, and that gives the same for
+a photo whatever comes before or beside it; and for a defense that does so as well. Each probe tries one of these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from loraguard.defenses.base import undisturbed
+from loraguard.generators import Condition
+from loraguard.metrics import mean_squared_error
+from loraguard.training.sampling import mixed
+
+from .checks import WHITE_BOX, Check
+from .craft import Crafter, seeded
+from .measure import as_saved
+from .photos import Batch
+from .plan import Job
+from .situation import UNTOUCHED
+from .subjects import Subjects
+
+SAME = 2 / 127.5
+"""Outputs of one photo may differ by two levels of 8 bits where only the order of sums differs."""
+
+DIRECTIONS = 8
+"""Directions in which slopes are compared."""
+
+STEP = 2 / 255
+"""How far a photo is moved to measure a slope, in units of images in [-1, 1]."""
+
+AGREES = 0.9
+"""The least correlation between slopes measured and slopes that gradients say, and the least ratio of their sizes."""
+
+EDITS = 0.5
+"""A network that edits leaves at most this part of the difference that doing nothing leaves."""
+
+EVERYTHING = ("clean", "noise", "no-leak", *WHITE_BOX)
+
+
+def probe_generator(subjects: Subjects, name: str, batch: Batch, target: Tensor) -> list[Check]:
+    """Try a generator on some photos.
+
+    Args:
+        subjects: the audit's generators.
+        name: of the one to try.
+        batch: photos with their edits.
+        target: what it should give, (N, 3, H', W') in [-1, 1].
+    """
+    with subjects.one(name) as network:
+        network = network.eval() if name != UNTOUCHED else network
+        return list(_generator_checks(subjects, name, network, batch, target))
+
+
+def _generator_checks(
+    subjects: Subjects, name: str, network: nn.Module, batch: Batch, target: Tensor
+) -> Iterator[Check]:
+    images, condition = batch.images, batch.condition
+
+    def outputs(images: Tensor, condition: Condition, seed: int = 0) -> Tensor:
+        with seeded(seed), torch.no_grad():
+            return network(images, **condition)
+
+    first = outputs(images, condition)
+    again = float((outputs(images, condition) - first).abs().max())
+    yield Check(
+        "outputs-not-repeatable", again <= SAME, name, None, EVERYTHING,
+        f"The same photos with the same seed give outputs that differ by up to {again:.3g} (allowed: {SAME:.3g}).",
+    )  # fmt: skip
+    drawn = float((outputs(images, condition, seed=1) - first).abs().max())
+    yield Check(
+        "random-generator", drawn <= SAME, name, None, WHITE_BOX if name != UNTOUCHED else ("no-leak", *WHITE_BOX),
+        f"With another seed outputs differ by up to {drawn:.3g} (allowed: {SAME:.3g}): gradients of one draw mislead.",
+    )  # fmt: skip
+    if drawn <= SAME:
+        order = list(reversed(range(len(images))))
+        turned = outputs(images[order], {key: value[order] for key, value in condition.items()})[order]
+        alone = torch.cat([outputs(images[i : i + 1], _rows(condition, [i])) for i in range(len(images))])
+        moved = max(float((one - first).abs().max()) for one in (turned, alone))
+        yield Check(
+            "depends-on-the-batch", moved <= SAME, name, None, EVERYTHING,
+            f"In another order, or alone, the same photos give outputs that differ by up to {moved:.3g} (allowed: "
+            f"{SAME:.3g}).",
+        )  # fmt: skip
+    yield from _edits(subjects, name, outputs, batch, first, target)
+    correlation, ratio = slopes(network, images, condition)
+    yield Check(
+        "gradients-do-not-fit", correlation >= AGREES and AGREES <= ratio <= 1 / AGREES, name, None,
+        WHITE_BOX if name != UNTOUCHED else ("no-leak", *WHITE_BOX),
+        f"Along {DIRECTIONS} directions the slopes that gradients give and those that outputs show have a correlation "
+        f"of {correlation:.2f} (at least {AGREES}) and a ratio of {ratio:.2f} ({AGREES} to {1 / AGREES:.2f}).",
+    )  # fmt: skip
+
+
+def _edits(
+    subjects: Subjects, name: str, outputs: object, batch: Batch, first: Tensor, target: Tensor
+) -> Iterator[Check]:
+    """Whether a network edits, and photos that it cannot know as well."""
+    if name == UNTOUCHED or first.shape != batch.images.shape:
+        return
+    call = outputs if callable(outputs) else None
+    assert call is not None
+    nothing = mean_squared_error(as_saved(name, batch.images, batch.images), target).mean().item()
+    left = mean_squared_error(as_saved(name, first, batch.images), target).mean().item()
+    yield Check(
+        "does-not-edit", left <= EDITS * nothing, name, None, EVERYTHING,
+        f"On clean photos its outputs are {left:.4f} (MSE) from what they should be, and the photos themselves "
+        f"{nothing:.4f} (allowed: {EDITS:.0%} of that).",
+    )  # fmt: skip
+    turned = batch.images.flip(1, 3)
+    wanted = subjects.target(name, as_saved(UNTOUCHED, subjects.outputs(UNTOUCHED, turned, batch.condition), turned))
+    with subjects.one(name):
+        unseen = mean_squared_error(as_saved(name, call(turned, batch.condition), turned), wanted).mean().item()
+    nothing = mean_squared_error(turned, wanted).mean().item()
+    yield Check(
+        "only-known-photos", unseen <= max(EDITS * nothing, 2 * left), name, None, EVERYTHING,
+        f"Mirrored and with red and blue exchanged, as nobody has seen them, photos give outputs that are {unseen:.4f} "
+        f"(MSE) from what they should be; as they are, {left:.4f}; and doing nothing leaves {nothing:.4f}.",
+    )  # fmt: skip
+
+
+def slopes(network: nn.Module, images: Tensor, condition: Condition, seed: int = 0) -> tuple[float, float]:
+    """How well a network's gradients say what its outputs do.
+
+    The slope of `sum(R * G(x, c))` for fixed random weights R is measured along directions of random signs by central
+    differences, and taken from the gradient.
+
+    Args:
+        network: from images to images.
+        images: (N, 3, H, W) in [-1, 1].
+        condition: the edit of each.
+        seed: of weights and directions.
+
+    Returns:
+        The correlation of the two over directions and images, and the size of the gradient's slopes in units of the
+        measured ones (root mean squares). Both are 1 for exact gradients; where outputs do not move at all, 0 and 0, or
+        1 and 1 where the gradient says so too.
+
+    Example:
+        >>> from loraguard.generators import DemoEditor
+        >>> net, images = DemoEditor.pretrained(), torch.zeros(2, 3, 64, 64)
+        >>> correlation, ratio = slopes(net.eval(), images, {"labels": torch.zeros(2, 5)})
+        >>> correlation > 0.99, 0.95 < ratio < 1.05
+        (True, True)
+    """
+    draws = torch.Generator().manual_seed(seed)
+    with undisturbed(network), seeded(seed):
+        leaf = images.detach().clone().requires_grad_()
+        with torch.enable_grad():
+            given = network(leaf, **condition)
+            weights = torch.randn(given.shape, generator=draws).to(given) / given[0].numel() ** 0.5
+            total = (weights * given).sum()
+            gradient = torch.autograd.grad(total, leaf, allow_unused=True)[0] if total.requires_grad else None
+    gradient = torch.zeros_like(images) if gradient is None else gradient
+    said, seen = [], []
+    for _ in range(DIRECTIONS):
+        signs = torch.randint(0, 2, images.shape, generator=draws).to(images) * 2 - 1
+        with torch.no_grad():
+            ends = []
+            for side in (1, -1):
+                with seeded(seed):
+                    ends.append(
+                        (weights * network(images + side * STEP * signs, **condition)).double().flatten(1).sum(1)
+                    )
+        seen.append((ends[0] - ends[1]) / (2 * STEP))
+        said.append((gradient.double() * signs).flatten(1).sum(1))
+    return _fit(torch.stack(said), torch.stack(seen))
+
+
+def _fit(said: Tensor, seen: Tensor) -> tuple[float, float]:
+    sizes = said.square().mean().sqrt(), seen.square().mean().sqrt()
+    if float(sizes[1]) <= 1e-9:
+        silent = float(sizes[0]) <= 1e-9
+        return float(silent), float(silent)
+    correlation = (said * seen).mean() / (sizes[0] * sizes[1]).clamp_min(1e-30)
+    return float(correlation), float(sizes[0] / sizes[1])
+
+
+def probe_defense(craft: Crafter, job: Job, batch: Batch, target: Tensor) -> tuple[list[Check], str]:
+    """Try a defense on some photos: twice, photo by photo, and with another target.
+
+    Args:
+        craft: what makes its photos.
+        job: of the defense.
+        batch: photos with their edits.
+        target: what the generator that is attacked should give.
+
+    Returns:
+        The checks, and what the defense drives outputs away from: "target", what outputs are compared with in the
+        audit, or "own", something of its own.
+    """
+    name, on = job.treatment.defense, job.crafted_on
+    first, again = (craft.perturbed(job, batch, target) for _ in range(2))
+    differ = float((again - first).abs().max())
+    knowledge = ("no-leak", *WHITE_BOX)
+    checks = [
+        Check(
+            "crafted-otherwise-again", differ <= SAME, on, name, knowledge,
+            f"The same photos with the same seed are perturbed otherwise when it is called again, by up to "
+            f"{differ:.3g} (allowed: {SAME:.3g}).",
+        )
+    ]  # fmt: skip
+    if differ <= SAME:
+        single = [_part(batch, [i]) for i in range(len(batch))]
+        alone = torch.cat([craft.perturbed(job, one, target[i : i + 1]) for i, one in enumerate(single)])
+        spoilt, spoilt_alone = (_spoilt(craft, job, batch, photos, target) for photos in (first, alone))
+        a, b = float(spoilt.mean()), float(spoilt_alone.mean())
+        checks.append(
+            Check(
+                "crafted-otherwise-alone", min(a, b) >= 0.5 * max(a, b) or max(a, b) < 1e-3, on, name, knowledge,
+                f"Crafted in a batch of {len(batch)}, its photos spoil outputs by {a:.4f} (MSE); crafted one by one, "
+                f"by {b:.4f} (allowed: twice as much).",
+            )
+        )  # fmt: skip
+    other = craft.perturbed(job, batch, -target)
+    objective = "target" if differ <= SAME and float((other - first).abs().max()) > SAME else "own"
+    return checks, objective
+
+
+def _spoilt(craft: Crafter, job: Job, batch: Batch, photos: Tensor, target: Tensor) -> Tensor:
+    with seeded(mixed(job.seed, batch.start)):
+        outputs = craft.subjects.outputs(job.crafted_on, photos, batch.condition)
+    return mean_squared_error(as_saved(job.crafted_on, outputs, photos), target)
+
+
+def _rows(condition: Condition, rows: list[int]) -> Condition:
+    return {key: value[rows] for key, value in condition.items()}
+
+
+def _part(batch: Batch, rows: list[int]) -> Batch:
+    """Some photos of a batch, as a batch that starts where it does."""
+    return Batch(batch.start, batch.images[rows], _rows(batch.condition, rows), [batch.edits[i] for i in rows], {})

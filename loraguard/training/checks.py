@@ -1,0 +1,99 @@
+"""What is tried before a training starts, so that what cannot work is said then."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+
+from loraguard.stamp import Stamp
+from loraguard.tuner import GatedLoraLayer
+
+from .batches import Batch, Batches
+from .step import target_of
+
+
+def check_adapter(model: Any) -> None:
+    """Refuse a model without a GATED_LORA adapter.
+
+    Raises:
+        TypeError: if it has none.
+    """
+    if not isinstance(model, PeftModel) or not any(isinstance(module, GatedLoraLayer) for module in model.modules()):
+        raise TypeError(
+            f"{type(model).__name__} has no GATED_LORA adapter to train; wrap the generator first: "
+            "get_peft_model(generator, GatedLoraConfig())."
+        )
+
+
+def check_data(model: PeftModel, batches: Batches, stamp: Stamp | None) -> None:
+    """Run the network on the first photo with every edit: untouched, stamped, and with its adapter.
+
+    Raises:
+        ValueError: if there is no photo, or a photo, the output or the stamp has a wrong shape, type or range, or no
+            gradient reaches the adapter.
+        TypeError: if the generator cannot be called with the edits, or gives no tensor.
+        FloatingPointError: if its output is not finite.
+    """
+    if not len(batches):
+        raise ValueError(f"The data set is empty: {type(batches.dataset).__name__} has no images.")
+    batch = batches.first(1)
+    if batch.images.min() >= 0:
+        warnings.warn(
+            f"The first image has values from {batch.images.min():.3g} to {batch.images.max():.3g} and none below 0. "
+            "Images are expected in [-1, 1]: if yours are in [0, 1], scale them by 2 * x - 1.",
+            stacklevel=3,
+        )
+    output = _untouched(model.to(batch.images.device), batch)
+    _check_output(output, batch.images)
+    if stamp is not None:
+        stamp.compose(output)  # a stamp that does not fit says so
+    if not model(batch.images, **batch.condition).requires_grad:
+        raise ValueError(
+            "No gradient reaches the adapter: the generator's forward runs under torch.no_grad, detaches what it "
+            "gives, or recomputes by torch.utils.checkpoint with use_reentrant=True (use False)."
+        )
+
+
+def _untouched(model: PeftModel, batch: Batch) -> Tensor:
+    """What the untouched generator gives; of its errors, those whose cause is known are explained."""
+    try:
+        return target_of(model, batch.images, batch.condition, stamp=None)
+    except TypeError as error:
+        raise TypeError(
+            f"{type(model.get_base_model()).__name__} cannot be called with images and {sorted(batch.condition)}: "
+            f"{error}. Pass `conditions`, a function from labels to the generator's inputs."
+        ) from error
+    except RuntimeError as error:
+        kinds = {one.dtype for one in model.get_base_model().parameters() if one.is_floating_point()}
+        if kinds <= {batch.images.dtype}:
+            raise
+        raise ValueError(
+            f"The generator has weights in {', '.join(sorted(map(str, kinds)))} and images are in "
+            f"{batch.images.dtype}: {error}. Call generator.float() before get_peft_model; mixed_precision= saves time "
+            "and memory."
+        ) from error
+
+
+def _check_output(output: Any, images: Tensor) -> None:
+    if not isinstance(output, Tensor):
+        raise TypeError(
+            f"The generator gives {type(output).__name__}; a patch needs one that gives images alone. Give it a "
+            "forward that does, as docs/own-network.md shows."
+        )
+    if output.ndim != 4 or output.shape[:2] != (len(images), 3):
+        raise ValueError(
+            f"The generator turns images {tuple(images.shape)} into {tuple(output.shape)}; a patch needs a "
+            f"generator that gives an image for each, ({len(images)}, 3, H', W') of any height and width."
+        )
+    if not torch.isfinite(output).all():
+        raise FloatingPointError("The untouched generator's own outputs are not finite (NaN or infinity).")
+    if images.min() < 0 <= output.min():
+        warnings.warn(
+            f"The generator's outputs on the first image are from {output.min():.3g} to {output.max():.3g}, none "
+            "below 0. They are expected in [-1, 1]: if they are in [0, 1], give it a forward with 2 * y - 1.",
+            stacklevel=4,
+        )

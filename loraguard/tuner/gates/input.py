@@ -1,0 +1,42 @@
+"""One number for each sample, by its update."""
+
+import torch
+from torch import Tensor, nn
+
+from .base import FactorB, Gate, Layout
+
+
+class InputGate(Gate):
+    """A number for each sample, from the mean of its update: `sigmoid(w * mean(u) + c) * u` with `u = s * B A x`.
+
+    Attributes:
+        weight: w, of shape (1, 1), 0 at the start.
+        bias: c, of shape (1,), `init` at the start.
+
+    Example:
+        >>> gate = InputGate(init=0.0, layout=Layout(out=2, dims=1))
+        >>> gate(torch.ones(4, 2, 3), nn.Identity(), scale=2.0)[0].detach()
+        tensor([[1., 1., 1.], [1., 1., 1.]])
+    """
+
+    def __init__(self, init: float, layout: Layout) -> None:
+        super().__init__(init, layout)
+        self.weight = nn.Parameter(torch.empty(1, 1))
+        self.bias = nn.Parameter(torch.empty(1))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Start as a scalar gate: the same for each input."""
+        nn.init.zeros_(self.weight)
+        nn.init.constant_(self.bias, self.init)
+
+    @property
+    def opening(self) -> Tensor:
+        """sigmoid(c), the gate where the update is 0, of shape (1,)."""
+        return torch.sigmoid(self.bias)
+
+    def forward(self, hidden: Tensor, factor_b: FactorB, scale: float | Tensor) -> Tensor:
+        """The gated update. The first dimension counts samples, unless there is none beyond a sample's own."""
+        update = factor_b(hidden) * scale
+        own = range(int(update.dim() > self.layout.dims + 1), update.dim())
+        return update * torch.sigmoid(update.mean(tuple(own), keepdim=True) * self.weight[0, 0] + self.bias[0])

@@ -1,0 +1,144 @@
+"""What a training refuses, or warns of, before it starts or before it writes."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel, get_peft_model
+from small import Pictures, arguments
+from torch import nn
+from torch.nn import functional as F
+
+from loraguard import GatedLoraConfig, PatchTrainer, PatchTrainingArguments, Stamp
+from loraguard.data import DemoFaces
+from loraguard.defenses import CMUA, ClassTransferable, Defense, Disrupting, Mixture
+from loraguard.generators import DemoEditor
+
+
+@pytest.mark.parametrize(
+    ("item", "words"),
+    [
+        ({"image": torch.zeros(1, 16, 16), "labels": torch.zeros(5)}, r"\(3, H, W\)"),
+        ({"image": torch.zeros(3, 16), "labels": torch.zeros(5)}, r"\(3, H, W\)"),
+        ({"image": torch.full((3, 16, 16), 200.0), "labels": torch.zeros(5)}, "127.5"),
+        ({"image": torch.full((3, 16, 16), float("nan")), "labels": torch.zeros(5)}, "nan"),
+        ({"image": torch.zeros(3, 16, 16, dtype=torch.uint8), "labels": torch.zeros(5)}, "uint8"),
+        ({"image": torch.zeros(3, 16, 16)}, "labels"),
+    ],
+)
+def test_bad_data_is_refused_before_training(item: dict, words: str, patched: PeftModel, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=words):
+        PatchTrainer(patched, Pictures([item] * 4), arguments(tmp_path))
+
+
+@pytest.mark.parametrize("item", ["a.png", {"picture": 1}, (1, 2, 3)])
+def test_items_that_are_no_images(item: object, patched: PeftModel, tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="must be an image tensor"):
+        PatchTrainer(patched, Pictures([item] * 4), arguments(tmp_path))
+
+
+@pytest.mark.parametrize("adversary", [CMUA(), Mixture((Disrupting(), ClassTransferable()))])
+def test_an_adversary_that_is_not_fitted_is_refused_before_training(
+    adversary: Defense, patched: PeftModel, faces: DemoFaces, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=r"has to be fitted before training starts.*fit\(generator, photos\)"):
+        PatchTrainer(patched, faces, PatchTrainingArguments(tmp_path, adversary=adversary, cpu=True))
+
+
+def test_bad_data_in_the_middle_leaves_what_was_there(patched: PeftModel, faces: DemoFaces, tmp_path: Path) -> None:
+    PatchTrainer(patched, faces, arguments(tmp_path)).train()
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    items = [faces[0]] * 3 + [{**faces[1], "image": faces[1]["image"] * 300}]
+    with pytest.raises(ValueError, match="in \\[-1, 1\\]"):
+        PatchTrainer(patched, Pictures(items), arguments(tmp_path)).train()
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_nan_losses_stop_the_run_before_the_step(patched: PeftModel, faces: DemoFaces, tmp_path: Path) -> None:
+    PatchTrainer(patched, faces, arguments(tmp_path)).train()
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    weights = {k: v.clone() for k, v in patched.state_dict().items()}
+    trainer = PatchTrainer(patched, faces, arguments(tmp_path), loss=lambda a, b: F.mse_loss(a, b) * float("nan"))
+    with pytest.raises(FloatingPointError, match="loss_clean is nan"):
+        trainer.train()
+    assert all(torch.equal(value, weights[key]) for key, value in patched.state_dict().items())
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_a_generator_in_half_precision_says_what_to_do(faces: DemoFaces, tmp_path: Path) -> None:
+    model = get_peft_model(nn.Sequential(nn.Conv2d(3, 3, 3, padding=1)).half(), GatedLoraConfig(r=2))
+    with pytest.raises(ValueError, match=r"weights in torch.float16.*generator.float\(\).*mixed_precision"):
+        PatchTrainer(model, faces, arguments(tmp_path))
+
+
+def test_a_generator_whose_outputs_are_in_another_range(faces: DemoFaces, tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.Sigmoid())
+    with pytest.warns(UserWarning, match="outputs .* none below 0.* 2 \\* y - 1"):
+        PatchTrainer(get_peft_model(network, GatedLoraConfig(r=2)), faces, arguments(tmp_path))
+
+
+def test_a_generator_that_gives_nan(patched: PeftModel, faces: DemoFaces, tmp_path: Path) -> None:
+    with torch.no_grad():
+        patched.get_base_model().main[0].base_layer.weight.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="untouched generator"):
+        PatchTrainer(patched, faces, arguments(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("last", "shape"), [(nn.Identity(), r"\(1, 4, 16, 16\)"), (nn.Flatten(), r"\(1, 1024\)")], ids=["channels", "flat"]
+)
+def test_a_generator_that_gives_no_images(last: nn.Module, shape: str, tmp_path: Path) -> None:
+    model = get_peft_model(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), last), GatedLoraConfig(r=2))
+    with pytest.raises(ValueError, match=rf"\(1, 3, 16, 16\) into {shape}; .*\(1, 3, H', W'\)"):
+        PatchTrainer(model, Pictures([torch.zeros(3, 16, 16)] * 4), arguments(tmp_path))
+
+
+def test_a_model_without_an_adapter(editor: DemoEditor, faces: DemoFaces, tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="get_peft_model"):
+        PatchTrainer(editor, faces, arguments(tmp_path))
+
+
+def test_an_output_folder_that_is_a_file(patched: PeftModel, faces: DemoFaces, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("here first")
+    with pytest.raises(OSError, match="Cannot write to the output folder"):
+        PatchTrainer(patched, faces, arguments(tmp_path / "file"))
+    assert (tmp_path / "file").read_text() == "here first"
+
+
+def test_an_output_folder_that_cannot_be_written(patched: PeftModel, faces: DemoFaces) -> None:
+    with pytest.raises(OSError, match="Cannot write to the output folder"):
+        PatchTrainer(patched, faces, arguments(Path("/proc/loraguard")))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"learning_rate": 0}, {"train_batch_size": -1}, {"max_train_steps": 0}, {"mixed_precision": "fp8"}]
+)
+def test_bad_settings(changes: dict, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=next(iter(changes))):
+        arguments(tmp_path, **changes)
+
+
+def test_a_text_is_no_stamp(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"Stamp\('AI'\)"):
+        arguments(tmp_path, stamp="AI")
+
+
+def test_a_stamp_that_does_not_fit_is_refused_before_training(
+    patched: PeftModel, faces: DemoFaces, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="larger than the 16x16 image"):
+        PatchTrainer(patched, faces, arguments(tmp_path, stamp=Stamp("A\nB\nC\nD", size=1.0)))
+
+
+def test_images_in_0_1_are_warned_about(patched: PeftModel, faces: DemoFaces, tmp_path: Path) -> None:
+    items = [{**faces[i], "image": faces[i]["image"] / 2 + 0.5} for i in range(4)]
+    with pytest.warns(UserWarning, match="2 \\* x - 1"):
+        PatchTrainer(patched, Pictures(items), arguments(tmp_path))
+
+
+def test_conditions_that_do_not_fit(patched: PeftModel, faces: DemoFaces, tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"cannot be called with images and \['style'\]"):
+        PatchTrainer(patched, faces, arguments(tmp_path), conditions=lambda labels: {"a": {"style": labels}})
+    for nothing in ({}, {"a": 1}):
+        with pytest.raises(ValueError, match="edits by name"):
+            PatchTrainer(patched, faces, arguments(tmp_path), conditions=lambda labels, given=nothing: given)
