@@ -25,8 +25,8 @@ def info(kind: str) -> list[tuple[str, str, str]]:
         kind: "generators", "data", "defenses" or "channels".
 
     Example:
-        >>> [name for name, _, _ in info("generators")]
-        ['demo', 'stargan', 'attgan', 'hisd', 'cyclegan']
+        >>> info("generators")[1]
+        ('stargan', 'loraguard.generators.stargan.StarGAN', 'The generator of StarGAN (Choi et al., ...')
     """
     registry = REGISTRIES[kind]
     return [(name, target.replace(":", "."), _sentence(registry, name)) for name, target in registry.targets.items()]

@@ -21,7 +21,7 @@ from typer.main import get_command
 import loraguard
 from loraguard import PatchTrainer
 from loraguard.cli import app
-from loraguard.generators import StarGAN
+from loraguard.generators import GENERATORS, StarGAN
 
 TINY = [
     "--generator",
@@ -128,7 +128,7 @@ def test_what_cannot_be_trained_is_said_in_a_line(words: list[str], said: str, t
 
 def test_info() -> None:
     listed = run("info", "generators").stdout
-    assert all(f"{name}  (loraguard.generators" in listed for name in ("demo", "stargan", "attgan", "hisd", "cyclegan"))
+    assert all(f"{name}  (loraguard.generators" in listed for name in GENERATORS.ours)
     assert "disrupting  (loraguard.defenses.disrupting.Disrupting)" in run("info", "defenses").stdout
     assert ":class:" not in run("info", "data").stdout
 

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+import loraguard
 from loraguard.defenses import DEFENSES
 from loraguard.generators import GENERATORS, DemoEditor, StarGAN, load_generator
+from loraguard.info import REGISTRIES
 from loraguard.registry import Registry, build
 
 DOCS = Path(__file__).parents[1] / "docs" / "own-network.md"
@@ -141,3 +143,31 @@ def test_an_id_of_the_hub_may_have_a_dot(where: str, error: type, monkeypatch: p
 def test_a_wrong_setting_is_told_which_there_are_as_they_are_written() -> None:
     with pytest.raises(ValueError, match=r"\(disrupting takes eps=0\.05, steps=10, .*, method=pgd, restarts=1"):
         build(DEFENSES, "disrupting:5")
+
+
+PAGES = {"generators": "generators/index.md", "data": "data.md", "defenses": "defenses.md", "channels": "channels.md"}
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, one in REGISTRIES.items() for name in one.ours])
+def test_every_name_has_a_row_in_the_docs(kind: str, name: str) -> None:
+    page = (DOCS.parent / PAGES[kind]).read_text(encoding="utf-8")
+    rows = re.findall(rf"^\| `{re.escape(name)}` \| (.+?) \|", page, re.M)
+    assert len(rows) == 1, f"docs/{PAGES[kind]} needs a row `{name}`"
+    if kind != "channels":
+        assert rows == [f"`{REGISTRIES[kind][name].__name__}`"]
+
+
+@pytest.mark.parametrize("kind", PAGES)
+def test_every_row_is_a_name(kind: str) -> None:
+    page = (DOCS.parent / PAGES[kind]).read_text(encoding="utf-8")
+    table = re.search(r"(?:^\| name .*\n)(?:^\|.*\n)+", page, re.M)
+    assert set(re.findall(r"^\| `([\w-]+)` \|", table[0], re.M)) == set(REGISTRIES[kind].ours)
+
+
+def test_registries_are_alike() -> None:
+    """One in each folder's registry.py, known to `loraguard info`; importing it imports nothing that it names."""
+    for kind, registry in REGISTRIES.items():
+        assert Path(loraguard.__file__).with_name(kind).joinpath("registry.py").is_file()
+        assert registry.group == f"loraguard.{kind}"
+        for target in registry.ours.values():
+            assert target.startswith(f"loraguard.{kind}."), target

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from .names import NOT_UTF8, composed, is_utf8, printable
 from .photos import PhotoDataset, in_threads, listed
 from .reading import EMPTY, NO_IMAGE, ImageReadError, probe_image, read_image
 from .tables import Table, as_identities, read_csv
@@ -26,9 +28,11 @@ _PHOTO_SUFFIXES = (
 class ImageFolder(PhotoDataset):
     r"""Every photo in a folder and the folders in it, sorted by name; hidden files are left out.
 
-    A photo is what decodes as one, whatever it is called. Files of other kinds are passed over. A file that is called a
-    photo and is none, is damaged or too small, is left out, and one warning at the start names such files. Should a
-    photo break later, the next one takes its place, with a warning.
+    A photo is what decodes as one, whatever it is called; but where its name is not UTF-8, which no table or record can
+    hold, it is left out. Files of other kinds are passed over. A file that is called a photo and is none, is damaged or
+    too small, or would be enormous after the transform, is left out, and one warning at the start names such files.
+    Should a photo break later, the next one takes its place, with a warning. Names in a table match files in composed
+    and in decomposed Unicode.
 
     Args:
         root: the folder.
@@ -84,7 +88,7 @@ class ImageFolder(PhotoDataset):
         super().__init__(names, transform=transform, attributes=attributes, min_size=min_size)
         self._leave_out(table, verify, whole=files is None)
         if table is not None:
-            rows = torch.tensor([table.row_of[name] for name in self.names], dtype=torch.long)
+            rows = torch.tensor([table.row_of[composed(name)] for name in self.names], dtype=torch.long)
             self.labels = None if label_rows is None else label_rows[rows]
             self.identities = None if people is None else people[rows]
 
@@ -110,24 +114,28 @@ class ImageFolder(PhotoDataset):
 
         def reason(index: int) -> str | None:
             try:
-                (read_image if decode else probe_image)(self.source(index), min_size=self.min_size)
+                (read_image if decode else probe_image)(self.source(index), min_size=self.min_size, fits=self.fits)
             except ImageReadError as error:
                 return error.reason
-            return None
+            return None if is_utf8(self.names[index]) else NOT_UTF8
 
         reasons = in_threads(reason, range(len(self)), "Verifying photos" if decode else "Looking for photos")
-        found, usable, seen = [], [], set(self.names)
+        found, usable, seen = [], [], set(map(composed, self.names))
         for index, why in enumerate(reasons):
             name = self.names[index]
-            if why is None and table is not None and name not in table.row_of:
+            if why is None and table is not None and composed(name) not in table.row_of:
                 why = f"no row in {table.path.name}"
             if why is None:
                 usable.append(index)
                 self._verified |= {name: None} if decode else {}
             elif not whole or why not in (NO_IMAGE, EMPTY) or name.lower().endswith(_PHOTO_SUFFIXES):
-                found.append((name, why))
+                found.append((printable(name), why))
         if table is not None and whole:
-            found += [(name, f"in {table.path.name} but not in the folder") for name in table.names if name not in seen]
+            found += [
+                (name, f"in {table.path.name} but not in the folder")
+                for name in table.names
+                if composed(name) not in seen
+            ]
         if not usable:
             what = f"Left out: {listed(found)}" if found else _no_image(len(self))
             raise FileNotFoundError(f"There is no photo in {self.root} that can be used. {what}")
@@ -138,10 +146,16 @@ class ImageFolder(PhotoDataset):
 
 def _given(root: Path, files: Sequence[str | Path]) -> list[str]:
     """Some files of a folder, as :func:`_files` gives all of them."""
-    names = sorted({Path(file).as_posix() for file in files})
+    names = sorted({_as_it_is_there(root, Path(file).as_posix()) for file in files})
     if missing := [name for name in names if not (root / name).is_file()]:
-        raise FileNotFoundError(f"There is no photo {root / missing[0]}.")
+        raise FileNotFoundError(f"There is no photo {root / printable(missing[0])}.")
     return names
+
+
+def _as_it_is_there(root: Path, name: str) -> str:
+    """A name in the Unicode form that the folder has it in: composed, or, as macOS wrote it, decomposed."""
+    forms = (name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD")))
+    return next((form for form in forms if (root / form).is_file()), name)
 
 
 def _no_image(files: int) -> str:

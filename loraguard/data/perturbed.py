@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,18 @@ from torch.utils.data import Dataset
 
 from loraguard.pixels import from_picture
 
+from .names import composed
 from .photos import SIZE, Item
 from .reading import read_image
-from .transforms import Transform, default_transform
+from .transforms import Transform, default_transform, enlarged_too_far
 
 
 class PerturbedPhotos(Dataset[Item]):
     """The perturbed versions of a data set's photos, from a folder with files of the same names.
 
-    Suffixes may differ (`a/1.jpg` may be `a/1.png` there). A file is as large as the original and then cropped and
-    resized like it, or of the very size that the generator sees, as `loraguard protect` writes them, and then taken as
-    it is.
+    Suffixes may differ (`a/1.jpg` may be `a/1.png` there), and so may the Unicode form of names. A file is as large as
+    the original and then cropped and resized like it, or of the very size that the generator sees, as `loraguard
+    protect` writes them, and then taken as it is.
 
     Args:
         folder: where they are.
@@ -57,7 +59,7 @@ class PerturbedPhotos(Dataset[Item]):
 
     def __getitem__(self, index: int) -> Item:
         """The photo, {"image": (3, H, W) in [-1, 1]}."""
-        photo = read_image(self.files[index])
+        photo = read_image(self.files[index], fits=partial(enlarged_too_far, self.transform))
         return {"image": from_picture(photo) if self.cropped[index] else self.transform(photo)}
 
     def _find(self, names: list[str]) -> list[Path]:
@@ -70,7 +72,7 @@ class PerturbedPhotos(Dataset[Item]):
         found = []
         for name in names:
             files = there.get(_stem(name), [])
-            exact = [file for file in files if file == self.folder / name]
+            exact = [f for f in files if composed(f.relative_to(self.folder).as_posix()) == composed(name)]
             found.append(exact or (files if stems[_stem(name)] == 1 else []))
         if missing := [name for name, files in zip(names, found, strict=True) if len(files) != 1]:
             raise FileNotFoundError(
@@ -121,4 +123,4 @@ def _original(dataset: Any, index: int) -> Image.Image | None:
 
 
 def _stem(name: str | Path) -> str:
-    return Path(name).with_suffix("").as_posix()
+    return composed(Path(name).with_suffix("").as_posix())

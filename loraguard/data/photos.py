@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from .reading import ImageReadError, read_image
-from .transforms import Transform, default_transform, size_needed
+from .transforms import Transform, default_transform, enlarged_too_far, size_needed
 
 SIZE = 256
 """Height and width where no transform is given, in pixels."""
@@ -114,11 +114,21 @@ class PhotoDataset(Replacing):
 
     def read(self, index: int) -> Image.Image:
         """The photo with this index, RGB; raises :class:`ImageReadError`."""
-        return read_image(self.source(index), min_size=self.min_size, name=self.names[index])
+        return read_image(self.source(index), min_size=self.min_size, fits=self.fits, name=self.names[index])
+
+    def fits(self, width: int, height: int) -> str | None:
+        """Why a photo of this size cannot be used, in a few words; None where it can."""
+        return enlarged_too_far(self.transform, width, height)
 
     def load(self, index: int) -> Item:
-        """The item of this very index; raises :class:`ImageReadError` where its photo cannot be read."""
-        item = {"image": self.transform(self.read(index))}
+        """The item of this very index; raises :class:`ImageReadError` where its photo cannot be used."""
+        photo = self.read(index)
+        try:
+            item = {"image": self.transform(photo)}
+        except MemoryError:
+            wide, high = photo.size
+            reason = f"{wide} x {high} pixels, which the transform needs more memory for than there is"
+            raise ImageReadError(self.names[index], reason) from None
         if self.labels is not None:
             item["labels"] = self.labels[index]
         return item

@@ -42,7 +42,13 @@ class ImageReadError(ValueError):
         return f"{self.path} cannot be read: {self.reason}."
 
 
-def read_image(source: str | Path | bytes | Image.Image, *, min_size: int = 1, name: str | None = None) -> Image.Image:
+Source = str | Path | bytes | Image.Image
+
+Fits = Callable[[int, int], str | None]
+"""From width and height to why a photo of that size cannot be used, in a few words; None where it can."""
+
+
+def read_image(source: Source, *, min_size: int = 1, fits: Fits | None = None, name: str | None = None) -> Image.Image:
     """A photo in RGB, decoded in full and turned upright by its EXIF orientation.
 
     Transparency is laid on white. 16-bit greyscale is scaled to 8 bits. Of an animation the first frame is taken. CMYK
@@ -51,6 +57,7 @@ def read_image(source: str | Path | bytes | Image.Image, *, min_size: int = 1, n
     Args:
         source: a file, a file's bytes, or an opened image.
         min_size: smallest length that is accepted of the shorter side, in pixels.
+        fits: what else a photo's size is checked by, before it is decoded.
         name: what errors call the photo; the path by default.
 
     Returns:
@@ -58,17 +65,17 @@ def read_image(source: str | Path | bytes | Image.Image, *, min_size: int = 1, n
 
     Raises:
         ImageReadError: if there is no such file, it is empty, cut short, damaged, no image, smaller than `min_size`,
-            or has more pixels than `PIL.Image.MAX_IMAGE_PIXELS`.
+            has more pixels than `PIL.Image.MAX_IMAGE_PIXELS`, or does not fit.
 
     Example:
         >>> clear = Image.new("RGBA", (20, 10), (255, 0, 0, 0))
         >>> read_image(clear).getpixel((0, 0))
         (255, 255, 255)
     """
-    return _opened(source, min_size, name, _decoded)
+    return _opened(source, min_size, fits, name, _decoded)
 
 
-def probe_image(source: str | Path | bytes | Image.Image, *, min_size: int = 1, name: str | None = None) -> None:
+def probe_image(source: Source, *, min_size: int = 1, fits: Fits | None = None, name: str | None = None) -> None:
     """As :func:`read_image`, but looks at the first bytes alone: damage further on is not noticed.
 
     Raises:
@@ -81,23 +88,23 @@ def probe_image(source: str | Path | bytes | Image.Image, *, min_size: int = 1, 
         loraguard.data.reading.ImageReadError: an image in memory cannot be read: 20 x 10 pixels, and the shorter side
         must have at least 16.
     """
-    _opened(source, min_size, name, lambda image, name: None)
+    _opened(source, min_size, fits, name, lambda image, name: None)
 
 
 def _opened(
-    source: str | Path | bytes | Image.Image, min_size: int, name: str | None, then: Callable[[Image.Image, str], T]
+    source: Source, min_size: int, fits: Fits | None, name: str | None, then: Callable[[Image.Image, str], T]
 ) -> T:
     """What `then` makes of an image whose size is known to be fit, with one kind of error for all that can go wrong."""
     name = name or (str(source) if isinstance(source, (str, Path)) else "an image in memory")
     try:
         if isinstance(source, Image.Image):
-            _check_size(source, min_size, name)
+            _check_size(source, min_size, fits, name)
             return then(source, name)
         with io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as file:
             if not file.read(1):
                 raise ImageReadError(name, EMPTY)
             with Image.open(file, formats=_formats()) as image:
-                _check_size(image, min_size, name)
+                _check_size(image, min_size, fits, name)
                 return then(image, name)
     except ImageReadError:
         raise
@@ -121,12 +128,14 @@ def _too_large() -> str:
     return f"more than {Image.MAX_IMAGE_PIXELS:,} pixels, PIL.Image.MAX_IMAGE_PIXELS"
 
 
-def _check_size(image: Image.Image, min_size: int, name: str) -> None:
+def _check_size(image: Image.Image, min_size: int, fits: Fits | None, name: str) -> None:
     width, height = image.size
     if min(width, height) < min_size:
         raise ImageReadError(name, f"{width} x {height} pixels, and the shorter side must have at least {min_size}")
     if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
         raise ImageReadError(name, _too_large())
+    if fits is not None and (reason := fits(width, height)) is not None:
+        raise ImageReadError(name, reason)
 
 
 def _decoded(image: Image.Image, name: str) -> Image.Image:

@@ -36,7 +36,7 @@ def open_data(
       it or not, as that is the one that finds broken photos before the start;
     - an id "owner/name" of the Hub: :class:`HubImages`.
 
-    A name goes before a path; write `./demo` for a folder of that name. Another package adds a name by an entry point
+    A name overrides a path; write `./demo` for a folder of that name. Another package adds a name by an entry point
     in the group `loraguard.data`: a callable, or a class with a class method `open`, taking
     `(root, *, split, attributes, transform, **options)` and returning a map-style data set whose items
     :func:`~loraguard.data.collate` takes, with the attribute `attributes` if it has labels. `root` is what comes after

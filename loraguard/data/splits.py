@@ -9,6 +9,7 @@ from typing import Any, cast
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from .names import composed
 from .photos import Item, PhotoDataset, Replacing
 
 Groups = list[list[int]]
@@ -116,7 +117,8 @@ def _people(dataset: Dataset[Any], seed: int) -> Groups:
     """The indices of each person's photos, people and photos in the order of their hashes."""
     length = len(cast(Sized, dataset))
     identities: Tensor | None = getattr(dataset, "identities", None)
-    names: Sequence[str] = getattr(dataset, "names", None) or [str(index) for index in range(length)]
+    given: Sequence[str] = getattr(dataset, "names", None) or [str(index) for index in range(length)]
+    names = [composed(name) for name in given]  # the same on every machine: macOS decomposes names
     people: dict[int, list[int]] = {}
     for index, person in enumerate(range(length) if identities is None else identities.tolist()):
         people.setdefault(person, []).append(index)

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .names import composed
+
 _WORDS = {"1": 1, "0": 0, "-1": -1, "1.0": 1, "0.0": 0, "-1.0": -1, "true": 1, "false": 0}
 
 
@@ -26,7 +28,7 @@ class Table:
 
     Attributes:
         names: of the photos, in the table's order.
-        row_of: by name, the number of its row, from 0.
+        row_of: by name in composed form (:func:`~loraguard.data.names.composed`), the number of its row, from 0.
 
     Raises:
         ValueError: if a column is missing, a row has another length or two rows name the same photo.
@@ -49,9 +51,9 @@ class Table:
             self.names.append(row[0])
             for position, values in places:
                 values.append(row[position])
-        self.row_of = {name: number for number, name in enumerate(self.names)}
+        self.row_of = {composed(name): number for number, name in enumerate(self.names)}
         if len(self.row_of) < len(self.names):
-            twice = next(name for number, name in enumerate(self.names) if self.row_of[name] != number)
+            twice = next(name for number, name in enumerate(self.names) if self.row_of[composed(name)] != number)
             raise ValueError(f"{path} has more than one row for {twice}.")
 
     def column(self, name: str) -> list[str]:

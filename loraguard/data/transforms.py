@@ -38,6 +38,37 @@ def default_transform(size: int) -> Transform:
     return cast(Transform, Compose([resize, CenterCrop(size), from_picture]))
 
 
+def enlarged_too_far(transform: Transform, width: int, height: int) -> str | None:
+    """Why a photo of this size cannot go through a transform: more pixels on the way than any photo may have.
+
+    A strip of 30,000 x 1 pixels is small, until its shorter side is resized to 256. Torchvision's crops and resizing
+    are followed; what else a transform does is not known.
+
+    Example:
+        >>> enlarged_too_far(default_transform(256), 30_000, 1)
+        '30000 x 1 pixels, which the transform would make 7680000 x 256'
+        >>> enlarged_too_far(default_transform(256), 6000, 400) is None
+        True
+    """
+    most = Image.MAX_IMAGE_PIXELS
+    wide, high = width, height
+    for step in getattr(transform, "transforms", [transform]):
+        size = getattr(step, "size", None)
+        if size is None or type(step).__name__ not in ("Resize", "CenterCrop", "RandomCrop"):
+            continue
+        sides = (size, size) if isinstance(size, int) else tuple(size) * (2 if len(size) == 1 else 1)
+        if type(step).__name__ == "Resize" and (isinstance(size, int) or len(size) == 1):
+            scale = sides[0] / min(wide, high)
+            if (longest := getattr(step, "max_size", None)) is not None:
+                scale = min(scale, longest / max(wide, high))
+            wide, high = round(wide * scale), round(high * scale)
+        else:
+            high, wide = sides
+        if most is not None and wide * high > max(most, width * height):
+            return f"{width} x {height} pixels, which the transform would make {wide} x {high}"
+    return None
+
+
 def size_needed(transform: Transform) -> int:
     """The smallest shorter side, in pixels, that a transform turns into an image with nothing made up around it.
 

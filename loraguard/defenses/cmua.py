@@ -115,15 +115,15 @@ class CMUA(UniversalDefense):
         """The same defense, not fitted yet, with the `factors` that were best in a search by optuna's TPE sampler.
 
         Each trial fits to half of the photos and is scored on others: the share of photos and edits on which the
-        defense succeeds, averaged over generators. The first trial has all factors 1, so that the search never does
-        worse than none. The paper searches [0, 10] (with NNI's TPE); how many trials it took is not stated.
+        defense succeeds, averaged over generators. The first trial has all factors 1. The paper searches [0, 10] (with
+        NNI's TPE); how many trials it took is not stated.
 
         Args:
             generators: as in :meth:`fit`; with one generator its factor still scales the step.
             photos: neither those to protect nor those that the defense is judged on in the end.
             conditions: as in :meth:`fit`.
-            trials: how many sets of factors to try.
-            highest: factors are searched between 0 and this.
+            trials: how many sets of factors to try, each between 0 and `highest`.
+            highest: of the factors.
             seed: of the sampler, and of every trial's fit; torch's global generator stays as it was.
             disable_tqdm: no progress bar.
 
@@ -136,7 +136,6 @@ class CMUA(UniversalDefense):
         except ImportError as error:
             raise ImportError("CMUA.search needs optuna: pip install 'loraguard[search]'.") from error
         targets = targets_of(generators, conditions)
-        networks = [target.generator for target in targets]
         there = len(photos)  # type: ignore[arg-type]
         if trials < 1 or there < 2:
             raise ValueError(f"A search needs trials >= 1 and two photos or more, got {trials} and {there}.")
@@ -150,6 +149,7 @@ class CMUA(UniversalDefense):
                 return 0.0
             with torch.random.fork_rng():
                 torch.manual_seed(seed)
+                networks = [target.generator for target in targets]
                 defense = replace(self, factors=factors).fit(networks, seen, conditions, disable_tqdm=True)
                 return success(defense, targets, unseen)
 

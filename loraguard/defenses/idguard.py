@@ -42,7 +42,7 @@ class IDGuard(TrainedDefense):
         steps: of the optimizer; once through the 30,000 photos of CelebAMask-HQ.
         batch_size: photos a step.
         learning_rate: of Adam.
-        width: channels of the ResNet's first layer.
+        width: feature maps of the ResNet's first layer.
         blocks: residual blocks.
         identity: E, from images (N, 3, H, W) in [-1, 1] to (N, D), in the mode that it is to be used in; None leaves
             the identity term out.

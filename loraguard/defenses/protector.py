@@ -29,7 +29,7 @@ class UNet(nn.Module):
 
     Args:
         channels_in: of the input.
-        width: channels of the first layer; they double from layer to layer, up to eight times as many.
+        width: feature maps of the first layer; they double from layer to layer, up to eight times as many.
         depth: how often the size is halved.
 
     Example:
@@ -72,7 +72,7 @@ class ResNet(nn.Module):
 
     Args:
         channels_in: of the input.
-        width: channels of the first layer.
+        width: feature maps of the first layer.
         blocks: residual blocks.
 
     Example:
@@ -134,7 +134,7 @@ class TrainedDefense(FittedDefense):
         steps: of the optimizer.
         batch_size: photos a step.
         learning_rate: of Adam.
-        width: channels of the network's first layer, a multiple of 4.
+        width: feature maps of the network's first layer, a multiple of 4.
     """
 
     steps: int = 5000

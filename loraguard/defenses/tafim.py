@@ -32,7 +32,7 @@ class TAFIM(TrainedDefense):
             through them is unsure.
         batch_size: photos a step.
         learning_rate: of Adam.
-        width: channels of the U-Net's first layer.
+        width: feature maps of the U-Net's first layer.
         depth: how often the U-Net halves the size.
         fidelity: weight of the distance to the photo.
         channel: C in training, by its differentiable stand-in: none by default; the paper's robust networks are trained

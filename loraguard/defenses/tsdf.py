@@ -26,7 +26,7 @@ class TSDF(UniversalDefense):
     """The interruption stage of the two-stage defense framework: features first, then features and outputs together.
 
     P starts at uniform noise and takes sign steps, clipped to +-eps. For each batch there are `feature_steps` on the
-    MSE between the sums over channels and generators of all feature maps at 32x32, and then one step with momentum on
+    MSE between the sums of all feature maps over maps and generators at 32x32, and then one step with momentum on
     `sum over m of w_m * ((1 - feature_weight) * MSE of outputs + feature_weight * MSE of features)`. The weights
     `w = softmax(EMA of the negative damage / temperature)` go to the generators that resist most. In every step, half
     the time, photos are shrunk into a padded frame at random (diverse inputs, arXiv 1803.06978).

@@ -5,12 +5,13 @@ from .base import conditions_of as conditions_of
 from .base import expand as expand
 from .base import labels_of as labels_of
 from .base import transform_of as transform_of
+from .by_name import load_generator as load_generator
 from .cyclegan import CycleGAN as CycleGAN
 from .demo import DemoEditor as DemoEditor
 from .hisd import HiSD as HiSD
 from .layers import find_layer as find_layer
 from .layers import up_to as up_to
-from .loading import load_generator as load_generator
 from .published import PublishedGenerator as PublishedGenerator
 from .registry import GENERATORS as GENERATORS
 from .stargan import StarGAN as StarGAN
+from .unet import UNet as UNet

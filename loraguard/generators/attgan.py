@@ -62,7 +62,7 @@ class AttGAN(
     concatenated, after its first `inject_layers` the labels again.
 
     Args:
-        dim: channels of the first layer (`enc_dim` and `dec_dim` of the port); they double up to 1,024.
+        dim: feature maps of the first layer (`enc_dim` and `dec_dim` of the port); they double up to 1,024.
         layers: of the encoder, and of the decoder.
         shortcut_layers: decoder layers that encoder features are concatenated after, fewer than `layers`.
         inject_layers: decoder layers that labels are concatenated after, fewer than `layers`.
@@ -89,6 +89,7 @@ class AttGAN(
     attributes: tuple[str, ...] = ATTRIBUTES
     checkpoint_keys = ("G",)
     model_tags: ClassVar[list[str]] = [*PublishedGenerator.model_tags, "attgan"]
+    small: ClassVar[dict[str, Any]] = {"dim": 4, "layers": 2}
 
     def __init__(
         self,
@@ -106,7 +107,8 @@ class AttGAN(
         for name, value in {"shortcut_layers": shortcut_layers, "inject_layers": inject_layers}.items():
             if not 0 <= value < layers:
                 raise ValueError(f"{name}={value!r} must be at least 0 and less than the number of layers, {layers}.")
-        check_size(size, 2**layers)
+        self.size_multiple = 2**layers
+        check_size(size, self.size_multiple)
         self.attributes = check_attributes(attributes, n_attrs)
         self.shortcut_layers, self.inject_layers = shortcut_layers, inject_layers
         self.latent_layer = f"enc_layers.{layers - 1}"
@@ -180,9 +182,11 @@ class AttGAN(
         """`dim`, `layers`, `shortcut_layers`, `inject_layers` and `n_attrs`."""
         channels = _sizes(state, "enc_layers")
         inputs = _sizes(state, "dec_layers")
-        if not channels or len(inputs) != len(channels):
+        if not channels or not inputs:
             return {}
         count = inputs[0] - channels[-1]
+        if len(inputs) != len(channels):  # not whole: loading it will say what is missing
+            return {"dim": channels[0], "layers": len(channels), "n_attrs": count}
         further = [i - c for i, c in zip(inputs[1:], reversed(channels[1:]), strict=True)]
         skips = list(reversed(channels[:-1]))
         return {
@@ -192,6 +196,11 @@ class AttGAN(
             "inject_layers": sum(f in (count, s + count) for f, s in zip(further, skips, strict=True)),
             "n_attrs": count,
         }
+
+    @classmethod
+    def mistaken(cls, state: Mapping[str, Tensor]) -> str | None:
+        """AttGAN's discriminators end in two branches of linear layers."""
+        return "AttGAN's discriminator" if any(name.startswith("fc_adv") for name in state) else None
 
 
 def _decoder_inputs(channels: list[int], count: int, shortcuts: int, injections: int) -> list[int]:

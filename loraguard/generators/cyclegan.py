@@ -59,12 +59,14 @@ class CycleGAN(
     official code; where there is batch norm or dropout, those of its `--eval`.
 
     Args:
-        ngf: channels of the first layer; twice and four times as many follow.
+        ngf: feature maps of the first layer; twice and four times as many follow.
         n_blocks: residual blocks, 9 for official networks of 256 pixels and 6 for smaller ones.
         norm: "instance", as CycleGAN has it, without weights; or "batch", as pix2pix has it.
         use_dropout: dropout in the residual blocks, as pix2pix has it; it acts in train mode.
         padding_type: of the residual blocks, "reflect", "replicate" or "zero". The first and the last layer reflect. A
             checkpoint does not tell "reflect" from "replicate".
+        input_nc: channels of images that go in, 3 for RGB and 1 for greyscale.
+        output_nc: channels of images that come out.
         size: side of the square images that `transform` makes; a multiple of 4. The network itself takes any such size.
 
     Raises:
@@ -79,6 +81,7 @@ class CycleGAN(
 
     latent_layer = "model.9"  # the last before the residual blocks
     model_tags: ClassVar[list[str]] = [*PublishedGenerator.model_tags, "cyclegan", "pix2pix"]
+    small: ClassVar[dict[str, Any]] = {"ngf": 4, "n_blocks": 1}
 
     def __init__(
         self,
@@ -88,6 +91,8 @@ class CycleGAN(
         *,
         use_dropout: bool = False,
         padding_type: str = "reflect",
+        input_nc: int = 3,
+        output_nc: int = 3,
         size: int = 256,
     ) -> None:
         super().__init__()
@@ -95,7 +100,7 @@ class CycleGAN(
             if value not in known:
                 raise ValueError(f"{name}={value!r} must be one of {', '.join(map(repr, known))}.")
         check_size(size, 4)
-        self.size = size
+        self.size, self.input_nc = size, input_nc
         bias = norm == "instance"  # batch norm has its own
 
         def stage(convolution: nn.Conv2d | nn.ConvTranspose2d) -> list[nn.Module]:
@@ -106,24 +111,24 @@ class CycleGAN(
 
         self.model = nn.Sequential(
             nn.ReflectionPad2d(3),
-            *stage(nn.Conv2d(3, ngf, 7, bias=bias)),
+            *stage(nn.Conv2d(input_nc, ngf, 7, bias=bias)),
             *stage(nn.Conv2d(ngf, 2 * ngf, 3, stride=2, padding=1, bias=bias)),
             *stage(nn.Conv2d(2 * ngf, 4 * ngf, 3, stride=2, padding=1, bias=bias)),
             *(ResnetBlock(4 * ngf, norm, use_dropout=use_dropout, padding_type=padding_type) for _ in range(n_blocks)),
             *up(4 * ngf),
             *up(2 * ngf),
             nn.ReflectionPad2d(3),
-            nn.Conv2d(ngf, 3, 7),
+            nn.Conv2d(ngf, output_nc, 7),
             nn.Tanh(),
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Turn images (N, 3, H, W) in [-1, 1], H and W multiples of 4, into images of the same shape and range."""
+        """Turn images (N, input_nc, H, W) in [-1, 1], H and W multiples of 4, into (N, output_nc, H, W) in [-1, 1]."""
         return self.model(images)
 
     def transform(self) -> Callable[[Image.Image], Tensor]:
         """The official preprocessing for tests: the whole photo, resized to a square by bicubic interpolation."""
-        return preprocessing((self.size, self.size), interpolation="bicubic")
+        return preprocessing((self.size, self.size), interpolation="bicubic", channels=self.input_nc)
 
     @classmethod
     def without_relics(cls, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -134,18 +139,28 @@ class CycleGAN(
 
     @classmethod
     def settings_from(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
-        """`ngf`, `n_blocks`, `norm`, `use_dropout` and, where it is, `padding_type` "zero"."""
+        """`ngf`, `n_blocks`, `norm`, `use_dropout`, `input_nc`, `output_nc` and, where it is, `padding_type` "zero"."""
         first = state.get("model.1.weight")
         pattern = re.compile(r"model\.(\d+)\.conv_block\.(\d+)\.weight")
         found = [match for name in state if state[name].ndim == 4 and (match := pattern.fullmatch(name))]
         if first is None or not found:
             return {}
+        last = max(filter(re.compile(r"model\.\d+\.weight").fullmatch, state), key=lambda name: int(name.split(".")[1]))
         places = sorted({int(match[2]) for match in found})  # of the two convolutions in a block
         zero = places[0] == 0
         return {
             "ngf": first.shape[0],
             "n_blocks": len({match[1] for match in found}),
             "norm": "batch" if "model.2.weight" in state else "instance",
+            "input_nc": first.shape[1],
+            "output_nc": state[last].shape[0],
             "use_dropout": places[-1] - places[0] == (4 if zero else 5),
             **({"padding_type": "zero"} if zero else {}),
         }
+
+    @classmethod
+    def mistaken(cls, state: Mapping[str, Tensor]) -> str | None:
+        """The discriminator begins with `model.0`, the U-Net with `model.model.0`."""
+        if "model.model.0.weight" in state:
+            return "pix2pix's U-Net (loraguard's unet_128 and unet_256)"
+        return "CycleGAN's discriminator" if "model.0.weight" in state else None

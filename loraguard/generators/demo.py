@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from importlib.resources import files
+from typing import Any, ClassVar
 
 from PIL import Image
 from safetensors.torch import load
@@ -32,7 +34,7 @@ class DemoEditor(PublishedGenerator, license="apache-2.0"):
     convolutions, residual blocks, two transposed convolutions, tanh; instance norm after each convolution.
 
     Args:
-        conv_dim: channels of the first layer; twice and four times as many follow.
+        conv_dim: feature maps of the first layer; twice and four times as many follow.
         num_blocks: residual blocks.
         num_labels: labels, (N, num_labels) in {0, 1}, in the order of `DemoFaces.attributes`.
 
@@ -49,6 +51,7 @@ class DemoEditor(PublishedGenerator, license="apache-2.0"):
 
     attributes = ATTRIBUTES
     latent_layer = LATENT_LAYER
+    small: ClassVar[dict[str, Any]] = {"conv_dim": 4, "num_blocks": 1}
 
     def __init__(self, conv_dim: int = 16, num_blocks: int = 3, num_labels: int = len(ATTRIBUTES)) -> None:
         super().__init__()
@@ -88,6 +91,15 @@ class DemoEditor(PublishedGenerator, license="apache-2.0"):
     def transform(self) -> Callable[[Image.Image], Tensor]:
         """From a photo to what it was trained on: the middle square at 64 pixels, (3, 64, 64) in [-1, 1]."""
         return default_transform(64)
+
+    @classmethod
+    def settings_from(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """`conv_dim`, `num_blocks` and `num_labels`; of StarGAN's names, this layout has those of group norm alone."""
+        first = state.get("main.0.weight")
+        if first is None or first.ndim != 4 or "main.1.running_mean" in state:
+            return {}
+        blocks = [name for name in state if re.fullmatch(r"main\.\d+\.main\.0\.weight", name)]
+        return {"conv_dim": first.shape[0], "num_blocks": len(blocks), "num_labels": first.shape[1] - 3}
 
     @classmethod
     def pretrained(cls) -> DemoEditor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby, pairwise
-from typing import Any, TypeVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 from PIL import Image
@@ -65,7 +65,12 @@ class HiSD(
     unseeing = r"(extractors|mappers)\..*"
     latent_layer = "encoder"
     checkpoint_keys = ("gen_test",)
-    model_tags = [*PublishedGenerator.model_tags, "hisd"]  # noqa: RUF012 - ClassVar in the base
+    small: ClassVar[dict[str, Any]] = {
+        "size": 16, "encoder_channels": [4, 6, 8], "decoder_channels": [8, 6, 4], "extractor_channels": [4, 6, 8],
+        "translator_channels": [4, 6, 4], "mapper_pre_channels": [5, 6], "mapper_post_channels": [6, 7], "style_dim": 6,
+        "noise_dim": 3,
+    }  # fmt: skip
+    model_tags: ClassVar[list[str]] = [*PublishedGenerator.model_tags, "hisd"]
 
     def __init__(
         self,

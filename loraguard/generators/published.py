@@ -13,7 +13,8 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from PIL import Image
 from torch import Tensor, nn
 
-from .checkpoint import load_strictly, read_checkpoint
+from .checkpoint import read_checkpoint
+from .fitting import network_from
 
 T = TypeVar("T", bound="PublishedGenerator")
 
@@ -37,6 +38,9 @@ class PublishedGenerator(
             patch on them could do nothing about it.
         latent_layer: the layer whose output is the latent of the photo, the last of the encoder; None where there is no
             such layer.
+        small: settings of a network of this layout with few weights, all of which its checkpoint tells; to try things
+            out, as the tests do.
+        size_multiple: what the sides of images have to be multiples of.
         model_tags: added to the cards of patches for this network.
         name_or_path: the repository on the Hub, or the folder, that the network came from or was pushed to; absent for
             a network from nowhere.
@@ -46,6 +50,8 @@ class PublishedGenerator(
     checkpoint_keys: ClassVar[tuple[str, ...]] = ()
     unseeing: ClassVar[str | None] = None
     latent_layer: str | None = None
+    small: ClassVar[Mapping[str, Any]] = {}
+    size_multiple: int = 4
     model_tags: ClassVar[list[str]] = ["loraguard", "image-to-image"]
     name_or_path: str
 
@@ -73,22 +79,29 @@ class PublishedGenerator(
         return state
 
     @classmethod
-    def from_checkpoint(cls: type[T], path: str | Path, **settings: Any) -> T:
+    def mistaken(cls, state: Mapping[str, Tensor]) -> str | None:
+        """Which other network a state dict is of, in words, if its names tell; None by default."""
+        return None
+
+    @classmethod
+    def from_checkpoint(cls: type[T], path: str | Path, *, key: str | None = None, **settings: Any) -> T:
         """The network from an official checkpoint, in evaluation mode.
 
+        The state dict may be the whole file or lie in it anywhere, with prefixes before its names: `module.` of
+        DataParallel, `_orig_mod.` of `torch.compile`, an attribute's name of Lightning. It is read where exactly one
+        reading fits this network; where that is not the official one, a line of the log says which.
+
         Args:
-            path: a file of `torch.save` (read with `weights_only=True`) or safetensors, the state dict plain or under
-                one of `checkpoint_keys`.
+            path: a file of `torch.save` (read with `weights_only=True`) or safetensors.
+            key: where the state dict lies in the file, for a file that holds several which fit, such as "G_ema".
             settings: of the class; those that the file's shapes determine need not be given.
 
         Raises:
             FileNotFoundError: if there is no such file.
-            ValueError: if it is damaged, holds more than tensors, or does not fit this network exactly.
+            ValueError: if it is damaged, holds more than tensors, or no state dict or several that fit this network.
         """
-        state = cls.without_relics(read_checkpoint(path, cls.checkpoint_keys))
-        network = cls(**{**cls.settings_from(state), **settings})
-        load_strictly(network, state, str(path))
-        return network.eval()
+        content = read_checkpoint(path)
+        return network_from(cls, content, str(path), settings, key)
 
     @classmethod
     def _from_pretrained(

@@ -14,6 +14,8 @@ GENERATORS = Registry(
         "attgan": "loraguard.generators.attgan:AttGAN",
         "hisd": "loraguard.generators.hisd:HiSD",
         "cyclegan": "loraguard.generators.cyclegan:CycleGAN",
+        "unet_256": "loraguard.generators.unet:UNet",
+        "unet_128": "loraguard.generators.unet:UNet",
     },
 )
 """Generators by the name that the command line takes; :func:`load_generator` says how an entry is loaded."""

@@ -24,7 +24,7 @@ _PIXELS = 2**13
 """Of a batch. Fewer are no faster in channels_last: there, a norm is several calls of torch."""
 
 Norm = Callable[[int, bool], list[nn.Module]]
-"""From channels, and whether a ReLU follows, to a norm and, if so, the ReLU or what stands in its place."""
+"""From the number of feature maps, and whether a ReLU follows, to a norm and, if so, the ReLU or its stand-in."""
 
 
 def fused_norm(channels: int, relu: bool) -> list[nn.Module]:
@@ -54,7 +54,7 @@ def star_layers(num_labels: int, conv_dim: int, num_blocks: int, norm: Norm) -> 
 
     Args:
         num_labels: channels beside the image's.
-        conv_dim: channels of the first layer; twice and four times as many follow.
+        conv_dim: feature maps of the first layer; twice and four times as many follow.
         num_blocks: residual blocks.
         norm: makes what follows each convolution but the last.
     """
@@ -87,7 +87,7 @@ class StarGAN(
     `StarGAN.from_checkpoint("200000-G.ckpt")` loads the official weights; see docs/generators/stargan.md.
 
     Args:
-        conv_dim: channels of the first layer; twice and four times as many follow.
+        conv_dim: feature maps of the first layer; twice and four times as many follow.
         c_dim: labels.
         repeat_num: residual blocks.
         size: side of the square images that `transform` makes, 256 or 128 in official checkpoints; a multiple of 4.
@@ -111,6 +111,7 @@ class StarGAN(
     attributes: tuple[str, ...] = ATTRIBUTES
     latent_layer = LATENT_LAYER
     model_tags: ClassVar[list[str]] = [*PublishedGenerator.model_tags, "stargan"]
+    small: ClassVar[dict[str, Any]] = {"conv_dim": 4, "repeat_num": 1}
 
     def __init__(
         self,
@@ -169,3 +170,8 @@ class StarGAN(
             return {}
         blocks = [name for name in state if re.fullmatch(r"main\.\d+\.main\.0\.weight", name)]
         return {"conv_dim": first.shape[0], "c_dim": first.shape[1] - 3, "repeat_num": len(blocks)}
+
+    @classmethod
+    def mistaken(cls, state: Mapping[str, Tensor]) -> str | None:
+        """StarGAN's discriminator has a bias in its first layer."""
+        return "StarGAN's discriminator" if "main.0.bias" in state else None

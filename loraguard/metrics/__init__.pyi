@@ -5,6 +5,13 @@ from .estimate import mean_interval as mean_interval
 from .estimate import unanimous_interval as unanimous_interval
 from .frechet import Inception as Inception
 from .frechet import frechet_distance as frechet_distance
+from .gathered import DefenseSuccessRate as DefenseSuccessRate
+from .gathered import FrechetDistance as FrechetDistance
+from .gathered import LearnedPerceptualSimilarity as LearnedPerceptualSimilarity
+from .gathered import MaskedSquaredError as MaskedSquaredError
+from .gathered import MeanSquaredError as MeanSquaredError
+from .gathered import PeakSignalNoiseRatio as PeakSignalNoiseRatio
+from .gathered import StructuralSimilarity as StructuralSimilarity
 from .images import DSR_THRESHOLD as DSR_THRESHOLD
 from .images import defense_succeeds as defense_succeeds
 from .images import masked_squared_error as masked_squared_error

@@ -19,17 +19,17 @@ INCEPTION = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weigh
 """TensorFlow's Inception of 2015, which FID is defined by; 91 MiB."""
 
 
-def frechet_distance(real: Tensor, fake: Tensor) -> float:
+def frechet_distance(preds: Tensor, target: Tensor) -> float:
     """Fréchet distance between the normal distributions that fit two sets of features (arXiv 1706.08500, eq. 6).
 
-    `|m_r - m_f|^2 + tr(C_r + C_f - 2 (C_r C_f)^(1/2))`, computed by torchmetrics in float64. On the features of
+    `|m_p - m_t|^2 + tr(C_p + C_t - 2 (C_p C_t)^(1/2))`, computed by torchmetrics in float64. On the features of
     :class:`Inception` it is the FID; on those of another network, such as a :class:`~loraguard.losses.FeatureEncoder`,
     it is a *Fréchet distance on* that network and should be called so. It is biased upwards, the more so the fewer
     images there are: compare values of equal N alone.
 
     Args:
-        real: features of the references, (N, D).
-        fake: features of the outputs, (M, D).
+        preds: features of the outputs, (N, D).
+        target: features of what they should be, (M, D).
 
     Returns:
         The distance, at least 0, in squared units of the features.
@@ -42,19 +42,19 @@ def frechet_distance(real: Tensor, fake: Tensor) -> float:
         >>> round(frechet_distance(features, features + torch.tensor([3.0, 0, 0, 0])), 6)  # moved by 3
         9.0
     """
-    if real.ndim != 2 or fake.ndim != 2 or real.shape[1] != fake.shape[1]:
-        raise ValueError(f"Expected features (N, D) and (M, D), got {tuple(real.shape)} and {tuple(fake.shape)}.")
-    if min(len(real), len(fake)) < 2:
+    if preds.ndim != 2 or target.ndim != 2 or preds.shape[1] != target.shape[1]:
+        raise ValueError(f"Expected features (N, D) and (M, D), got {tuple(preds.shape)} and {tuple(target.shape)}.")
+    if min(len(preds), len(target)) < 2:
         raise ValueError(
-            f"A Fréchet distance needs a covariance, so at least 2 images in each set, got {len(real)} and {len(fake)}."
+            f"A Fréchet distance needs a covariance, so at least 2 images a set, got {len(preds)} and {len(target)}."
         )
-    if not (torch.isfinite(real).all() and torch.isfinite(fake).all()):
+    if not (torch.isfinite(preds).all() and torch.isfinite(target).all()):
         raise ValueError("The features hold values that are not finite.")
     features = nn.Identity()
-    features.num_features = real.shape[1]  # type: ignore[assignment]  # torchmetrics looks there for D
-    metric = FrechetInceptionDistance(features).set_dtype(torch.float64).to(real.device)
-    centre = real.double().mean(0)  # sums of squares of centred values keep more digits
-    for rows, is_real in ((real, True), (fake, False)):
+    features.num_features = target.shape[1]  # type: ignore[assignment]  # torchmetrics looks there for D
+    metric = FrechetInceptionDistance(features).set_dtype(torch.float64).to(target.device)
+    centre = target.double().mean(0)  # sums of squares of centred values keep more digits
+    for rows, is_real in ((target, True), (preds, False)):
         for chunk in rows.split(CHUNK):
             metric.update(chunk.to(centre) - centre, real=is_real)
     return max(0.0, metric.compute().item())

@@ -78,18 +78,18 @@ class LPIPS(nn.Module):
         """Stays in evaluation mode."""
         return super().train(False)
 
-    def forward(self, outputs: Tensor, reference: Tensor) -> Tensor:
+    def forward(self, preds: Tensor, target: Tensor) -> Tensor:
         """Images (N, 3, H, W) in [-1, 1], H and W at least 31, to (N,).
 
         Raises:
             ValueError: for smaller images.
         """
-        if min(outputs.shape[-2:]) < SMALLEST:
+        if min(preds.shape[-2:]) < SMALLEST:
             raise ValueError(
-                f"LPIPS with AlexNet takes images of {SMALLEST} pixels a side or more, got {tuple(outputs.shape)}; "
+                f"LPIPS with AlexNet takes images of {SMALLEST} pixels a side or more, got {tuple(preds.shape)}; "
                 "leave LPIPS out for this generator."
             )
-        return self.network(outputs.float().clamp(-1, 1), reference.float().clamp(-1, 1)).flatten()
+        return self.network(preds.float().clamp(-1, 1), target.float().clamp(-1, 1)).flatten()
 
 
 def _network() -> Any:

@@ -10,7 +10,7 @@ import torch
 import torchvision
 from PIL import Image
 
-from loraguard.data import CelebA, default_transform
+from loraguard.data import CelebA, default_transform, open_data, split_photos
 
 NAMES = ["5_o_Clock_Shadow", "Blond_Hair", "Male", "Smiling"]
 COUNT = 24
@@ -114,7 +114,7 @@ def test_kaggles_tables(celeba: Path, tmp_path: Path) -> None:
             "list_attr_celeba.txt",
             r"no list_attr_celeba.txt or list_attr_celeba.csv in .*Anno.* Get it at https://mmlab",
         ),
-        ("list_eval_partition.txt", r"no list_eval_partition.txt .*Eval.* Get it at https://mmlab"),
+        ("list_eval_partition.txt", r"not known which photos are of the split 'train'\. Open all .* at https://mmlab"),
         ("img_align_celeba", r"no folder .*img_align_celeba or .*Img/img_align_celeba.* extract it there"),
     ],
     ids=["labels", "partition", "photos"],
@@ -157,7 +157,7 @@ def test_tables_that_are_not_whole(celeba: Path) -> None:
     table.write_text("".join(["23\n", *lines[1:-1]]))
     with pytest.raises(ValueError, match=r"has no row for 000024.jpg"):
         CelebA(celeba, split="all", attributes=["Male"])
-    table.write_text("".join(lines[1:]))
+    table.write_text("".join(lines[2:]))
     with pytest.raises(ValueError, match="must begin with the number of its rows"):
         CelebA(celeba, attributes=["Male"])
 
@@ -176,3 +176,77 @@ def test_opening(celeba: Path) -> None:
     assert len(CelebA.open(str(celeba.parent), split="test")) == 5
     with pytest.raises(ValueError, match="Say where CelebA is"):
         CelebA.open(None)
+
+
+def test_stargans_zip(celeba: Path, tmp_path: Path) -> None:
+    """`download.sh celeba` of the official code: images/ and the attributes, no partition."""
+    plain = CelebA(celeba, split="all", attributes=NAMES, transform=SMALL)
+    root = tmp_path / "stargan"
+    root.mkdir()
+    shutil.copytree(celeba / "img_align_celeba", root / "images")
+    shutil.copy(celeba / "list_attr_celeba.txt", root)
+    photos = CelebA(root, split="all", attributes=NAMES, transform=SMALL)
+    assert photos.names == plain.names
+    assert torch.equal(photos.labels, plain.labels)
+    assert torch.equal(photos[5]["image"], plain[5]["image"])
+    with pytest.raises(FileNotFoundError, match="not known which photos are of the split 'train'"):
+        CelebA(root)
+
+
+def test_without_a_partition_all_is_opened_where_no_split_is_named(celeba: Path, caplog) -> None:
+    (celeba / "list_eval_partition.txt").unlink()
+    assert len(open_data(celeba, attributes=["Male"])) == COUNT
+    assert "has no list_eval_partition, so all of its photos are taken" in caplog.text
+    with pytest.raises(FileNotFoundError, match="not known which photos are of the split 'test'"):
+        open_data(celeba, split="test")
+
+
+@pytest.mark.parametrize("folder", ["img_align_celeba", "img_align_celeba_png", "Img/img_align_celeba_png"])
+def test_the_png_edition(celeba: Path, tmp_path: Path, folder: str) -> None:
+    """Its tables say .jpg. Photos go by those names, so that the same are drawn as of the other edition."""
+    plain = CelebA(celeba, attributes=NAMES, transform=SMALL)
+    drawn = [plain.names[i] for i in split_photos(plain, train_size=3)[0].indices]
+    root = tmp_path / "png"
+    (root / folder).mkdir(parents=True)
+    for i, file in enumerate(FILES):
+        Image.new("RGB", (22, 27), (i * 10,) * 3).save(root / folder / file.replace(".jpg", ".png"))
+    for table in ("list_attr_celeba", "list_eval_partition", "identity_CelebA"):
+        shutil.copy(celeba / f"{table}.txt", root)
+    photos = CelebA(root, attributes=NAMES, transform=SMALL)
+    assert photos.names == plain.names
+    assert torch.equal(photos.labels, plain.labels)
+    assert torch.allclose(photos[4]["image"], plain[4]["image"], atol=0.02)
+    assert [photos.names[i] for i in split_photos(photos, train_size=3)[0].indices] == drawn
+
+
+def test_a_partition_that_went_through_floats(celeba: Path) -> None:
+    lines = [f"{file} {float(side)}\n" for file, side in zip(FILES, SIDES, strict=True)]
+    (celeba / "list_eval_partition.txt").write_text("".join(lines))
+    for split, number in (("train", 0), ("valid", 1), ("test", 2)):
+        assert [int(n[:6]) - 1 for n in CelebA(celeba, split=split, transform=SMALL).names] == by_hand(number)
+    (celeba / "list_eval_partition.txt").write_text("".join(f"{file} train\n" for file in FILES))
+    with pytest.raises(ValueError, match=r"list_eval_partition\.txt holds 'train'; a photo's part is one of"):
+        CelebA(celeba)
+
+
+@pytest.mark.parametrize("first", ["", "image_id "])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_attributes_without_a_count(celeba: Path, first: str, mark: str) -> None:
+    plain = CelebA(celeba, attributes=NAMES, transform=SMALL)
+    _, header, *rows = (celeba / "list_attr_celeba.txt").read_text().splitlines()
+    text = mark + "\r\n".join([first + header, *rows])
+    (celeba / "list_attr_celeba.txt").write_text(text, encoding="utf-8", newline="")
+    assert torch.equal(CelebA(celeba, attributes=NAMES, transform=SMALL).labels, plain.labels)
+
+
+def test_messages_point_at_the_real_cause(celeba: Path) -> None:
+    with pytest.raises(
+        FileNotFoundError, match=r"list_attr_celeba lies beside .*img_align_celeba, not in it: give the folder"
+    ):
+        CelebA(celeba / "img_align_celeba")
+    for file in (celeba / "img_align_celeba").iterdir():
+        file.rename(file.with_name(f"face{file.name}"))
+    with pytest.raises(
+        FileNotFoundError, match=r"none of the 14 photos .*, such as 0.*jpg, but face000001\.jpg, face0000"
+    ):
+        CelebA(celeba)

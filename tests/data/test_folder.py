@@ -1,6 +1,8 @@
 """Folders of photos: what counts as one, what is left out, labels, and photos that break later."""
 
+import os
 import pickle
+import unicodedata
 import warnings
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from loraguard.data import ImageFolder, ImageReadError, collate, default_transform
+from loraguard.data import ImageFolder, ImageReadError, collate, default_transform, split_photos
 
 
 def shade(level: int, size: tuple[int, int] = (40, 30)) -> Image.Image:
@@ -223,3 +225,105 @@ def test_workers(folder: Path) -> None:
     loader = DataLoader(photos, 2, num_workers=2, collate_fn=collate)
     there = torch.cat([batch["image"] for batch in loader])
     assert torch.equal(there, torch.stack([photos[i]["image"] for i in range(3)]))
+
+
+# Names that disks have
+
+
+@pytest.fixture
+def odd(tmp_path: Path) -> Path:
+    """A folder with a photo named in Latin-1, as an old archive leaves it, beside others; and text so named."""
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    for name in (b"a.png", b"caf\xe9.png", b"z.png"):
+        Image.new("RGB", (40, 40), "red").save(tmp_path / "photo.png")
+        Path(folder, os.fsdecode(name)).write_bytes((tmp_path / "photo.png").read_bytes())
+    Path(folder, os.fsdecode(b"not\xe9s.txt")).write_text("no photo")
+    return folder
+
+
+def test_a_name_that_is_not_utf8_is_left_out_by_name(odd: Path) -> None:
+    with pytest.warns(UserWarning, match=r"1 of 3 photos is not used: caf\\xe9\.png \(its name is not UTF-8") as caught:
+        photos = ImageFolder(odd)
+    assert photos.names == ["a.png", "z.png"]
+    assert [name for name, _ in photos.skipped] == ["caf\\xe9.png"]
+    str(caught[0].message).encode()  # which surrogates cannot be
+
+
+def test_a_file_of_such_a_name_alone(odd: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no photo in .* that can be used\. Left out: caf\\xe9\.png") as caught:
+        ImageFolder(odd, files=[os.fsdecode(b"caf\xe9.png")])
+    str(caught.value).encode()
+    with pytest.raises(FileNotFoundError, match=r"There is no photo .*caf\\xe8\.png"):
+        ImageFolder(odd, files=[os.fsdecode(b"caf\xe8.png")])
+
+
+@pytest.mark.parametrize("on_disk", ["NFC", "NFD"])
+@pytest.mark.parametrize("in_table", ["NFC", "NFD"])
+def test_composed_and_decomposed_names_match(tmp_path: Path, on_disk: str, in_table: str) -> None:
+    names = ["caf\xe9.png", "\xfcber/\xe5.png", "plain.png"]
+    for name in names:
+        file = tmp_path / unicodedata.normalize(on_disk, name)
+        file.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (40, 40)).save(file)
+    rows = "".join(f"{unicodedata.normalize(in_table, name)},{i % 2}\n" for i, name in enumerate(names))
+    (tmp_path / "metadata.csv").write_text("file_name,Smiling\n" + rows, encoding="utf-8")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        photos = ImageFolder(tmp_path, attributes=["Smiling"])
+    labels = dict(zip(photos.names, photos.labels[:, 0].tolist(), strict=True))
+    assert labels == {unicodedata.normalize(on_disk, name): i % 2 for i, name in enumerate(names)}
+    some = ImageFolder(tmp_path, files=[unicodedata.normalize(in_table, names[0])])
+    assert some.names == [unicodedata.normalize(on_disk, names[0])]
+
+
+def test_draws_do_not_depend_on_the_form_of_names(tmp_path: Path) -> None:
+    drawn = []
+    for form in ("NFC", "NFD"):
+        folder = tmp_path / form
+        folder.mkdir()
+        for i in range(12):
+            Image.new("RGB", (8, 8)).save(folder / unicodedata.normalize(form, f"{i}\xe9.png"))
+        photos = ImageFolder(folder)
+        train, test = split_photos(photos, train_size=4, test_size=4)
+        drawn.append([[unicodedata.normalize("NFC", photos.names[i]) for i in part.indices] for part in (train, test)])
+    assert drawn[0] == drawn[1]
+
+
+# Sizes after the transform
+
+
+@pytest.mark.parametrize("size", [(30_000, 1), (1, 30_000), (9_000, 1)])
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_strip_that_the_transform_would_make_enormous_is_left_out(tmp_path: Path, size: tuple, verify: bool) -> None:
+    Image.new("RGB", (300, 280)).save(tmp_path / "a.png")
+    Image.new("RGB", size).save(tmp_path / "ruler.png")
+    transform = default_transform(256)
+    with pytest.warns(UserWarning, match=rf"ruler\.png \({size[0]} x {size[1]} pixels, which the transform would make"):
+        photos = ImageFolder(tmp_path, transform=transform, verify=verify)
+    assert photos.names == ["a.png"]
+    assert len(ImageFolder(tmp_path, transform=default_transform(8), verify=verify)) == 2
+
+
+def test_a_strip_that_comes_later_is_replaced(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (300, 280)).save(tmp_path / name)
+    photos = ImageFolder(tmp_path)
+    Image.new("RGB", (30_000, 1)).save(tmp_path / "a.png")
+    with pytest.warns(UserWarning, match="30000 x 1 pixels, which the transform would make 7680000 x 256"):
+        assert photos[0]["image"].shape == (3, 256, 256)
+
+
+def test_a_transform_that_memory_does_not_suffice_for(tmp_path: Path) -> None:
+    """Of a stranger's transform nothing is known before."""
+
+    def enlarge(photo: Image.Image) -> torch.Tensor:
+        if photo.width > 100:
+            raise MemoryError
+        return torch.zeros(3, 8, 8)
+
+    Image.new("RGB", (200, 50)).save(tmp_path / "a.png")
+    Image.new("RGB", (50, 50)).save(tmp_path / "b.png")
+    photos = ImageFolder(tmp_path, transform=enlarge)
+    with pytest.warns(UserWarning, match="a.png .*200 x 50 pixels, which the transform needs more memory for"):
+        assert not photos[0]["image"].any()

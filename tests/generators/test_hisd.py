@@ -237,15 +237,23 @@ def test_other_tags_are_numbered(tmp_path: Path) -> None:
 def test_wrong_checkpoints_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "gen.pt"
     state = HiSD(**TINY).state_dict()
-    torch.save({"gen": state}, path)
+    torch.save({"gen": 3}, path)
     with pytest.raises(ValueError, match=r"holds no state dict but a dict of 'gen'.*gen_test"):
         HiSD.from_checkpoint(path)
     torch.save({"gen_test": {"main.0.weight": torch.zeros(1)}}, path)
-    with pytest.raises(ValueError, match=r"does not fit HiSD\. Missing: .* and 259 more\. Left over: main\.0\.weight"):
+    with pytest.raises(ValueError, match=r"does not fit HiSD\. Missing: .* and 260 more\. Left over: main\.0\.weight"):
         HiSD.from_checkpoint(path)
     torch.save({"gen_test": {name: value for name, value in state.items() if name != "encoder.1.sc.weight"}}, path)
     with pytest.raises(ValueError, match=r"Missing: encoder\.1\.sc\.weight\."):
         HiSD.from_checkpoint(path)
+
+
+def test_of_the_weights_and_their_average_the_official_code_takes_the_average(tmp_path: Path) -> None:
+    first, average = drawn(HiSD(**TINY)).state_dict(), HiSD(**TINY).state_dict()
+    torch.save({"gen": first, "gen_test": average}, tmp_path / "gen.pt")
+    assert all(torch.equal(v, average[n]) for n, v in HiSD.from_checkpoint(tmp_path / "gen.pt").state_dict().items())
+    torch.save({"gen": first}, tmp_path / "gen.pt")
+    assert all(torch.equal(v, first[n]) for n, v in HiSD.from_checkpoint(tmp_path / "gen.pt").state_dict().items())
 
 
 def test_saved_and_loaded_again(tmp_path: Path, photos: Tensor) -> None:

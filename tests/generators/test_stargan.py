@@ -225,3 +225,23 @@ def test_the_norm_written_out_for_compilers(relu: bool) -> None:
     for one, other in zip(*(torch.autograd.grad(y, (x, weight, bias), slope) for y in (mine, theirs)), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
     assert written_out(x.bfloat16(), weight.float(), bias.float(), 1e-5, relu).dtype == torch.bfloat16
+
+
+def test_the_discriminator_s_file_is_called_that(tmp_path) -> None:
+    """200000-D.ckpt lies beside 200000-G.ckpt, and its names begin alike."""
+    layers = {f"main.{2 * i}": nn.Conv2d(3 if i == 0 else 4, 4, 4) for i in range(3)}
+    heads = {"conv1": nn.Conv2d(4, 1, 3, bias=False), "conv2": nn.Conv2d(4, 5, 2, bias=False)}
+    state = {f"{name}.{key}": v for name, layer in {**layers, **heads}.items() for key, v in layer.state_dict().items()}
+    torch.save(state, tmp_path / "200000-D.ckpt")
+    with pytest.raises(
+        ValueError, match=r"D\.ckpt does not fit StarGAN\. It holds StarGAN's discriminator; give the file"
+    ):
+        StarGAN.from_checkpoint(tmp_path / "200000-D.ckpt")
+
+
+def test_classes_of_one_s_own_are_asked_for_by_name(tmp_path) -> None:
+    names = tuple("abcdefgh")
+    torch.save(StarGAN(4, 8, 1, attributes=names).state_dict(), tmp_path / "rafd-G.ckpt")
+    with pytest.raises(ValueError, match=r"rafd-G\.ckpt: The network takes 8 labels, but has 5"):
+        StarGAN.from_checkpoint(tmp_path / "rafd-G.ckpt")
+    assert StarGAN.from_checkpoint(tmp_path / "rafd-G.ckpt", attributes=names).attributes == names

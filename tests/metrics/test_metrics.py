@@ -43,35 +43,35 @@ def pair() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_mse_and_dsr_against_numpy(pair: tuple[torch.Tensor, torch.Tensor]) -> None:
-    outputs, reference = pair
+    preds, target = pair
     scales = torch.tensor([0.0, 1.0, 2.0, 5.0, 9.0]).view(5, 1, 1, 1)
-    outputs = reference + (outputs - reference) * scales
-    expected = np.square(outputs.double().numpy() - reference.double().numpy()).mean((1, 2, 3))
-    np.testing.assert_allclose(mean_squared_error(outputs, reference).numpy(), expected, rtol=1e-5)
-    assert defense_succeeds(outputs, reference).tolist() == (expected > 0.05).astype(float).tolist()
-    assert 0 < defense_succeeds(outputs, reference).sum() < 5
+    preds = target + (preds - target) * scales
+    expected = np.square(preds.double().numpy() - target.double().numpy()).mean((1, 2, 3))
+    np.testing.assert_allclose(mean_squared_error(preds, target).numpy(), expected, rtol=1e-5)
+    assert defense_succeeds(preds, target).tolist() == (expected > 0.05).astype(float).tolist()
+    assert 0 < defense_succeeds(preds, target).sum() < 5
 
 
 def test_masked_error_against_a_loop(pair: tuple[torch.Tensor, torch.Tensor]) -> None:
-    outputs, reference = pair
-    photos = reference + torch.tensor([0.0, 0.1, 0.15, 0.25, 0.5]).view(5, 1, 1, 1) * torch.rand(5, 3, 32, 32)
+    preds, target = pair
+    photos = target + torch.tensor([0.0, 0.1, 0.15, 0.25, 0.5]).view(5, 1, 1, 1) * torch.rand(5, 3, 32, 32)
     expected = []
     for i in range(5):
         squares = [
-            ((outputs[i, :, y, x] - reference[i, :, y, x]) ** 2).sum().item() / 3
+            ((preds[i, :, y, x] - target[i, :, y, x]) ** 2).sum().item() / 3
             for y in range(32)
             for x in range(32)
-            if (reference[i, :, y, x] - photos[i, :, y, x]).abs().sum() > 0.5
+            if (target[i, :, y, x] - photos[i, :, y, x]).abs().sum() > 0.5
         ]
         expected.append(np.mean(squares) if squares else 0.0)
-    assert masked_squared_error(outputs, reference, photos).tolist() == pytest.approx(expected, rel=1e-5)
+    assert masked_squared_error(preds, target, photos).tolist() == pytest.approx(expected, rel=1e-5)
     assert expected[:2] == [0, 0]
     assert min(expected[3:]) > 0
 
 
 def test_a_mask_that_is_everywhere_is_the_plain_error(pair: tuple[torch.Tensor, torch.Tensor]) -> None:
-    outputs, reference = pair
-    assert torch.allclose(masked_squared_error(outputs, reference, reference + 1), mean_squared_error(*pair))
+    preds, target = pair
+    assert torch.allclose(masked_squared_error(preds, target, target + 1), mean_squared_error(*pair))
 
 
 @pytest.mark.parametrize("shape", [(5, 3, 16, 16), (1, 3, 32, 32)])
@@ -220,18 +220,18 @@ def test_lpips_against_its_formula_and_torchmetrics(number: int, size: int, back
     is left of their difference, about half of them, by 1e-4.
     """
     torch.save(backbone.state_dict(), tmp_path / "alexnet.pth")
-    outputs, reference = torch.rand(2, number, 3, size, size) * 2 - 1
+    preds, target = torch.rand(2, number, 3, size, size) * 2 - 1
     mine = LPIPS.load(tmp_path / "alexnet.pth")
-    distance, expected = mine(outputs, reference), lpips_by_formula(backbone, outputs, reference)
+    distance, expected = mine(preds, target), lpips_by_formula(backbone, preds, target)
     assert distance.shape == (number,)
     assert distance.min() > 0
     assert torch.allclose(distance.double(), expected, rtol=1e-4)
-    wide = copy.deepcopy(mine.network).double()(outputs.double(), reference.double()).flatten()
+    wide = copy.deepcopy(mine.network).double()(preds.double(), target.double()).flatten()
     assert torch.allclose(wide, expected, rtol=1e-6)  # the package's shift is rounded to float32
 
     theirs = _NoTrainLpips(net="alex", pnet_rand=True).double()  # what figures were made with before
     theirs.net.load_state_dict(mine.network.net.state_dict())
-    before = theirs(outputs.double(), reference.double()).flatten()
+    before = theirs(preds.double(), target.double()).flatten()
     assert torch.allclose(wide, before, rtol=1e-6)  # it adds 1e-8 to the sums of squares, which are 0.1 or more
 
 
@@ -273,25 +273,25 @@ def test_lpips_is_imported_when_one_is_made(backbone: AlexNet, monkeypatch: pyte
 @pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled", "ignore:Error detected in SqrtBackward0")
 def test_lpips_has_a_gradient_where_features_are_all_0(backbone: AlexNet, images: torch.Tensor) -> None:
     """Half of each image is flat there, below what any unit answers to; the authors' package has none."""
-    blind, (outputs, reference) = copy.deepcopy(backbone), images
+    blind, (preds, target) = copy.deepcopy(backbone), images
     with torch.no_grad():
         blind.features[0].weight.sub_(blind.features[0].weight.mean((2, 3), keepdim=True))
         blind.features[0].bias.fill_(-0.05)
-    outputs[..., 32:] = 0
+    preds[..., 32:] = 0
     mine = LPIPS(blind)
     with torch.no_grad():
-        seen = mine.network.net(mine.network.scaling_layer(outputs))[0]
+        seen = mine.network.net(mine.network.scaling_layer(preds))[0]
     assert 0 < (seen.amax(1) < 1e-9).float().mean() < 1
 
-    outputs.requires_grad_()
+    preds.requires_grad_()
     with torch.autograd.detect_anomaly(check_nan=True):
-        (found,) = torch.autograd.grad(mine(outputs, reference).sum(), outputs)
-    wide = outputs.detach().double().requires_grad_()
+        (found,) = torch.autograd.grad(mine(preds, target).sum(), preds)
+    wide = preds.detach().double().requires_grad_()
     expected, ours = (
         torch.autograd.grad(distance.sum(), wide)[0]
         for distance in (
-            lpips_by_formula(blind, wide, reference),
-            copy.deepcopy(mine.network).double()(wide, reference.double()),
+            lpips_by_formula(blind, wide, target),
+            copy.deepcopy(mine.network).double()(wide, target.double()),
         )
     )
     assert expected.abs().max() > 0
@@ -301,7 +301,7 @@ def test_lpips_has_a_gradient_where_features_are_all_0(backbone: AlexNet, images
     for part in mine.network.net.children():
         part._forward_hooks.clear()
     with pytest.raises(RuntimeError, match="SqrtBackward0"), torch.autograd.detect_anomaly(check_nan=True):
-        torch.autograd.grad(mine(outputs, reference).sum(), outputs)
+        torch.autograd.grad(mine(preds, target).sum(), preds)
 
 
 def test_lpips_refuses_images_that_alexnet_cannot_pool(backbone: AlexNet) -> None:
@@ -367,7 +367,7 @@ def test_frechet_distance_of_fewer_images_than_features() -> None:
 @pytest.mark.parametrize(
     ("real", "fake", "words"),
     [
-        (torch.zeros(1, 4), torch.zeros(5, 4), "at least 2 images in each set, got 1 and 5"),
+        (torch.zeros(1, 4), torch.zeros(5, 4), "at least 2 images a set, got 1 and 5"),
         (torch.zeros(5, 4), torch.zeros(5, 3), r"got \(5, 4\) and \(5, 3\)"),
         (torch.zeros(5, 4, 2), torch.zeros(5, 4, 2), r"Expected features \(N, D\)"),
         (torch.zeros(5, 4), torch.full((5, 4), float("nan")), "not finite"),
