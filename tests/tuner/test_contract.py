@@ -31,7 +31,16 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "transposed2d": (lambda: nn.ConvTranspose2d(4, 6, 4, stride=2, padding=1), (3, 4, 5, 4)),
     "transposed2d-grouped": (lambda: nn.ConvTranspose2d(4, 6, 3, stride=2, output_padding=1, groups=2), (3, 4, 5, 4)),
     "transposed3d": (lambda: nn.ConvTranspose3d(4, 6, (2, 3, 1), dilation=2, bias=False), (2, 4, 3, 3, 3)),
+    "linear, lora_bias": (lambda: nn.Linear(6, 4), (5, 6)),
+    "Conv1D, lora_bias": (lambda: Conv1D(4, 6), (5, 6)),
+    "conv2d-reflect, lora_bias": (lambda: nn.Conv2d(4, 6, 3, padding=2, padding_mode="reflect"), (3, 4, 6, 5)),
+    "conv2d-grouped, lora_bias": (lambda: nn.Conv2d(4, 6, 3, groups=2), (3, 4, 6, 5)),
+    "transposed1d, lora_bias": (lambda: nn.ConvTranspose1d(4, 6, 3, stride=2, groups=2), (3, 4, 5)),
 }
+
+
+def config(kind: str, gate: str, **settings: Any) -> GatedLoraConfig:
+    return GatedLoraConfig(**{"r": 4, "gate_type": gate, "lora_bias": "lora_bias" in kind, **settings})
 
 
 def net_of(kind: str) -> nn.Module:
@@ -42,12 +51,12 @@ def net_of(kind: str) -> nn.Module:
 def adapted(kind: str, gate: str, names: tuple[str, ...] = ("default",), **settings: Any) -> PeftModel:
     """The layer in a model, with adapters whose factors and gates are random and whose ranks and scales differ."""
     torch.manual_seed(1)
-    config = {"r": 4, "init_lora_weights": "paper", "gate_type": gate, **settings}
-    model = get_peft_model(net_of(kind), GatedLoraConfig(**config), names[0])
+    settings = {"init_lora_weights": "paper", **settings}
+    model = get_peft_model(net_of(kind), config(kind, gate, **settings), names[0])
     for name in names[1:]:
-        model.add_adapter(name, GatedLoraConfig(**{**config, "r": 8, "lora_alpha": 5}))
-    for gates in model.base_model.model[0].lora_gate.values():
-        for parameter in gates.parameters():
+        model.add_adapter(name, config(kind, gate, **{**settings, "r": 8, "lora_alpha": 5}))
+    for name, parameter in model.named_parameters():
+        if ".lora_gate." in name or (".lora_B." in name and name.endswith(".bias")):
             nn.init.normal_(parameter)
     return model.eval()
 
@@ -61,7 +70,7 @@ def input_of(kind: str) -> Tensor:
 
 
 def update_of(kind: str, layer: Any, x: Tensor, adapter: str, alpha: float) -> Tensor:
-    """`gate * s * B A x`: the base layer with that for a weight, summed up group by group and rank by rank.
+    """`gate * s * (B A x + b)`: the base layer with that for a weight, summed up group by group and rank by rank.
 
     Gates that depend on the input are the formula that test_gates.py checks, on the whole update.
     """
@@ -85,7 +94,12 @@ def update_of(kind: str, layer: Any, x: Tensor, adapter: str, alpha: float) -> T
             else:
                 weight[o] += kernel
     base.weight.data = weight * alpha / math.sqrt(r)
-    if base.bias is not None:
+    bias = layer.lora_B[adapter].bias
+    if bias is not None:  # a gate per rank leaves it alone
+        along_ranks = gate.mergeable and gate.shape(2, 2, 2)[2] > 1
+        opening = 1.0 if along_ranks else openings[:, :, 0].flatten()
+        base.bias.data = opening * bias.detach() * alpha / math.sqrt(r)
+    elif base.bias is not None:
         nn.init.zeros_(base.bias)
     u = net(x).detach()
     return u if gate.mergeable else gate(u, lambda u: u, 1.0).detach()
@@ -129,7 +143,7 @@ class TestEveryLayerAndGate:
 
     def test_starts_as_the_scalar_gate(self, kind: str, gate: str) -> None:
         torch.manual_seed(1)
-        model = get_peft_model(net_of(kind), GatedLoraConfig(r=4, gate_type=gate, gate_init=0.3))
+        model = get_peft_model(net_of(kind), config(kind, gate, gate_init=0.3))
         x = input_of(kind)
         assert torch.equal(model(x), net_of(kind)(x))
         layer = layer_of(model)
@@ -157,7 +171,8 @@ class TestEveryLayerAndGate:
         model.merge_adapter(safe_merge=True)
         torch.testing.assert_close(model(x), y, **EXACT)
         model.unmerge_adapter()
-        torch.testing.assert_close(layer.weight, net_of(kind)[0].weight, **EXACT)
+        for name, value in net_of(kind)[0].named_parameters():
+            torch.testing.assert_close(getattr(layer.base_layer, name), value, **EXACT)
         plain = model.merge_and_unload(safe_merge=True)
         torch.testing.assert_close(plain(x), y, **EXACT)
         assert type(plain[0]) is type(net_of(kind)[0])
@@ -176,7 +191,7 @@ class TestEveryLayerAndGate:
     def test_gradients(self, kind: str, gate: str) -> None:
         model, x = adapted(kind, gate), input_of(kind)[:2].requires_grad_()
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        assert len(trained) == 2 + len(list(layer_of(model).lora_gate.parameters()))
+        assert len(trained) == 2 + ("lora_bias" in kind) + len(list(layer_of(model).lora_gate.parameters()))
 
         def run(x: Tensor, *values: Tensor) -> Tensor:
             return torch.func.functional_call(model, dict(zip(trained, values, strict=True)), (x,))
@@ -248,7 +263,7 @@ class TestEveryLayerAndGate:
     def test_hotswap(self, kind: str, gate: str, tmp_path: Any) -> None:
         other, x = adapted(kind, gate, lora_alpha=7), input_of(kind)
         other.save_pretrained(tmp_path)
-        model = get_peft_model(net_of(kind), GatedLoraConfig(r=4, gate_type=gate)).eval()
+        model = get_peft_model(net_of(kind), config(kind, gate)).eval()
         hotswap_adapter(model, str(tmp_path), "default", torch_device="cpu")
         with torch.no_grad():
             torch.testing.assert_close(model(x), expected(kind, other, x, alpha=7), **EXACT)

@@ -27,7 +27,7 @@ BAD_SETTINGS = [
     ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens=.* does not apply"),
     ({"use_qalora": True}, "use_qalora=True does not apply"),
     ({"loftq_config": {"loftq_bits": 4}}, "loftq_config=.* does not apply"),
-    ({"lora_bias": True}, "lora_bias=True does not apply .* bias='lora_only'"),
+    ({"lora_bias": 1}, "lora_bias=1 must be True or False"),
     ({"fan_in_fan_out": True}, "fan_in_fan_out=True does not apply"),
     ({"layers_to_transform": [1]}, "layers_to_transform=.* chooses among"),
 ]
