@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from datetime import date
 from typing import Any
 
 import peft
@@ -112,13 +113,16 @@ def verdict(make: Callable[[], nn.Module], shape: tuple[int, ...], target: str, 
         return f"{step}: {type(error).__name__}"
     off = (merged - y).abs().max().item()
     update = (y - bare).abs().max().item()
-    return "right" if off < 1e-5 * max(1.0, update, y.abs().max().item()) else f"WRONG, silently: off by {off:.2g}, update {update:.2g}"
+    if off < 1e-5 * max(1.0, update, y.abs().max().item()):
+        return "right"
+    return f"WRONG, silently: off by {off:.2g}, update {update:.2g}"
 
 
 def main() -> None:
     """Print the table."""
     warnings.simplefilter("ignore")
-    print(f"peft {peft.__version__}, torch {torch.__version__}, loraguard {__version__}, r = 4, float32\n")
+    versions = f"peft {peft.__version__}, torch {torch.__version__}, loraguard {__version__}"
+    print(f"{versions}, r = 4, float32, {date.today():%d %B %Y}\n")
     print("| layer | peft.LoraConfig | GatedLoraConfig |\n|---|---|---|")
     for name, make, shape, target in ROWS:
         cells = [verdict(make, shape, target, config) for config in (LoraConfig, GatedLoraConfig)]
