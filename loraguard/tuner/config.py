@@ -87,7 +87,7 @@ _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "alpha_pattern": ("finite numbers above 0 by the names of layers", _is_by_name(_is_positive)),
     "auto_mapping": ("a dict or None", lambda value: value is None or isinstance(value, dict)),
     "provenance": ("a dict or None", lambda value: value is None or isinstance(value, dict)),
-    **dict.fromkeys(("use_rslora", "freeze_norm_stats", "inference_mode"), _FLAG),
+    **dict.fromkeys(("use_rslora", "lora_bias", "freeze_norm_stats", "inference_mode"), _FLAG),
     **dict.fromkeys(("base_model_name_or_path", "revision", "peft_version", "megatron_core", "task_type"), _TEXT),
 }
 
@@ -117,6 +117,8 @@ class GatedLoraConfig(LoraConfig):
             linear, convolution and transposed convolution layer and is replaced by their names.
         lora_dropout: Probability in [0, 1) with which the adapter misses an input: a feature of a linear layer,
             a whole feature map of a convolution.
+        lora_bias: Whether B has a bias b, which starts at 0: the update is then `gate * s * (B A x + b)`. Merging adds
+            it to the base layer's bias, and is refused where that has none. A gate per rank leaves b alone.
         freeze_norm_stats: The base model's norms with running statistics stay in eval mode while it trains.
             Otherwise these statistics move, and disabling the adapter does not give the bare model back.
         provenance: How the adapter came about and for which network, as JSON values, for people and tools to read:
@@ -153,7 +155,10 @@ class GatedLoraConfig(LoraConfig):
             self.target_modules = None
         self._refuse_foreign_options()
         self._check_values()
+        # PEFT takes lora_bias with two initialisations alone; ours leave that bias at 0.
+        lora_bias, self.lora_bias = self.lora_bias, False
         super().__post_init__()
+        self.lora_bias = lora_bias
         self.peft_type = PeftType.GATED_LORA  # type: ignore[attr-defined]  # added by registration.register
 
     def _refuse_foreign_options(self) -> None:
@@ -162,11 +167,6 @@ class GatedLoraConfig(LoraConfig):
                 raise ValueError(
                     f"{name}={value!r} does not apply to GATED_LORA; leave it out, or use peft.LoraConfig."
                 )
-        if self.lora_bias:
-            raise ValueError(
-                "lora_bias=True does not apply to GATED_LORA: the gate would scale that bias too. "
-                "Train the biases of the base layer instead, with bias='lora_only'."
-            )
         if self.fan_in_fan_out:
             raise ValueError(
                 "fan_in_fan_out=True does not apply to GATED_LORA: the type of a layer says which way round its "

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from . import image_conv
+from .computed import is_computed, own_tensors
 from .config import GatedLoraConfig
 from .fast_conv import can_run, keeping_no_input, laid_out, run, run_learning
 from .layer import GatedLoraLayer
@@ -123,7 +124,8 @@ class FoldingLayer(GatedLoraLayer):
 
     - a gradient may be asked of the base layer, the factors or the gate,
     - the weights or the computation are in half precision, where W + dW would be rounded more than W*x + dW*x,
-    - hooks on the base layer expect it to be called, or
+    - hooks on the base layer expect it to be called,
+    - its weight is computed anew at each forward, or
     - parameters are replaced by other tensors, as `torch.func` does.
 
     On a CPU the layer then keeps the last W + dW, checked against what it was made from at each call. On an accelerator
@@ -171,9 +173,9 @@ class FoldingLayer(GatedLoraLayer):
         return [p for module in self.parts(adapter) for p in module._parameters.values() if p is not None]
 
     def _may_fold(self, adapters: list[str]) -> bool:
-        weight = self.base_layer.weight
-        if self.training or not self.folds_in_eval_mode or is_hooked(self.base_layer):
+        if self.training or not self.folds_in_eval_mode or is_hooked(self.base_layer) or is_computed(self.base_layer):
             return False
+        weight = self.base_layer.weight
         if weight.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled(weight.device.type):
             return False
         involved = [p for adapter in adapters for p in self._parameters_of(adapter)]
@@ -193,11 +195,12 @@ class FoldingLayer(GatedLoraLayer):
             bias = self._folded_bias(static)
             # Outside, the same layer is to give the same to the last bit with and without a gradient.
             inside = self._inside_folded() and self.fast_inside_folded
-            fast = inside and not (args or kwargs) and can_run(base, x)
-            weight = self._folded_weight(static, fast=fast)
+            computed = is_computed(base)
+            fast = inside and not (computed or args or kwargs) and can_run(base, x)
+            weight = self._once_computed(static) if computed else self._folded_weight(static, fast=fast)
             if fast:
                 result = run(base, x, weight, bias)
-            elif inside and image_conv.pays(base, x):
+            elif inside and not computed and image_conv.pays(base, x):
                 result = image_conv.by_rows(x, weight, bias, base.padding)
             else:
                 with keeping_no_input(x):
@@ -211,6 +214,8 @@ class FoldingLayer(GatedLoraLayer):
 
     def _learning_forward(self, x: Tensor, adapters: list[str]) -> Tensor | None:
         """With gradients for the adapters, where that is faster than as it is; otherwise None."""
+        if is_computed(self.base_layer):
+            return None
         if self._learns_folded(x, adapters):
             bias, weight = self._folded_bias(adapters), self.base_layer.weight.detach()
             fold, update = partial(self._fold, weight, adapters), partial(self._updates, adapters)
@@ -255,7 +260,7 @@ class FoldingLayer(GatedLoraLayer):
             for adapter in adapters:
                 delta = self.get_delta_bias(adapter)
                 if delta is not None:
-                    bias = (delta if bias is None else bias + delta).to(self.base_layer.weight.dtype)
+                    bias = (delta if bias is None else bias + delta).to(own_tensors(self.base_layer)[0].dtype)
             return bias
 
     def _folded_weight(self, adapters: list[str], *, fast: bool = False) -> Tensor:
@@ -285,9 +290,14 @@ class FoldingLayer(GatedLoraLayer):
             self._folds = {**self._folds, key: fold} if self._folding else {key: fold}
         return fold.weight
 
+    def _once_computed(self, adapters: list[str]) -> Tensor:
+        """W + dW where W is computed, as at each forward without an adapter: once, as reading it may iterate."""
+        with torch.no_grad():
+            return self._fold(self.base_layer.weight, adapters)
+
     def fold_ahead(self) -> None:
         """Make the W + dW of active adapters for compiled code to find."""
-        if self.is_compiled:
+        if self.is_compiled and not is_computed(self.base_layer):
             self._folded_weight([adapter for adapter in self.running_adapters() if self.is_mergeable(adapter)])
 
     def _fold(self, weight: Tensor, adapters: list[str]) -> Tensor:

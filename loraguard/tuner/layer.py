@@ -18,6 +18,7 @@ from peft.tuners.lora import LoraLayer
 from peft.utils.warning import PeftWarning
 from torch import Tensor, nn
 
+from .computed import at_rest
 from .config import GatedLoraConfig
 from .gates.base import Layout
 from .gates.registry import GATES
@@ -133,7 +134,8 @@ class GatedLoraLayer(MergingLayer):
         layout = Layout(groups, self.out_features // groups, r // groups, self.dims)
         self.lora_gate[adapter_name] = GATES[config.gate_type](config.gate_init, layout)
         self.reset_lora_parameters(adapter_name, config.init_lora_weights)
-        self._move_adapter_to_device_of_base_layer(adapter_name)
+        with at_rest(self.base_layer):
+            self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def reset_lora_parameters(self, adapter_name: str, init_lora_weights: bool | str) -> None:

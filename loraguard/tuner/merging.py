@@ -15,6 +15,7 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import Tensor, nn
 
+from .computed import at_rest, computed_by, is_computed, make_plain
 from .gates.base import Gate, StaticGate
 
 
@@ -124,8 +125,8 @@ class MergingLayer(nn.Module, LoraLayer):
         """Add the updates of `adapter_names` (of the active adapters, where None) to the base layer.
 
         Raises:
-            ValueError: If an adapter's gate depends on the input, or if `safe_merge` and what is merged would not be
-                finite. Nothing is merged then.
+            ValueError: If an adapter's gate depends on the input, if the base layer's weight is computed, or if
+                `safe_merge` and what is merged would not be finite. Nothing is merged then.
             RuntimeError: If an adapter has a bias (`lora_bias`) and the base layer has none.
         """
         adapters = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.lora_A]
@@ -138,11 +139,19 @@ class MergingLayer(nn.Module, LoraLayer):
             self.merged_adapters.append(adapter)
 
     @torch.no_grad()
-    def check_merge(self, adapters: list[str], safe_merge: bool) -> None:
-        """Raise what `merge` would, without merging."""
-        weight, bias = self.base_layer.weight, self.base_layer.bias
+    def check_merge(self, adapters: list[str], safe_merge: bool, unloading: bool = False) -> None:
+        """Raise what `merge` would, without merging; or `merge_and_unload`, which makes computed weights plain."""
         for adapter in adapters:
             self._static_gate(adapter)
+        if adapters and is_computed(self.base_layer) and not unloading:
+            raise ValueError(
+                f"The weight of a {type(self.base_layer).__name__} is computed at each forward by "
+                f"{computed_by(self.base_layer)}, so that a merge would be lost. merge_and_unload() makes it a plain "
+                "weight first; or use the adapter unmerged."
+            )
+        with at_rest(self.base_layer):
+            weight, bias = self.base_layer.weight, self.base_layer.bias
+        for adapter in adapters:
             if self.lora_bias[adapter] and bias is None:
                 raise RuntimeError(
                     "Impossible to merge LoRA with `lora_bias=True` because the base layer has no bias: adapter "
@@ -157,6 +166,20 @@ class MergingLayer(nn.Module, LoraLayer):
                         f"Adapter {adapter!r} would make weights of the base layer infinite or NaN; it seems to be "
                         "broken."
                     )
+
+    def unload_and_optionally_merge_module(
+        self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
+    ) -> nn.Module:
+        """The base layer, for PEFT's `merge_and_unload` and `unload`; a computed weight is made plain to merge into."""
+        base = self.base_layer
+        if merge:
+            names = self.active_adapters if adapter_names is None else adapter_names
+            adapters = [name for name in names if name in self.lora_A]
+            if adapters and is_computed(base):
+                self.check_merge(adapters, safe_merge, unloading=True)
+                make_plain(base)
+            self.merge(safe_merge, adapter_names)
+        return base
 
     @torch.no_grad()
     def unmerge(self) -> None:

@@ -3,6 +3,7 @@
 import copy
 import re
 import warnings
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from .combining import WeightedAdapters
+from .computed import at_rest
 from .config import GatedLoraConfig
 from .fitting import check_fits
 from .layer import GatedLoraLayer
@@ -30,8 +32,8 @@ class GatedLoraModel(WeightedAdapters, LoraModel):
     active adapter says `freeze_norm_stats=False`.
 
     Raises:
-        ValueError: If there is no layer to adapt, or if the weight of a targeted one is computed, not there yet,
-            shared with another module or under another tuner's adapter.
+        ValueError: If there is no layer to adapt, or if the weight of a targeted one is computed in an unknown way, not
+            there yet, shared with another module or under another tuner's adapter.
         TypeError: If a targeted module is of another kind, has a forward of its own, or is quantized.
 
     Example:
@@ -119,6 +121,12 @@ class GatedLoraModel(WeightedAdapters, LoraModel):
                 tuner._before = None
         return tensors
 
+    @staticmethod
+    def _check_target_module_exists(config: Any, key: str) -> Any:
+        if ".parametrizations." in f".{key}":  # what computes a weight is part of its layer
+            return False
+        return LoraModel._check_target_module_exists(config, key)
+
     def _targets(self, peft_config: Any) -> dict[str, nn.Module]:
         return {n: m for n, m in walk(self.model) if n and self._check_target_module_exists(peft_config, n)}
 
@@ -174,20 +182,26 @@ class GatedLoraModel(WeightedAdapters, LoraModel):
         cls = check_base_layer(kwargs["target_name"], target)
         return cls(target, adapter_name, config=lora_config, r=kwargs["r"], lora_alpha=kwargs["lora_alpha"])
 
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        base = base_layer_of(child)
+        with at_rest(base) if layer_class(base) else nullcontext():  # PEFT reads its weight
+            super()._replace_module(parent, child_name, new_module, child)
+
     # Merging. What cannot be merged is found before the first layer is.
 
-    def _check_merge(self, adapter_names: list[str] | None, safe_merge: bool) -> None:
+    def _check_merge(self, adapter_names: list[str] | None, safe_merge: bool, unloading: bool = False) -> None:
         for module in self.model.modules():
             if isinstance(module, GatedLoraLayer):
                 names = module.active_adapters if adapter_names is None else adapter_names
                 missing = [name for name in names if name in module.lora_A and name not in module.merged_adapters]
-                module.check_merge(missing, safe_merge)
+                module.check_merge(missing, safe_merge, unloading)
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
         """As PEFT's `merge_adapter`, but all layers or none.
 
         Raises:
-            ValueError: If a gate depends on the input, or if `safe_merge` and a merged weight would not be finite.
+            ValueError: If a gate depends on the input, if a weight is computed at each forward, or if `safe_merge` and
+                a merged weight would not be finite.
         """
         self._check_merge(adapter_names, safe_merge)
         super().merge_adapter(adapter_names, safe_merge)
@@ -200,7 +214,7 @@ class GatedLoraModel(WeightedAdapters, LoraModel):
         adapter_names: list[str] | None = None,
     ) -> Any:
         if merge:
-            self._check_merge(adapter_names, safe_merge)
+            self._check_merge(adapter_names, safe_merge, unloading=True)
         return super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
 
     # Norms.
