@@ -82,6 +82,8 @@ def check_weights(
                     )
                 if ".lora_" in name and header.get_dtype() not in _FLOATS:
                     raise ValueError(f"{file}: {name!r} holds {header.get_dtype()}; expected one of {sorted(_FLOATS)}.")
+            if unexpected and not expected:
+                raise ValueError(_no_layer(file, model, unexpected[0]))
             if unexpected:
                 raise ValueError(
                     f"{file}: {unexpected[0]!r} fits nothing in this {type(model).__name__} with these settings; it "
@@ -107,6 +109,18 @@ def _missing(file: Path, model: nn.Module, name: str, shape: Shape, unexpected: 
     return (
         f"{file}: no tensor {name!r} of shape {shape}, which this {type(model).__name__} takes. {instead}: the patch "
         "is of another generator, or its adapter_config.json was changed."
+    )
+
+
+def _no_layer(file: Path, model: nn.Module, found: str) -> str:
+    """What to say of a patch none of whose layers the network has."""
+    layers = [name for name, module in model.named_modules() if name and "weight" in module._parameters]
+    prefix = next((one for one in ("module.", "_orig_mod.") if f"model.{one}" in found), None)
+    why = f"{prefix!r} says that its network was wrapped" if prefix else "It is of another generator"
+    return (
+        f"{str(file)[-150:]}: no layer that this patch is for is in this {type(model).__name__}. The patch has "
+        f"{found!r:.120}; the network has {len(layers)} layers with weights, the first {next(iter(layers), None)!r:.80}."
+        f" {why}, or its target_modules in adapter_config.json were changed."
     )
 
 
