@@ -113,14 +113,14 @@ def _missing(file: Path, model: nn.Module, name: str, shape: Shape, unexpected: 
 
 
 def _no_layer(file: Path, model: nn.Module, found: str) -> str:
-    """What to say of a patch none of whose layers the network has."""
+    """Say what a patch and a network have that share no layer."""
     layers = [name for name, module in model.named_modules() if name and "weight" in module._parameters]
     prefix = next((one for one in ("module.", "_orig_mod.") if f"model.{one}" in found), None)
     why = f"{prefix!r} says that its network was wrapped" if prefix else "It is of another generator"
     return (
         f"{str(file)[-150:]}: no layer that this patch is for is in this {type(model).__name__}. The patch has "
-        f"{found!r:.120}; the network has {len(layers)} layers with weights, the first {next(iter(layers), None)!r:.80}."
-        f" {why}, or its target_modules in adapter_config.json were changed."
+        f"{found!r:.120}; the network has {len(layers)} layers with weights, the first "
+        f"{next(iter(layers), None)!r:.80}. {why}, or its target_modules in adapter_config.json were changed."
     )
 
 
