@@ -70,9 +70,11 @@ class Checkpoints:
         for path in (Path(wanted), self.folder / wanted):
             if (path / STATE).is_file():
                 return path
+        there = self.all()
         raise FileNotFoundError(
-            f"resume_from_checkpoint={str(wanted)!r}: no whole checkpoint there (looked for {Path(wanted) / STATE}). "
-            f"In {self.folder} there are: {', '.join(path.name for path in self.all()) or 'none'}."
+            f"resume_from_checkpoint={str(wanted)!r:.150}: no whole checkpoint there (a folder with {STATE}). In "
+            f"{self.folder} there {f'are {len(there)}, the last' if len(there) > 3 else 'are:'} "
+            f"{', '.join(path.name for path in there[-3:]) or 'none'}."
         )
 
     def save(self, step: int, state: dict[str, Any]) -> Path:
@@ -97,7 +99,7 @@ class Checkpoints:
                 shutil.rmtree(draft, ignore_errors=True)
             last = next(reversed(self.all()), None)
             raise OSError(
-                f"Checkpoint {target} could not be written: {failure or 'another process failed'}. "
+                f"Checkpoint {target} could not be written: {failure or 'another process failed'!s:.200}. "
                 + (f"The last good one is {last}." if last else "There is no earlier one.")
             ) from failure
         return target

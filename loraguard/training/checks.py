@@ -36,8 +36,11 @@ def check_adapter(model: Any) -> None:
         )
 
 
-def check_data(model: PeftModel, adapter: str, batches: Batches, stamp: Stamp | None) -> None:
+def check_data(model: PeftModel, adapter: str, batches: Batches, stamp: Stamp | None) -> list[str]:
     """Run the network on the first photo with every edit, as training will: untouched, stamped, and with its adapter.
+
+    Returns:
+        The edits' names.
 
     Raises:
         ValueError: if there is no photo, or a photo, the output or the stamp has a wrong shape, type or range, no
@@ -59,12 +62,18 @@ def check_data(model: PeftModel, adapter: str, batches: Batches, stamp: Stamp | 
         _check_output(output, batch.images)
         learns = model(batch.images, **batch.condition).requires_grad
     if stamp is not None:
-        stamp.compose(output)  # a stamp that does not fit, or shows nothing, says so
+        moved = float((stamp.compose(output) - output).abs().max())  # a stamp that does not fit says so
+        if moved < 1 / 127.5:
+            raise ValueError(
+                f"The stamp moves no pixel of the generator's outputs for the first image (by {moved:.2g} at most, on "
+                "[-1, 1]): it has their colour. Give it another colour, an outline or a background."
+            )
     if not learns:
         raise ValueError(
             "No gradient reaches the adapter: the generator's forward runs under torch.no_grad, detaches what it "
             "gives, or recomputes by torch.utils.checkpoint with use_reentrant=True (use False)."
         )
+    return batch.edits
 
 
 def _untouched(model: PeftModel, batch: Batch) -> Tensor:
@@ -74,7 +83,7 @@ def _untouched(model: PeftModel, batch: Batch) -> Tensor:
     except TypeError as error:
         raise TypeError(
             f"{type(model.get_base_model()).__name__} cannot be called with images and {sorted(batch.condition)}: "
-            f"{error}. Pass `conditions`, a function from labels to the generator's inputs."
+            f"{error!s:.250}. Pass `conditions`, a function from labels to the generator's inputs."
         ) from error
     except RuntimeError as error:
         kinds = {one.dtype for one in model.get_base_model().parameters() if one.is_floating_point()}
@@ -82,8 +91,8 @@ def _untouched(model: PeftModel, batch: Batch) -> Tensor:
             raise
         raise ValueError(
             f"The generator has weights in {', '.join(sorted(map(str, kinds)))} and images are in "
-            f"{batch.images.dtype}: {error}. Call generator.float() before get_peft_model; mixed_precision= saves time "
-            "and memory."
+            f"{batch.images.dtype}: {error!s:.250}. Call generator.float() before get_peft_model; mixed_precision= "
+            "saves time and memory."
         ) from error
 
 

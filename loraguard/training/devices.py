@@ -46,7 +46,7 @@ def accelerator_for(args: PatchTrainingArguments, folder: Path) -> Accelerator:
         )
     except ValueError as error:
         raise ValueError(
-            f"Accelerate refuses mixed_precision={args.mixed_precision!r}, cpu={args.cpu}: {error} It keeps one "
+            f"Accelerate refuses mixed_precision={args.mixed_precision!r}, cpu={args.cpu}: {error!s:.250} It keeps one "
             "precision and device for each process; train with another in a new process (or restarted notebook)."
         ) from error
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":

@@ -106,7 +106,6 @@ class PatchTrainer:
             )
         self.model, self.args, self.loss, self.adapter = model, args, loss, model.active_adapter
         self._warned = False  # of stuck gates
-        self.generator = describe_generator(model.get_base_model())  # as it is before training
         self.gates = Gates(model, self.adapter)
         self.output_dir = writable_folder(args.output_dir)
         self.tracking = Tracking(args, self.output_dir)
@@ -114,7 +113,7 @@ class PatchTrainer:
         if isinstance(loss, nn.Module):
             loss.to(self.accelerator.device)
         self.batches = Batches(dataset, model, conditions, args, self.accelerator)
-        check_data(model, self.adapter, self.batches, args.stamp)
+        self.edits = check_data(model, self.adapter, self.batches, args.stamp)
         self.validation = None
         if validation_dataset is not None:
             self.validation = Batches(validation_dataset, model, conditions, args, self.accelerator)
@@ -139,6 +138,7 @@ class PatchTrainer:
             SystemExit: after SIGTERM, likewise.
             OSError: if a checkpoint or the patch cannot be written; what was written before is as it was.
         """
+        self.generator = describe_generator(self.model.get_base_model())  # as it is before training
         log = TrainingLog()
         watch = StepWatch(self.args.max_skipped_steps, scaled=self.accelerator.mixed_precision == "fp16")
         with self._prepared() as (network, gradients, scheduler):
@@ -260,7 +260,9 @@ class PatchTrainer:
         args, accelerator = self.args, self.accelerator
         return {
             **args.to_dict(),
+            "edits_per_step": args.edits_per_step and min(args.edits_per_step, len(self.edits)),
             "num_train_epochs": None if args.max_train_steps else args.num_train_epochs,
+            "gate_learning_rate": args.gate_learning_rate if self.gates.learn else None,
             "mixed_precision": accelerator.mixed_precision,
             "dataloader_num_workers": self.batches.workers,
             "device": accelerator.device.type,

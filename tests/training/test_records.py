@@ -13,11 +13,14 @@ from killed import arguments, model
 from peft import PeftModel, get_peft_model
 from precision import say_the_refusal
 from processes import forked
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from loraguard import GatedLoraConfig, PatchTrainer, Stamp
 from loraguard.data import DemoFaces
+from loraguard.fingerprint import generator_fingerprint
 from loraguard.generators import DemoEditor
+from loraguard.training.coverage import warn_of_unreached_layers
 from loraguard.training.gradients import Gradients
 
 Groups = list[list[tuple[float, tuple[float, float]]]]
@@ -161,6 +164,29 @@ def test_what_ran_is_recorded(tmp_path: Path) -> None:
     assert (settings["num_train_epochs"], settings["max_train_steps"]) == (1, None)
 
 
+def test_settings_without_an_effect_are_not_recorded(tmp_path: Path) -> None:
+    """More edits than there are, and a rate of gates that do not learn."""
+    network = get_peft_model(nn.Sequential(nn.Conv2d(3, 3, 1)), GatedLoraConfig(r=1, gate_type="none"))
+    train(tmp_path, network, edits_per_step=2, gate_learning_rate=0.5, max_train_steps=1)
+    settings = written(tmp_path)[0]["settings"]
+    assert (settings["edits_per_step"], settings["gate_learning_rate"]) == (1, None)
+
+
+def test_a_warmup_that_the_schedule_does_not_have_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"lr_warmup_steps=3.*'constant_with_warmup'"):
+        arguments(tmp_path, lr_scheduler="constant", lr_warmup_steps=3)
+
+
+def test_the_weights_that_are_recorded_are_those_of_the_training(tmp_path: Path) -> None:
+    """Not those that the network had when the trainer was made."""
+    network = model()
+    trainer = PatchTrainer(network, DemoFaces(7, size=16), arguments(tmp_path, max_train_steps=1))
+    with torch.no_grad():
+        network.get_base_model().main[0].base_layer.weight.mul_(1.5)
+    trainer.train()
+    assert written(tmp_path)[1]["generator"]["sha256"] == generator_fingerprint(network)
+
+
 def test_a_stamp_that_shows_nothing_is_refused(tmp_path: Path) -> None:
     """By what it does to an image, not by its form."""
     from PIL import Image
@@ -177,3 +203,49 @@ def test_a_stamp_that_shows_nothing_is_refused(tmp_path: Path) -> None:
             stamp.compose(torch.zeros(1, 3, 32, 32))
         with pytest.raises(ValueError, match="shows nothing"):
             PatchTrainer(model(), DemoFaces(7, size=32), arguments(tmp_path / "out", stamp=stamp))
+
+
+def test_a_stamp_in_the_colour_of_all_outputs_is_refused(tmp_path: Path) -> None:
+    class White(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 1)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return 0 * self.conv(images) + 1
+
+    network = get_peft_model(White(), GatedLoraConfig(r=1))
+    with pytest.raises(ValueError, match="moves no pixel"):
+        train(tmp_path, network, stamp=Stamp("AI", size=0.8, outline=None))
+
+
+# Errors of 600 characters at most.
+
+
+def test_long_errors_are_cut(tmp_path: Path) -> None:
+    many = [f"checkpoint-{step}" for step in range(1, 300)]
+    for name in many:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "trainer_state.json").touch()
+    with pytest.raises(FileNotFoundError, match=r"checkpoint-299") as missing:
+        train(tmp_path, resume_from_checkpoint="checkpoint-x")
+
+    def forward(images: Tensor, **condition: Tensor) -> Tensor:
+        raise error("x" * 5000)
+
+    found = [missing.value]
+    for error in (TypeError, RuntimeError):
+        network = model()
+        network.get_base_model().forward = forward
+        with pytest.raises((error, ValueError)) as raised:
+            PatchTrainer(network, DemoFaces(7, size=16), arguments(tmp_path / "out"))
+        if error is TypeError:  # one of the network's own passes as it is
+            found.append(raised.value)
+    assert max(len(str(one)) for one in found) <= 600
+
+
+def test_a_long_list_of_unreached_layers_is_cut() -> None:
+    network = nn.ModuleDict({f"{i}_{'n' * 200}": nn.Linear(1, 1) for i in range(30)})
+    with pytest.warns(UserWarning, match="30 of 30 layers") as warned:
+        warn_of_unreached_layers(get_peft_model(network, GatedLoraConfig(r=1)), "default")
+    assert len(str(warned[0].message)) <= 600
