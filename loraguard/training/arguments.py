@@ -140,6 +140,11 @@ class PatchTrainingArguments:
             if getattr(self, name) is None:
                 setattr(self, name, value)
         checked(type(self), vars(self))
+        if self.lr_scheduler == "constant" and self.lr_warmup_steps:
+            raise ValueError(
+                f"lr_warmup_steps={self.lr_warmup_steps} does nothing with lr_scheduler='constant'; take "
+                "'constant_with_warmup'."
+            )
         if unknown := set(self.trackers) - set(TRACKERS):
             raise ValueError(f"report_to={self.report_to!r}: {sorted(unknown)} is none of {', '.join(TRACKERS)}.")
         json.dumps(self.to_dict(), allow_nan=False)  # it is written in the end; better to fail now

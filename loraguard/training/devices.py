@@ -46,9 +46,14 @@ def accelerator_for(args: PatchTrainingArguments, folder: Path) -> Accelerator:
         )
     except ValueError as error:
         raise ValueError(
-            f"Accelerate refuses mixed_precision={args.mixed_precision!r}, cpu={args.cpu}: {error} It keeps one "
+            f"Accelerate refuses mixed_precision={args.mixed_precision!r}, cpu={args.cpu}: {error!s:.250} It keeps one "
             "precision and device for each process; train with another in a new process (or restarted notebook)."
         ) from error
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise ValueError(
+            "mixed_precision='fp16' needs an accelerator, and this training is on the CPU, where Accelerate would "
+            "compute in float32. Use 'bf16' or 'no' (the launcher's configuration counts too)."
+        )
     if accelerator.distributed_type == "DEEPSPEED":
         set_up_zero(accelerator, args.train_batch_size, args.max_grad_norm)
     if (steps := accelerator.gradient_accumulation_steps) != 1:

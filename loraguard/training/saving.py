@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from peft import PeftModel
 
+from loraguard.describing import without_paths
 from loraguard.files import whole_files, write_json
 from loraguard.hub.card import patch_card
 from loraguard.hub.local import read_patch, save_adapter
@@ -26,6 +27,7 @@ def save_patch(
     generator: dict[str, Any],
     dataset: Any,
     skipped: Sequence[dict[str, Any]],
+    resumed: Sequence[dict[str, Any]],
 ) -> None:
     """Write a patch into `result.output_dir`. What a person wrote on the card that lies there stays.
 
@@ -37,12 +39,15 @@ def save_patch(
         generator: what `describe_generator` said of the network before training.
         dataset: what it was trained on.
         skipped: the steps that were.
+        resumed: where the run went on with other settings.
 
     Raises:
         OSError: if it cannot be written; what was there before is as it was.
     """
     config = cast(GatedLoraConfig, model.peft_config[adapter])
     config.provenance = training_record(settings, generator, dataset, len(result.log))
+    changed = {"resumed": without_paths(list(resumed))} if resumed else {}
+    config.provenance |= changed
     earlier = result.output_dir / CARD
     with whole_files(result.output_dir) as draft:
         save_adapter(model, adapter, draft)
@@ -53,4 +58,4 @@ def save_patch(
         )
         (draft / CARD).write_text(str(card), encoding="utf-8")
         log = {"settings": settings, "steps": result.log, "gates": result.gates}
-        write_json(draft / LOG, {**log, "validation": result.validation, "skipped": skipped})
+        write_json(draft / LOG, {**log, "validation": result.validation, "skipped": skipped, **changed})
