@@ -115,6 +115,8 @@ def audit_by_settings(
         output_dir=folder,
         batch_size=settings.batch_size,
         pictures=settings.pictures,
+        success=settings.success,
+        allow_large_change=settings.allow_large_change,
         disable_tqdm=disable_tqdm,
     )
     return result, write_report(result, folder) if main else folder / "report.html"

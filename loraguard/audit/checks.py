@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from loraguard.metrics import DSR_THRESHOLD
-
+from .names import SUCCESS
 from .paired import Difference, paired_difference
 from .situation import NO_CHANNEL, UNTOUCHED, Situation
 
@@ -37,6 +36,9 @@ DISAGREE = 0.3
 
 FALSE_STAMPS = 0.05
 """A detector that finds a stamp on more of the outputs without one says nothing."""
+
+MOVES = 5.0
+"""A defense that raises the MSE to so many times what noise does moves outputs, whatever the threshold of success."""
 
 CLEAN_DSR = 0.05
 """Where more of the clean outputs than this are spoilt, a patch is none."""
@@ -94,6 +96,7 @@ def _of_defenses(result: AuditResult, generator: str) -> Iterator[Check]:
     for defense in result.defenses:
         no_leak, leak = rows["no-leak", defense], rows.get(("leak", defense))
         if generator == UNTOUCHED and noise:
+            yield _reachable(result, no_leak, noise.get(no_leak.treatment.eps or 0.0) or noise[max(noise)])
             own = defense in result.settings["own_budgets"]
             same = None if own else noise.get(no_leak.treatment.eps or 0.0)
             beaten, words = beats(no_leak, same or noise[max(noise)])
@@ -106,6 +109,18 @@ def _of_defenses(result: AuditResult, generator: str) -> Iterator[Check]:
             beaten, words = beats(longest, white_box)
             knowledge = (white_box.treatment.knowledge, "leak+channel")
             yield Check("steps-not-enough", not beaten, generator, defense, knowledge, words)
+
+
+def _reachable(result: AuditResult, row: Situation, noise: Situation) -> Check:
+    """Whether the threshold of success can be reached where a defense clearly moves the outputs."""
+    mse, most = row.values["mse"].mean().item(), max(noise.values["mse"].mean().item(), 1e-12)
+    moved = _above_zero(paired_difference(row.values["mse"], noise.values["mse"])) and mse >= MOVES * most
+    return Check(
+        "threshold-out-of-reach", not (moved and _share(row) < CLEAN_DSR), UNTOUCHED, row.treatment.defense,
+        ("no-leak", *WHITE_BOX),
+        f"It raises the MSE to {mse:.3g}, {mse / most:.0f} times what noise does ({most:.3g}), and {_share(row):.1%} "
+        f"of the outputs are over the threshold of success ({result.settings.get('success', SUCCESS)}).",
+    )  # fmt: skip
 
 
 def _of_outputs(result: AuditResult, generator: str) -> Iterator[Check]:
@@ -130,8 +145,8 @@ def _of_outputs(result: AuditResult, generator: str) -> Iterator[Check]:
             f"The photos that it gives are {kept:.1f} dB (PSNR) from the originals (at least {LEAST_PSNR:g} dB).",
         )  # fmt: skip
         share = _share(row)
-        if "mse_without_cast" in values:
-            left = (values["mse_without_cast"] > DSR_THRESHOLD).double().mean().item()
+        if "dsr_without_cast" in values:
+            left = values["dsr_without_cast"].double().mean().item()
             yield Check(
                 "only-a-colour-cast", share < 0.1 or left >= 0.5 * share, *concerned,
                 f"{share:.1%} of the outputs are spoilt; once each channel's mean is set right, {left:.1%}.",

@@ -19,7 +19,7 @@ from loraguard.metrics import psnr
 from loraguard.pixels import to_bytes
 from loraguard.training.sampling import mixed
 
-from .craft import Crafter, seeded
+from .craft import Crafter, check_likeness, seeded
 from .keys import Names
 from .measure import Measures, as_saved
 from .photos import Batch, Photos
@@ -89,6 +89,7 @@ class Run:
         fit_on: photos for defenses that have to be fitted.
         conditions: from labels to edits.
         pictures: so many of the first photos are kept for showing.
+        allow_large_change: take photos that somebody else has perturbed even if they are not like their originals.
     """
 
     def __init__(
@@ -102,12 +103,15 @@ class Run:
         fit_on: Dataset[Any] | None,
         conditions: Conditions | None,
         pictures: int,
+        *,
+        allow_large_change: bool = False,
     ) -> None:
         self.subjects, self.photos, self.measures = subjects, photos, measures
         self.channels: dict[str, Channel] = {NO_CHANNEL: Identity(), **channels}
         self.store, self.jobs, self.pictures = store, jobs, pictures
         self.fit_on = fit_on
         self.craft = Crafter(subjects, self.channels, fit_on, conditions)
+        self.allow_large_change = allow_large_change
         self.names = Names(subjects, self.channels, measures, jobs, fit_on)
 
     def go(self, share: Share, disable_tqdm: bool) -> Log:
@@ -116,6 +120,11 @@ class Run:
         log = Log()
         starts = list(self.photos.starts)
         own = starts[share.number :: share.of]
+        if self.photos.given and not self.allow_large_change:
+            for start in own:  # before any long work
+                batch = self.photos.batch(start)
+                for name, perturbed in batch.given.items():
+                    check_likeness(name, perturbed, batch.images, start)
         stored: dict[str, list[Piece]] = {}
         total = sum(job.cost for start in own for job in self.jobs if job.first is None or start < job.first)
         with tqdm(total=total, desc="audit", unit="pass", disable=silent) as bar:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from loraguard import GatedLoraConfig
 from loraguard.audit import AuditResult, run_audit
+from loraguard.audit.words import tried
 from loraguard.data import DemoFaces
 from loraguard.defenses import Disrupting
 from loraguard.generators import Condition
@@ -356,6 +357,19 @@ def test_depending_on_the_batch_is_flagged() -> None:
 def test_a_destroyed_photo_is_no_protection() -> None:
     result = audit({"paint": returning(lambda x: torch.where(x > 0, x - 0.6, x + 0.6), eps=0.6)}, n=20)
     assert "photo-destroyed" in flags(result)
+
+
+@pytest.mark.parametrize("theirs", ["others", "turned"])
+def test_photos_of_others_are_no_perturbed_photos(theirs: str) -> None:
+    faces = Faces(12)
+    images = [faces[i]["image"] for i in range(12)]
+    given = images[1:] + images[:1] if theirs == "others" else [one.flip(1) for one in images]
+    perturbed = [{"image": one} for one in given]
+    with pytest.raises(ValueError, match=r"Photo \d+ that 'theirs' is said to have perturbed is \d+\.\d dB"):
+        audit({"theirs": perturbed, "flip": Flip(0.1)})
+    result = audit({"theirs": perturbed}, allow_large_change=True)
+    assert "photo-destroyed" in flags(result, "untouched")
+    assert "which somebody else has perturbed, by up to" in tried(result)["Budget"]
 
 
 # C. The attack goes away from what outputs are compared with.

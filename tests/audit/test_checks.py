@@ -188,7 +188,13 @@ def test_checks_without_attacks_are_those_of_the_rows() -> None:
     names = {check.name for check in audit().checks}
     assert (
         names
-        == {"clean-output-changed", "no-better-than-noise", "transfer-beats-white-box", "photo-destroyed"}
+        == {
+            "clean-output-changed",
+            "no-better-than-noise",
+            "transfer-beats-white-box",
+            "photo-destroyed",
+            "threshold-out-of-reach",
+        }
         == (set(FLAG_HELP) - set(OF_ATTACKS) - OF_PROBES - OF_OUTPUTS)
     )
 
