@@ -21,7 +21,7 @@ LEAST_PHOTOS = 10
 """On fewer photos nothing is concluded: of 9 photos a share of 100% may be 66%."""
 
 NO_ADVERSARY = ("clean-output-changed", "does-not-edit", "only-known-photos", "outputs-not-repeatable",
-                "depends-on-the-batch")  # fmt: skip
+                "depends-on-the-batch", "trained-on-these-photos")  # fmt: skip
 """A network under one of these flags is no working edit, so that what it undoes says nothing."""
 
 

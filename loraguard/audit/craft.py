@@ -183,7 +183,7 @@ def check_likeness(name: str, perturbed: Tensor, images: Tensor, start: int = 0)
             f"Photo {start + worst} that {name!r} is said to have perturbed is {float(likeness[worst]):.1f} dB (PSNR) "
             f"from its original, with values up to {float(farthest(perturbed, images)[worst]) * 127.5:.0f} of 255 "
             f"levels away; a small change keeps {LEAST_LIKENESS:g} dB. Is it the same photo, in the same orientation "
-            "and order? If the change is really so large, allow_large_change (--allow-large-change) goes on, and flags it."
+            "and order? If the change is so large, allow_large_change (--allow-large-change) goes on and flags it."
         )
 
 

@@ -48,6 +48,8 @@ FLAG_HELP = {
     "not edit as it does on these.",
     "gradients-do-not-fit": "The gradients do not say what the outputs do: attacks along them are blind, and a low DSR "
     "under leak says nothing.",
+    "trained-on-these-photos": "Audited photos are among those that the patch was trained on: it knows them.",
+    "fitted-on-these-photos": "Audited photos are among those that defenses, detectors or adversaries are fitted on.",
     "stamp-found-everywhere": "The detector finds the stamp on outputs that have none: its rates say nothing.",
     "stronger-attack-found": "Another attack of the same budget spoils more: the figure says what this defense is "
     "worth, not what a defender could reach.",
@@ -99,8 +101,8 @@ COLUMNS = (
     Column("ssim", "SSIM", "Structural similarity to what the output should have been; 1 is equal.", "{:.3f}"),
     Column("lpips", "LPIPS", "How different they are to a network trained on people's judgements; 0 is equal.",
            "{:.3f}"),
-    Column("identity", "Identity", "The cosine between face embeddings of the output and of what it should have been; 1 "
-           "is the same person.", "{:.3f}"),
+    Column("identity", "Identity", "The cosine between face embeddings of the output and of what it should have "
+           "been; 1 is the same person.", "{:.3f}"),
     Column("stamp_rate", "Stamp", "The share of outputs on which the detector finds the visible warning.", "{:.1f}%",
            100),
 )  # fmt: skip

@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from loraguard.channels import Channel, parse_channel
+from loraguard.data import PhotoHashes
 from loraguard.defenses import AnyDefense, Fittable, as_defense
 from loraguard.files import writable_folder
 from loraguard.generators import Conditions
@@ -24,6 +25,7 @@ from .craft import must_fit
 from .gather import gather
 from .measure import Measures
 from .names import SUCCESS
+from .overlap import hashes_in, overlaps
 from .photos import Photos
 from .plan import plan
 from .result import AuditResult
@@ -60,6 +62,7 @@ def run_audit(
     share: Share | None = None,
     allow_large_change: bool = False,
     success: str = SUCCESS,
+    trained_on: Mapping[str, PhotoHashes] | None = None,
     disable_tqdm: bool = False,
 ) -> AuditResult:
     """Measure what defenses are still worth against a generator as it is and as it is patched.
@@ -109,6 +112,8 @@ def run_audit(
             20 dB PSNR, which are refused otherwise: other people's, or turned ones.
         success: when a defense counts as having succeeded on a photo, as
             :class:`~loraguard.audit.success.Success` reads it: "mse:0.05", "lpips:T", "ssim:T", "noise:Q".
+        trained_on: by patch or network, hashes of the photos that it was trained on; audited photos among them, or
+            versions of them, are flagged. The trainer leaves them beside a patch, in `photos.safetensors`.
         disable_tqdm: no progress bar.
 
     Returns:
@@ -194,6 +199,10 @@ def run_audit(
             pictures,
             allow_large_change=allow_large_change,
         )
-        result = gather(run, run.go(share, disable_tqdm), defenses, seeds, counts)
+        log = run.go(share, disable_tqdm)
+        result = gather(run, log, defenses, seeds, counts)
+    known, kept = dict(trained_on or {}), None if fit_on is None else hashes_in(fit_on)
+    result.settings["trained_on"] = {name: len(one) for name, one in known.items()}
+    result.checks += overlaps(list(log.likeness.values()), known, kept, subjects.names)
     result.checks += examine(result)
     return result

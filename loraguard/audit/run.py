@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from loraguard.channels import Channel, Identity, quantize
+from loraguard.data import PhotoHashes
 from loraguard.generators import Conditions
 from loraguard.metrics import psnr
 from loraguard.pixels import to_bytes
@@ -22,6 +23,7 @@ from loraguard.training.sampling import mixed
 from .craft import Crafter, check_likeness, seeded
 from .keys import Names
 from .measure import Measures, as_saved
+from .overlap import hashes_of
 from .photos import Batch, Photos
 from .plan import Job
 from .probes import probe_defense, probe_generator
@@ -66,6 +68,7 @@ class Log:
         hashes: what each photo with its edit is, likewise.
         pieces: where findings are stored, in the order of the jobs, likewise.
         probes: keys of what the probes have found.
+        likeness: hashes of the photos, as they are and mirrored, likewise.
         anew: the rows whose stored figures did not come out again, so that all of them were computed anew.
     """
 
@@ -73,6 +76,7 @@ class Log:
     hashes: dict[int, list[str]] = field(default_factory=dict)
     pieces: dict[int, list[Piece]] = field(default_factory=dict)
     probes: list[str] = field(default_factory=list)
+    likeness: dict[int, tuple[PhotoHashes, PhotoHashes]] = field(default_factory=dict)
     anew: list[str] = field(default_factory=list)
 
 
@@ -150,6 +154,7 @@ class Run:
 
     def _enter(self, log: Log, whole: Batch) -> None:
         log.edits[whole.start], log.hashes[whole.start] = whole.edits, whole.each
+        log.likeness[whole.start] = hashes_of(whole.images)
         log.pieces[whole.start] = [
             Piece(job, batch.start, self.names.piece(job, batch), {self.names.forward(*one): one for one in job.passes})
             for job, batch in self._parts(whole)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 from peft import PeftModel
 
+from loraguard.data import PhotoHashes
 from loraguard.describing import without_paths
 from loraguard.files import whole_files, write_json
 from loraguard.hub.card import patch_card
 from loraguard.hub.local import read_patch, save_adapter
-from loraguard.hub.names import CARD, LOG
+from loraguard.hub.names import CARD, LOG, PHOTOS
 from loraguard.hub.provenance import training_record
 from loraguard.tuner import GatedLoraConfig
 
@@ -26,6 +27,7 @@ def save_patch(
     settings: dict[str, Any],
     generator: dict[str, Any],
     dataset: Any,
+    drawn: Iterable[int],
     skipped: Sequence[dict[str, Any]],
     resumed: Sequence[dict[str, Any]],
 ) -> None:
@@ -38,6 +40,7 @@ def save_patch(
         settings: of the training.
         generator: what `describe_generator` said of the network before training.
         dataset: what it was trained on.
+        drawn: which of its photos; their hashes are kept beside the patch, so that no audit takes them for unseen.
         skipped: the steps that were.
         resumed: where the run went on with other settings.
 
@@ -58,4 +61,5 @@ def save_patch(
         )
         (draft / CARD).write_text(str(card), encoding="utf-8")
         log = {"settings": settings, "steps": result.log, "gates": result.gates}
+        PhotoHashes.of(dataset[index]["image"] for index in drawn).save(draft, PHOTOS)
         write_json(draft / LOG, {**log, "validation": result.validation, "skipped": skipped, **changed})

@@ -303,7 +303,8 @@ class PatchTrainer:
             return
         save_patch(
             self.model, self.adapter, result, settings=self.record(), generator=self.generator,
-            dataset=self.batches.dataset, skipped=watch.skipped, resumed=log.resumed,
+            dataset=self.batches.dataset, drawn=self.batches.drawn(self.total_steps),
+            skipped=watch.skipped, resumed=log.resumed,
         )  # fmt: skip
         if self.args.push_to_hub:
             self.tracking.push(self.output_dir)

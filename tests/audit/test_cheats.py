@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from loraguard import GatedLoraConfig
 from loraguard.audit import AuditResult, run_audit
 from loraguard.audit.words import tried
-from loraguard.data import DemoFaces
+from loraguard.channels import JPEG
+from loraguard.data import DemoFaces, PhotoHashes
 from loraguard.defenses import Disrupting
 from loraguard.generators import Condition
 from loraguard.stamp import StampDetector
@@ -503,6 +504,37 @@ def test_a_network_that_remembers_its_last_call_is_flagged() -> None:
             return (super().forward(images, c) + 0.3 * torch.sin(torch.tensor(7 * last))).clamp(-1, 1)
 
     assert "outputs-not-repeatable" in flags(audit(generators={"last": Remembers()}), "last")
+
+
+# F. Data are kept apart by content.
+
+
+def test_photos_of_the_training_are_flagged_under_any_name() -> None:
+    """As they are, mirrored, compressed or darker; other photos are not."""
+    size = 64
+    own = torch.stack([DemoFaces(8, size=size)[i]["image"] for i in range(8)])
+    others = torch.stack([DemoFaces(16, size=size)[i]["image"] for i in range(8, 16)])
+    versions = {
+        "same": own,
+        "mirrored": own.flip(3),
+        "compressed": JPEG(60)(own),
+        "darker": 0.9 * own,
+        "others": others,
+    }
+    for name, photos in versions.items():
+        known = PhotoHashes.of(photos)
+        model = get_peft_model(Editor(), GatedLoraConfig(r=1, target_modules=["conv"]), adapter_name="patch")
+        result = run_audit(
+            model, DemoFaces(8, size=size), defenses=Flip(0.1), patches={"patch": None}, trained_on={"patch": known},
+            disable_tqdm=True,
+        )  # fmt: skip
+        assert ("trained-on-these-photos" in flags(result, "patch")) == (name != "others"), name
+
+
+def test_the_same_photo_on_both_sides_is_flagged() -> None:
+    assert "fitted-on-these-photos" in flags(audit(fit_on=Faces(4)))
+    others = [DemoFaces(30, size=16)[i] for i in range(20, 30)]
+    assert "fitted-on-these-photos" not in flags(audit(fit_on=others))
 
 
 # G. Stamps that nobody sees.
