@@ -170,8 +170,8 @@ class Checkpoints:
         own = f"{_said(differ, there)}, and this run's adapter has {_said(differ, vars(config))}" if differ else ""
         raise ValueError(
             f"{str(checkpoint)[-150:]} is of another adapter: {'; '.join(part for part in (what, own) if part)}. Make "
-            "the adapter with the settings in its adapter_config.json, or start anew: resume_from_checkpoint=None and "
-            "another output folder."
+            "the adapter with the settings in its adapter_config.json, or start anew: resume_from_checkpoint=None "
+            "(loraguard train: no --resume), in another folder."
         )
 
     def _zero(self, **settings: Any) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from transformers import get_scheduler
 
 from loraguard.defenses.base import needs_fitting
 from loraguard.files import writable_folder
+from loraguard.fingerprint import generator_fingerprint
 from loraguard.generators import Conditions
 from loraguard.hub.provenance import describe_generator
 from loraguard.tuner import parameter_groups
@@ -321,6 +322,12 @@ class PatchTrainer:
 
     def _save(self) -> None:
         assert self._write is not None
+        if generator_fingerprint(self.model.get_base_model()) != self.generator["sha256"]:
+            warnings.warn(
+                "Training has changed the network beneath the adapter, which disable_adapter() does not give back. "
+                "Something in its forward does that now and then; load it anew before the patch is audited.",
+                stacklevel=4,
+            )
         save_or_rescue(self._write, self.output_dir)
         if self.args.push_to_hub:
             self.tracking.push(self.output_dir)
