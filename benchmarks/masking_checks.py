@@ -2,7 +2,7 @@
 
 Every network is the embedded default behind a change of its input or output. *Honest* ones have the gradients of what
 they do, however much they change; *masked* ones hide part of it. Each is audited as an adversary's network, with PGD
-and all checks, on faces of 16 pixels, and the table says which flags of masking went up. It takes ten minutes on one core.
+and all checks, on faces of 16 pixels, and the table says which flags of masking went up. It takes ten minutes.
 """
 
 from __future__ import annotations

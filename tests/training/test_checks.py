@@ -19,6 +19,7 @@ from loraguard.data import DemoFaces
 from loraguard.defenses import CMUA, ClassTransferable, Defense, Disrupting, Mixture
 from loraguard.fingerprint import generator_fingerprint
 from loraguard.generators import DemoEditor
+from loraguard.training.untouched import wrapper_of
 
 
 @pytest.mark.parametrize(
@@ -129,6 +130,11 @@ def test_a_text_is_no_stamp(tmp_path: Path) -> None:
         arguments(tmp_path, stamp="AI")
 
 
+def test_a_text_is_no_adversary(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"adversary must be a defense.*'disrupting'.*parse_defense"):
+        arguments(tmp_path, adversary="disrupting")
+
+
 def test_a_stamp_that_does_not_fit_is_refused_before_training(
     patched: PeftModel, faces: DemoFaces, tmp_path: Path
 ) -> None:
@@ -181,6 +187,13 @@ def test_wrappers_beneath_the_adapter_are_refused_by_name(name: str, inside: boo
     with pytest.raises(ValueError, match=rf"{name}.*plain network") as refused:
         PatchTrainer(model, Pictures([torch.zeros(3, 16, 16) - 0.5] * 4), arguments(tmp_path))
     assert len(str(refused.value)) <= 600
+
+
+def test_wrappers_that_are_known_by_their_names() -> None:
+    """A class of this name stands for DeepSpeed's."""
+    engine = type("DeepSpeedEngine", (nn.Sequential,), {})
+    assert wrapper_of(engine(nn.Linear(1, 1))) == "DeepSpeedEngine"
+    assert wrapper_of(convolutions()) is None
 
 
 @pytest.mark.parametrize("name", ["DataParallel", "OptimizedModule"])
