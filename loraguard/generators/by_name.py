@@ -27,7 +27,8 @@ def load_generator(name: str, checkpoint: str | Path | None = None, **settings: 
             "cyclegan:padding_type=replicate" or "stargan:attributes=Angry+Happy". A plus sign joins words of a list.
         checkpoint: a file with official weights, or a folder or an id of the Hub that `save_pretrained` or
             `push_to_hub` made; none for a generator that ships with its weights.
-        settings: of the class, which override those in the name; those that the weights determine need not be given, and None counts as not given.
+        settings: of the class; they override those in the name. Those that the weights determine need not be given,
+            and None counts as not given.
 
     Raises:
         ValueError: if there is no such name or setting, or the checkpoint does not fit.
@@ -64,7 +65,7 @@ def load_generator(name: str, checkpoint: str | Path | None = None, **settings: 
 
 def _settings(cls: Any, spec: str, positional: Sequence[Any], written: Mapping[str, Any]) -> dict[str, Any]:
     """The settings in a spec, each of the kind that the class takes."""
-    made = cls.__init__ if isinstance(cls, type) else cls
+    made: Any = vars(cls).get("__init__", cls) if isinstance(cls, type) else cls
     parameters = [name for name in inspect.signature(made).parameters if name != "self"]
     unknown = [*map(repr, positional), *(key for key in written if key not in parameters)]
     if unknown:
