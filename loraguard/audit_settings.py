@@ -39,7 +39,7 @@ class AuditSettings:
     """What an audit is made of. The YAML file has these keys; flags are called alike, in the singular.
 
     Args:
-        generator: by name, one of `loraguard.generators.GENERATORS`.
+        generator: by name, one of `loraguard.generators.GENERATORS`, perhaps with settings, as NAME:KEY=VALUE,...
         checkpoint: its weights: a file, a folder or an id of the Hub; none for one that ships with them.
         image_size: of the generator, where its weights do not tell.
         data: as :func:`~loraguard.data.open_data` takes it.

@@ -45,9 +45,9 @@ def as_saved(generator: str, outputs: Any, images: Tensor) -> Tensor:
         ValueError: The generator 'mine' gives values from -2 to 1.1; expected outputs in [-1, 1].
     """
     who = f"The generator {generator!r} gives"
-    if not isinstance(outputs, Tensor) or outputs.ndim != 4 or len(outputs) != len(images) or outputs.shape[1] != 3:
+    if not isinstance(outputs, Tensor) or outputs.ndim != 4 or len(outputs) != len(images):
         what = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-        raise ValueError(f"{who} {what} for images {tuple(images.shape)}; expected ({len(images)}, 3, H, W).")
+        raise ValueError(f"{who} {what} for images {tuple(images.shape)}; expected ({len(images)}, C, H, W).")
     if not torch.isfinite(outputs).all():
         raise FloatingPointError(f"{who} outputs that are not finite.")
     low, high = float(outputs.min()), float(outputs.max())
