@@ -57,6 +57,7 @@ class Check:
         defense: with which defense; None for all of them.
         knowledge: the rows that it concerns.
         evidence: what was compared, with figures, in a sentence.
+        channel: the rows behind this channel alone; None for all.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Check:
     defense: str | None
     knowledge: tuple[str, ...]
     evidence: str
+    channel: str | None = None
 
     def concerns(self, situation: Situation) -> bool:
         """Whether a situation's figures stand or fall with it."""
@@ -74,13 +76,15 @@ class Check:
             and self.generator == situation.generator
             and self.defense in (None, photo.defense)
             and photo.knowledge in self.knowledge
+            and self.channel in (None, situation.channel)
         )
 
 
 def examine(result: AuditResult) -> list[Check]:
     """Every check that the situations of an audit allow; those that need attacks of their own only where they ran."""
     names = dict.fromkeys(one.generator for one in result.situations)
-    return [check for name in names for check in (*_of_defenses(result, name), *_of_generator(result, name))]
+    parts = (_of_defenses, _of_generator, _of_channels)
+    return [check for name in names for part in parts for check in part(result, name)]
 
 
 def _of_defenses(result: AuditResult, generator: str) -> Iterator[Check]:
@@ -172,7 +176,8 @@ def _of_outputs(result: AuditResult, generator: str) -> Iterator[Check]:
 
 def _of_generator(result: AuditResult, generator: str) -> Iterator[Check]:
     """Checks by attacks that were crafted on this generator for nothing else, at each budget that a row has."""
-    tried = {(row.treatment.defense, row.treatment.eps): row for row in result.find(generator=generator, role="check")}
+    attacks_of = result.find(generator=generator, role="check", channel=NO_CHANNEL)
+    tried = {(row.treatment.defense, row.treatment.eps): row for row in attacks_of}
     own = result.settings["own_budgets"]
     budgets = sorted({eps for name, eps in tried if name == "pgd-30" and eps is not None})
     for eps in budgets:
@@ -202,6 +207,8 @@ def _of_attacks(result: AuditResult, generator: str, defense: str, tried: Mappin
     yield compared("gradient-free-beats-gradients", "square", "pgd-100")
     grows, words = beats(tried["pgd-30"], tried["pgd-half"], margin=0)
     yield Check("budget-does-not-count", grows, generator, defense, white_box, words)
+    if "pgd-averaged" in tried:
+        yield compared("one-draw-is-not-enough", "pgd-averaged", "pgd-30")
     far = tried["pgd-far"]
     share = _share(far)
     yield Check(
@@ -216,6 +223,22 @@ def _of_attacks(result: AuditResult, generator: str, defense: str, tried: Mappin
         if same and defense not in result.settings["own_budgets"]:
             beaten, words = beats(strongest, row)
             yield Check("stronger-attack-found", not beaten, generator, defense, white_box, words)
+
+
+def _of_channels(result: AuditResult, generator: str) -> Iterator[Check]:
+    """What attacks through a channel say of the rows of defenses that were crafted through it, at the same budget."""
+    for row in result.find(generator=generator, role="main", knowledge="leak+channel"):
+        treatment = row.treatment
+        same = {"role": "check", "knowledge": "leak+channel", "channel": row.channel, "eps": treatment.eps}
+        tried = {one.treatment.defense: one for one in result.find(generator=generator, **same)}
+        if not tried or treatment.defense in result.settings["own_budgets"]:
+            continue
+        concerned = (generator, treatment.defense, ("leak+channel",))
+        beaten, words = beats(max(tried.values(), key=_mean_mse), row)
+        yield Check("stronger-attack-found", not beaten, *concerned, words, row.channel)
+        if "pgd-averaged" in tried:
+            beaten, words = beats(tried["pgd-averaged"], tried["pgd-30"])
+            yield Check("one-draw-is-not-enough", not beaten, *concerned, words, row.channel)
 
 
 def beats(stronger: Situation, weaker: Situation, *, margin: float = MARGIN) -> tuple[bool, str]:

@@ -30,6 +30,8 @@ FLAG_HELP = {
     "blinds the attack.",
     "threshold-out-of-reach": "The defense moves outputs far more than noise does, and yet hardly one reaches the "
     "threshold of success: it is not made for a generator of so small changes.",
+    "one-draw-is-not-enough": "Something draws at random, and an attack along the mean of 16 draws of each gradient "
+    "beats one along single draws.",
     "over-budget": "The defense moves photos by more than it says; they were brought back into its budget.",
     "photo-destroyed": "The photos that the defense gives are no longer those photos: that is no protection.",
     "crafted-otherwise-again": "Called again with the same seed, the defense perturbs otherwise: it draws from "

@@ -28,8 +28,9 @@ from .names import SUCCESS
 from .overlap import hashes_in, overlaps
 from .photos import Photos
 from .plan import plan
+from .probes import what_draws
 from .result import AuditResult
-from .run import Run
+from .run import PROBED, Run
 from .share import Share
 from .store import Store
 from .subjects import Subjects
@@ -158,6 +159,10 @@ def run_audit(
     photos = Photos(
         dataset, model, conditions, given, batch_size=batch_size, seed=seeds[0], device=next(model.parameters()).device
     )
+    random: set[str] = set()
+    if checks:
+        with subjects.in_eval_mode():
+            random = what_draws(subjects, channels, photos.peek().first(PROBED))
     jobs = plan(
         defenses,
         subjects.names,
@@ -168,6 +173,7 @@ def run_audit(
         more_steps=steps,
         seeds=seeds,
         checks=min(checks, len(photos)),
+        random=random,
     )
     for name, one in defenses.items():
         if (

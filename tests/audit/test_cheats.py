@@ -447,6 +447,42 @@ def test_a_random_network_is_said_to_be_one() -> None:
     assert "outputs-not-repeatable" not in found
 
 
+class Wavering(nn.Module):
+    """It multiplies photos by -1 in three of four draws, by 5 in the fourth: most draws point the wrong way."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        wrong = torch.rand(len(images), 1, 1, 1) < 0.75
+        return torch.where(wrong, -1.0, 5.0) * images
+
+
+def test_the_mean_of_draws_goes_where_one_draw_does_not() -> None:
+    """Away from -100, outputs a * x change by a: the mean of a is 0.5, and 3 of 4 draws are below 0."""
+    photos, far = torch.zeros(1, 3, 4, 4), torch.full((1, 3, 4, 4), -100.0)
+    torch.manual_seed(0)
+    one, many = (Disrupting(0.1, 40, step_size=0.01, eot=draws)(Wavering(), photos, {}, far) for draws in (1, 64))
+    assert torch.allclose(many, photos + 0.1)
+    assert one.mean() < 0
+
+
+def test_what_draws_at_random_is_attacked_along_mean_gradients() -> None:
+    @dataclass(frozen=True)
+    class Noise:
+        def __call__(self, images: Tensor) -> Tensor:
+            return (images + 0.05 * torch.randn_like(images)).clamp(-1, 1)
+
+        def differentiable(self) -> Noise:
+            return self
+
+    noisy = Wrapped(lambda x, edit: edit(Noise()(x)))
+    result = audit(
+        {"pgd": Disrupting(0.1, 2)}, generators={"noisy": noisy, "steady": Editor()},
+        channels={"noise": Noise(), "none at all": JPEG(90)}, checks=2, n=4,
+    )  # fmt: skip
+    averaged = {(row.generator, row.channel) for row in result.find(defense="pgd-averaged")}
+    everyone = {(name, "noise") for name in ("untouched", "noisy", "steady")}
+    assert averaged == everyone | {("noisy", "none"), ("noisy", "none at all")}
+
+
 # E. Undone needs a working edit.
 
 
