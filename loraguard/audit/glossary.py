@@ -50,6 +50,8 @@ FLAG_HELP = {
     "not edit as it does on these.",
     "gradients-do-not-fit": "The gradients do not say what the outputs do: attacks along them are blind, and a low DSR "
     "under leak says nothing.",
+    "made-for-other-weights": "The patch was made for a generator of other weights: what it does on this one is no "
+    "fault of the patch, and says nothing of it.",
     "trained-on-these-photos": "Audited photos are among those that the patch was trained on: it knows them.",
     "fitted-on-these-photos": "Audited photos are among those that defenses, detectors or adversaries are fitted on.",
     "stamp-found-everywhere": "The detector finds the stamp on outputs that have none: its rates say nothing.",

@@ -209,6 +209,7 @@ def run_audit(
         result = gather(run, log, defenses, seeds, counts)
     known, kept = dict(trained_on or {}), None if fit_on is None else hashes_in(fit_on)
     result.settings["trained_on"] = {name: len(one) for name, one in known.items()}
+    result.checks += subjects.made_for_others(run.names.hashes)
     result.checks += overlaps(list(log.likeness.values()), known, kept, subjects.names)
     result.checks += examine(result)
     return result

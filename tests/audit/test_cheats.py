@@ -25,6 +25,7 @@ from loraguard.audit.words import tried
 from loraguard.channels import JPEG
 from loraguard.data import DemoFaces, PhotoHashes
 from loraguard.defenses import Disrupting
+from loraguard.fingerprint import generator_fingerprint
 from loraguard.generators import Condition
 from loraguard.stamp import StampDetector
 
@@ -571,6 +572,15 @@ def test_the_same_photo_on_both_sides_is_flagged() -> None:
     assert "fitted-on-these-photos" in flags(audit(fit_on=Faces(4)))
     others = [DemoFaces(30, size=16)[i] for i in range(20, 30)]
     assert "fitted-on-these-photos" not in flags(audit(fit_on=others))
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_patch_of_other_weights_is_flagged(same: bool) -> None:
+    model = get_peft_model(Editor(), GatedLoraConfig(r=1, target_modules=["conv"]), adapter_name="patch")
+    recorded = generator_fingerprint(model) if same else "0" * 64
+    model.peft_config["patch"].provenance = {"generator": {"class": "Editor", "sha256": recorded}}
+    found = flags(audit(model=model, patches={"patch": None}))
+    assert ("made-for-other-weights" in found) == (not same)
 
 
 # G. Stamps that nobody sees.

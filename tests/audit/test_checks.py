@@ -26,7 +26,7 @@ OF_ATTACKS = {
 OF_PROBES = {
     "crafted-otherwise-again", "crafted-otherwise-alone", "outputs-not-repeatable", "random-generator",
     "depends-on-the-batch", "does-not-edit", "only-known-photos", "gradients-do-not-fit", "one-draw-is-not-enough",
-    "trained-on-these-photos", "fitted-on-these-photos",
+    "trained-on-these-photos", "made-for-other-weights", "fitted-on-these-photos",
 }  # fmt: skip
 OF_OUTPUTS = {"over-budget", "only-a-colour-cast", "only-where-the-edit-is", "stamp-found-everywhere"}
 """Of figures that a real audit always has, and the ones made up here do not; test_cheats.py plants what raises them."""
