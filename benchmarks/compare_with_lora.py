@@ -86,6 +86,7 @@ ROWS: list[tuple[str, Callable[[], nn.Module], tuple[int, ...], str]] = [
     ("Conv2d, parametrizations.spectral_norm", lambda: Net(parametrizations.spectral_norm(conv())), X, "layer"),
     ("Linear, parametrizations.orthogonal", lambda: Net(parametrizations.orthogonal(nn.Linear(4, 6))), (5, 4), "layer"),
     ("Conv2d, pruned", lambda: Net(prune.l1_unstructured(conv(), "weight", 0.5)), X, "layer"),
+    ("Embedding", lambda: Net(nn.Embedding(9, 4)), (5,), "layer"),
     ("MultiheadAttention.out_proj", Attention, (2, 5, 8), "out_proj"),
     ("Linear, weight tied to another's", Tied, (5, 4), "layer"),
 ]
@@ -94,7 +95,8 @@ ROWS: list[tuple[str, Callable[[], nn.Module], tuple[int, ...], str]] = [
 def verdict(make: Callable[[], nn.Module], shape: tuple[int, ...], target: str, config: type[LoraConfig]) -> str:
     """What becomes of a random adapter when it is merged."""
     torch.manual_seed(0)
-    net, x = make().eval(), torch.randn(shape)
+    net = make().eval()
+    x = torch.randint(9, shape) if any(isinstance(one, nn.Embedding) for one in net.modules()) else torch.randn(shape)
     with torch.no_grad():
         bare = net(x)
     step = "refused"

@@ -56,7 +56,7 @@ def from_bytes(pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def to_picture(image: Tensor) -> Image.Image:
-    """An image (3, H, W) in [-1, 1] as a picture of Pillow's, in RGB.
+    """An image (3, H, W), or (1, H, W) in shades of grey, in [-1, 1] as a picture of Pillow's, in RGB.
 
     Raises:
         TypeError, ValueError: as :func:`to_bytes`; for another shape.
@@ -67,9 +67,20 @@ def to_picture(image: Tensor) -> Image.Image:
     """
     from PIL import Image
 
-    if image.ndim != 3 or len(image) != 3:
-        raise ValueError(f"Expected an image (3, H, W), got {tuple(image.shape)}.")
-    return Image.fromarray(to_bytes(image).permute(1, 2, 0).cpu().numpy())
+    if image.ndim != 3 or len(image) not in (1, 3):
+        raise ValueError(f"Expected an image (3, H, W), or (1, H, W) in grey, got {tuple(image.shape)}.")
+    return Image.fromarray(to_bytes(as_rgb(image)).permute(1, 2, 0).cpu().numpy())
+
+
+def as_rgb(images: Tensor) -> Tensor:
+    """Images (..., C, H, W) as they are shown: (..., 3, H, W), grey as grey, of more channels the first three.
+
+    Example:
+        >>> as_rgb(torch.zeros(2, 6, 4, 4)).shape, as_rgb(torch.zeros(1, 4, 4)).shape
+        (torch.Size([2, 3, 4, 4]), torch.Size([3, 4, 4]))
+    """
+    first = images[..., : 3 if images.shape[-3] >= 3 else 1, :, :]
+    return first.expand(*first.shape[:-3], 3, *first.shape[-2:])
 
 
 def from_picture(picture: Image.Image) -> Tensor:

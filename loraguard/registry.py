@@ -89,19 +89,29 @@ def build(registry: Registry, spec: str) -> Any:
     Example:
         >>> from loraguard.defenses import DEFENSES
         >>> build(DEFENSES, "disrupting:0.1,steps=15,method=pgd")
-        Disrupting(eps=0.1, steps=15, step_size=None, method='pgd', restarts=1, layer=None)
+        Disrupting(eps=0.1, steps=15, step_size=None, method='pgd', restarts=1, layer=None, eot=1)
     """
-    name, _, settings = spec.partition(":")
+    name, given, named = parse_spec(spec)
     registry.check(name)
     made = registry[name]
-    parts = [part.partition("=") for part in settings.split(",") if part.strip()]
     try:
-        given = [_literal(key) for key, sign, _ in parts if not sign]
-        named = {key.strip(): _literal(value) for key, sign, value in parts if sign}
         checked(made, inspect.signature(made).bind(*given, **named).arguments)
         return made(*given, **named)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{spec!r}: {error} ({name} takes {_settings(made)}.)") from error
+
+
+def parse_spec(spec: str) -> tuple[str, list[Any], dict[str, Any]]:
+    """The name in a spec `NAME:VALUE,KEY=VALUE,...`, values without a key, and values by key.
+
+    Example:
+        >>> parse_spec("disrupting:0.1,method=pgd")
+        ('disrupting', [0.1], {'method': 'pgd'})
+    """
+    name, _, settings = spec.partition(":")
+    parts = [part.partition("=") for part in settings.split(",") if part.strip()]
+    given = [_literal(key) for key, sign, _ in parts if not sign]
+    return name, given, {key.strip(): _literal(value) for key, sign, value in parts if sign}
 
 
 def _settings(made: Any) -> str:

@@ -103,8 +103,10 @@ def test_pictures_come_back(dtype: torch.dtype, greys: Image.Image) -> None:
 
 def test_pictures_of_other_modes_and_images_of_other_shapes() -> None:
     assert torch.equal(from_picture(Image.new("L", (5, 4), 255)), torch.ones(3, 4, 5))
+    grey = torch.linspace(-1, 1, 20).reshape(1, 4, 5)
+    assert to_picture(grey).tobytes() == to_picture(grey.expand(3, -1, -1)).tobytes()
     for shape in ((1, 3, 4, 4), (4, 4, 3), (4, 4)):
-        with pytest.raises(ValueError, match=r"an image \(3, H, W\), got"):
+        with pytest.raises(ValueError, match=r"an image \(3, H, W\), or \(1, H, W\) in grey, got"):
             to_picture(torch.zeros(shape))
 
 

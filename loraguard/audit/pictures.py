@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from loraguard.pixels import to_picture
+from loraguard.pixels import as_rgb, to_picture
 
 from .result import AuditResult
 from .situation import NO_CHANNEL, UNTOUCHED, Treatment
@@ -63,7 +63,7 @@ class Strip:
         width = round(height * self.images.shape[3] / self.images.shape[2])
         page = Image.new("RGB", (len(self.images) * (width + gap) - gap, height), "white")
         for at, one in enumerate(self.images):
-            resized = to_picture(one).resize((width, height), Image.Resampling.BICUBIC)
+            resized = to_picture(as_rgb(one)).resize((width, height), Image.Resampling.BICUBIC)
             page.paste(resized, (at * (width + gap), 0))
         return page
 

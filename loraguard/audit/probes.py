@@ -6,11 +6,12 @@ a photo whatever comes before or beside it; and for a defense that does so as we
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
+from loraguard.channels import Channel
 from loraguard.defenses.base import undisturbed
 from loraguard.generators import Condition
 from loraguard.metrics import mean_squared_error
@@ -55,6 +56,26 @@ def probe_generator(subjects: Subjects, name: str, batch: Batch, target: Tensor)
     with subjects.one(name) as network:
         network = network.eval() if name != UNTOUCHED else network
         return list(_generator_checks(subjects, name, network, batch, target))
+
+
+def what_draws(subjects: Subjects, channels: Mapping[str, Channel], batch: Batch) -> set[str]:
+    """The generators and channels, by name, that give something else with another seed."""
+    found = set()
+    for name in subjects.names:
+        outputs = []
+        for seed in (0, 1):
+            with seeded(seed):
+                outputs.append(subjects.outputs(name, batch.images, batch.condition))
+        if float((outputs[0] - outputs[1]).abs().max()) > SAME:
+            found.add(name)
+    for name, channel in channels.items():
+        seen = []
+        for seed in (0, 1):
+            with seeded(seed):
+                seen.append(channel(batch.images))
+        if not torch.equal(*seen):
+            found.add(name)
+    return found
 
 
 def _generator_checks(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-GENERATOR = "The network that edits photos; `loraguard info generators` lists names."
+GENERATOR = "The network that edits photos, NAME or NAME:SETTINGS; `loraguard info generators` lists names."
 CHECKPOINT = "Its weights: a file, a folder or a Hub id; `demo` brings its own."
 IMAGE_SIZE = "Height and width of its images in pixels, where its weights do not tell."
 DATA = "Photos: a folder, a Hub id, NAME or NAME:PATH; `loraguard info data` lists names."

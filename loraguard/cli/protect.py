@@ -30,7 +30,7 @@ def protect(
     generator: Annotated[
         str,
         typer.Option(
-            help="What they are protected from; `loraguard info generators` lists names.",
+            help="What they are protected from, NAME or NAME:SETTINGS; `loraguard info generators` lists names.",
             autocompletion=names_in(GENERATORS),
         ),
     ] = "demo",

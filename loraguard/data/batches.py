@@ -9,13 +9,14 @@ from torch.utils.data import default_collate
 
 
 def collate(samples: list[Any]) -> dict[str, Tensor]:
-    """A batch from a data set's items: `image` (N, 3, H, W) and, where there are any, `labels` (N, A).
+    """A batch from a data set's items: `image` (N, C, H, W) and, where there are any, `labels` (N, A).
 
-    Items are an image, a pair (image, labels) or a dict with both.
+    Items are an image, a pair (image, labels) or a dict with both. Photos have three channels; some networks take
+    images of others.
 
     Raises:
         TypeError: for any other item.
-        ValueError: for images that are not (3, H, W) or differ in size.
+        ValueError: for images that are not (C, H, W) or differ in shape.
     """
     batch = []
     for sample in samples:
@@ -25,11 +26,11 @@ def collate(samples: list[Any]) -> dict[str, Tensor]:
             sample = {"image": sample[0], "labels": sample[1]}
         if not isinstance(sample, dict) or not isinstance(sample.get("image"), Tensor):
             raise TypeError(
-                f"The data set yields {type(sample).__name__}; its items must be an image tensor (3, H, W), a pair "
+                f"The data set yields {type(sample).__name__}; its items must be an image tensor (C, H, W), a pair "
                 "(image, labels), or a dict with 'image' and perhaps 'labels'."
             )
         batch.append({key: sample[key] for key in ("image", "labels") if key in sample})
     shapes = {tuple(sample["image"].shape) for sample in batch}
-    if len(shapes) > 1 or len(shape := next(iter(shapes))) != 3 or shape[0] != 3:
-        raise ValueError(f"The data set's images must all have one shape (3, H, W), got {sorted(shapes)}.")
+    if len(shapes) > 1 or len(next(iter(shapes))) != 3:
+        raise ValueError(f"The data set's images must all have one shape (C, H, W), got {sorted(shapes)}.")
     return cast(dict[str, Tensor], default_collate(batch))

@@ -21,7 +21,8 @@ def check_attributes(attributes: Sequence[str], count: int) -> tuple[str, ...]:
     if len(attributes) != count:
         raise ValueError(
             f"The network takes {count} labels, but has {len(attributes)} names for them: {', '.join(attributes)}. "
-            "Pass those that it was trained on, in order: attributes=(...)."
+            "Give those that it was trained on, in order: --generator NAME:attributes=ONE+OTHER+... on the command "
+            "line, attributes=(...) in Python."
         )
     return tuple(attributes)
 

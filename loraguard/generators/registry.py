@@ -25,7 +25,7 @@ WEIGHT_FILES = (".bin", ".ckpt", ".pkl", ".pt", ".pth", ".safetensors")
 
 
 def check_generator(name: str, checkpoint: str | Path | None = None) -> None:
-    """Check that a generator's name is known, and that its checkpoint is there or may be on the Hub.
+    """Check that the name in a generator's spec is known, and that its checkpoint is there or may be on the Hub.
 
     Raises:
         ValueError: if there is no such name.
@@ -37,7 +37,7 @@ def check_generator(name: str, checkpoint: str | Path | None = None) -> None:
         ...
         ValueError: There is no 'stargam' among loraguard.generators: ... Did you mean 'stargan'?
     """
-    GENERATORS.check(name)
+    GENERATORS.check(name.partition(":")[0])
     if checkpoint is None:
         return
     path = Path(checkpoint).expanduser()

@@ -51,7 +51,7 @@ class StampDetector:
 
     def score(self, images: Tensor) -> Tensor:
         """How strongly the stamp is present in images (N, 3, H, W): (N,), from -1 to 1."""
-        colour, alpha = (part.to(images) for part in self.stamp.layer(*images.shape[-2:]))
+        colour, alpha = self.stamp.layer_on(images)
         rows, columns = (_window(alpha[0].amax(axis)) for axis in (1, 0))
         template = (alpha * colour)[:, rows, columns]
         seen = images[:, :, rows, columns]

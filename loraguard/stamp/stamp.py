@@ -24,6 +24,9 @@ PLACES = {
 """Where a stamp may stand, as fractions of the free width and height left of it and above it."""
 
 _SUPERSAMPLE = 4
+LUMA = (0.299, 0.587, 0.114)
+"""Of red, green and blue in a shade of grey (ITU-R BT.601)."""
+
 _SMALLEST_LETTER = 5  # pixels; below this nobody reads it
 
 
@@ -111,11 +114,27 @@ class Stamp:
         return _layer(self, height, width)
 
     def compose(self, images: Tensor) -> Tensor:
-        """Lay the stamp onto images (N, 3, H, W) in [-1, 1]: `(1 - a) * image + a * colour` at each pixel."""
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"A stamp goes onto images of shape (N, 3, H, W), got {tuple(images.shape)}.")
-        colour, alpha = (part.to(images) for part in self.layer(*images.shape[-2:]))
+        """Lay the stamp onto images (N, 3, H, W) in [-1, 1]: `(1 - a) * image + a * colour` at each pixel.
+
+        Onto greyscale images (N, 1, H, W) it goes in shades of grey.
+        """
+        colour, alpha = self.layer_on(images)
         return images + alpha * (colour - images)
+
+    def layer_on(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """:meth:`layer` as it goes onto images (N, 3, H, W) or (N, 1, H, W): of their size, channels, dtype and device.
+
+        Raises:
+            ValueError: for other images.
+        """
+        if images.ndim != 4 or images.shape[1] not in (1, 3):
+            raise ValueError(
+                f"A stamp goes onto images of shape (N, 3, H, W), or (N, 1, H, W) in grey, got {tuple(images.shape)}."
+            )
+        colour, alpha = (part.to(images) for part in self.layer(*images.shape[-2:]))
+        if images.shape[1] == 1:
+            colour = (colour * colour.new_tensor(LUMA)[:, None, None]).sum(0, keepdim=True)
+        return colour, alpha
 
 
 @lru_cache(maxsize=32)

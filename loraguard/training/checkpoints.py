@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from loraguard.files import sync, write_json
 from loraguard.hub.local import save_adapter
 from loraguard.hub.names import CONFIG, WEIGHTS
 
-from .devices import anywhere
+from .devices import anywhere, failure_of
+from .saving import not_written
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 STATE = "trainer_state.json"
@@ -89,19 +90,17 @@ class Checkpoints:
             for rest in self.folder.glob(".checkpoint-*.partial"):  # of a run that was killed
                 shutil.rmtree(rest)
         self.accelerator.wait_for_everyone()
-        failure = _failure(
+        failure = failure_of(
             lambda: self.accelerator.save_state(str(draft), **self._zero(exclude_frozen_parameters=True))
         )
         if not anywhere(self.accelerator, failure is not None) and main:
-            failure = _failure(lambda: self._complete(draft, target, {"step": step, **state}))
+            failure = failure_of(lambda: self._complete(draft, target, {"step": step, **state}))
         if anywhere(self.accelerator, failure is not None):  # all processes leave together
             if main:
                 shutil.rmtree(draft, ignore_errors=True)
             last = next(reversed(self.all()), None)
-            raise OSError(
-                f"Checkpoint {target} could not be written: {failure or 'another process failed'!s:.200}. "
-                + (f"The last good one is {last}." if last else "There is no earlier one.")
-            ) from failure
+            then = f"The last good one is {last}." if last else "There is no earlier one."
+            raise not_written("checkpoint", target, failure or OSError("another process failed"), then) from failure
         return target
 
     def _complete(self, draft: Path, target: Path, state: dict[str, Any]) -> None:
@@ -171,8 +170,8 @@ class Checkpoints:
         own = f"{_said(differ, there)}, and this run's adapter has {_said(differ, vars(config))}" if differ else ""
         raise ValueError(
             f"{str(checkpoint)[-150:]} is of another adapter: {'; '.join(part for part in (what, own) if part)}. Make "
-            "the adapter with the settings in its adapter_config.json, or start anew: resume_from_checkpoint=None and "
-            "another output folder."
+            "the adapter with the settings in its adapter_config.json, or start anew: resume_from_checkpoint=None "
+            "(loraguard train: no --resume), in another folder."
         )
 
     def _zero(self, **settings: Any) -> dict[str, Any]:
@@ -202,15 +201,6 @@ def whole_checkpoints(folder: Path) -> list[Path]:
     """Those in a folder that are whole, oldest first."""
     found = {int(match[1]): path for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))}
     return [found[step] for step in sorted(found) if (found[step] / STATE).is_file()]
-
-
-def _failure(deed: Callable[[], object]) -> Exception | None:
-    """What an attempt raises; torch, safetensors and Python each have their own error for a full disk."""
-    try:
-        deed()
-    except Exception as error:
-        return error
-    return None
 
 
 def _discard(checkpoint: Path) -> None:

@@ -86,6 +86,11 @@ def _untouched(model: PeftModel, batch: Batch) -> Tensor:
             f"{error!s:.250}. Pass `conditions`, a function from labels to the generator's inputs."
         ) from error
     except RuntimeError as error:
+        if "channels" in str(error):
+            raise ValueError(
+                f"The generator does not take images {tuple(batch.images.shape)}: {error}. Give a data set whose "
+                "images have as many channels as its first layer takes."
+            ) from error
         kinds = {one.dtype for one in model.get_base_model().parameters() if one.is_floating_point()}
         if kinds <= {batch.images.dtype}:
             raise
@@ -102,10 +107,10 @@ def _check_output(output: Any, images: Tensor) -> None:
             f"The generator gives {type(output).__name__}; a patch needs one that gives images alone. Give it a "
             "forward that does, as docs/own-network.md shows."
         )
-    if output.ndim != 4 or output.shape[:2] != (len(images), 3):
+    if output.ndim != 4 or len(output) != len(images):
         raise ValueError(
             f"The generator turns images {tuple(images.shape)} into {tuple(output.shape)}; a patch needs a "
-            f"generator that gives an image for each, ({len(images)}, 3, H', W') of any height and width."
+            f"generator that gives an image for each, ({len(images)}, C, H', W') of any height and width."
         )
     if not torch.isfinite(output).all():
         raise FloatingPointError("The untouched generator's own outputs are not finite (NaN or infinity).")

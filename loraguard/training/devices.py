@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -62,6 +63,26 @@ def accelerator_for(args: PatchTrainingArguments, folder: Path) -> Accelerator:
             "top of PatchTrainingArguments' own. Leave it out there."
         )
     return accelerator
+
+
+def failure_of(deed: Callable[[], object]) -> Exception | None:
+    """What an attempt raises, or None."""
+    try:
+        deed()
+    except Exception as error:
+        return error
+    return None
+
+
+def on_main(accelerator: Accelerator, deed: Callable[[], object]) -> None:
+    """Have the main process write something; where that fails, all processes leave together.
+
+    Raises:
+        Exception: what it raises there, and an OSError in the others.
+    """
+    failure = failure_of(deed) if accelerator.is_main_process else None
+    if anywhere(accelerator, failure is not None):
+        raise failure or OSError("The first process could not write; it says why.")
 
 
 def anywhere(accelerator: Accelerator, here: bool) -> bool:

@@ -91,7 +91,7 @@ def _check(
         raise ValueError(
             f"{checkpoint} is of a run with other weights of the generator: their SHA-256 began "
             f"{state['generator'][:12]} then and begins {about['generator'][:12]} now. Load the generator that it was "
-            "trained on, or start anew: resume_from_checkpoint=None and another output folder."
+            "trained on, or start anew: resume_from_checkpoint=None (loraguard train: no --resume), in another folder."
         )
     if then["seed"] != settings["seed"]:
         raise ValueError(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import torch
@@ -20,6 +22,7 @@ from transformers import get_scheduler
 
 from loraguard.defenses import needs_fitting
 from loraguard.files import writable_folder
+from loraguard.fingerprint import generator_fingerprint
 from loraguard.generators import Conditions
 from loraguard.hub.provenance import describe_generator
 from loraguard.tuner import parameter_groups
@@ -30,14 +33,14 @@ from .checkpoints import Checkpoints
 from .checks import check_adapter, check_data
 from .compiling import compiled
 from .coverage import warn_of_unreached_layers
-from .devices import accelerator_for, anywhere
+from .devices import accelerator_for, anywhere, on_main
 from .gates import Gates
 from .gradients import Gradients, gradients_of
 from .interruption import Interruption
 from .log import TrainingLog, TrainingResult
 from .modes import train_adapter
 from .resuming import GivenRates, resume, warn_of_later
-from .saving import save_patch
+from .saving import save_or_rescue, save_patch, try_saving
 from .step import Loss, patch_step, settings_of
 from .tracking import Tracking
 from .untouched import check_frozen, check_plain
@@ -106,6 +109,7 @@ class PatchTrainer:
             )
         self.model, self.args, self.loss, self.adapter = model, args, loss, model.active_adapter
         self._warned = False  # of stuck gates
+        self._write: Callable[[Path], None] | None = None  # what was trained, into a folder
         self.gates = Gates(model, self.adapter)
         self.output_dir = writable_folder(args.output_dir)
         self.tracking = Tracking(args, self.output_dir)
@@ -138,6 +142,7 @@ class PatchTrainer:
             SystemExit: after SIGTERM, likewise.
             OSError: if a checkpoint or the patch cannot be written; what was written before is as it was.
         """
+        on_main(self.accelerator, lambda: try_saving(self.model, self.adapter, self.output_dir, self.total_steps))
         self.generator = describe_generator(self.model.get_base_model())  # as it is before training
         log = TrainingLog()
         watch = StepWatch(self.args.max_skipped_steps, scaled=self.accelerator.mixed_precision == "fp16")
@@ -145,7 +150,12 @@ class PatchTrainer:
             with compiled(self.model) if self.args.torch_compile else nullcontext(), Interruption() as interruption:
                 self._run(network, gradients, scheduler, log, watch, interruption)
             result = TrainingResult(self.output_dir, log.steps, log.gates, log.validation)
-            self._save(result, log, watch)
+            self._write = partial(
+                save_patch, self.model, self.adapter, result, settings=self.record(), generator=self.generator,
+                dataset=self.batches.dataset, drawn=self.batches.drawn(self.total_steps), skipped=watch.skipped,
+                resumed=log.resumed,
+            )  # fmt: skip
+            on_main(self.accelerator, self._save)
         self.accelerator.wait_for_everyone()
         if interruption.signal is not None:
             interruption.leave(f"Asked to stop in the last step; the patch in {self.output_dir} is complete.")
@@ -298,12 +308,27 @@ class PatchTrainer:
             self.tracking.show(self.accelerator, step, metrics, save_grid(shown, path))
         return metrics
 
-    def _save(self, result: TrainingResult, log: TrainingLog, watch: StepWatch) -> None:
-        if not self.accelerator.is_main_process:
-            return
-        save_patch(
-            self.model, self.adapter, result, settings=self.record(), generator=self.generator,
-            dataset=self.batches.dataset, skipped=watch.skipped, resumed=log.resumed,
-        )  # fmt: skip
+    def save(self, output_dir: str | Path) -> Path:
+        """Write the trained patch into another folder, where `train` could not write it for instance.
+
+        Raises:
+            RuntimeError: if nothing was trained yet.
+            OSError: if it cannot be written; what was there before is as it was.
+        """
+        if self._write is None:
+            raise RuntimeError("There is no trained patch to save yet: call train() first.")
+        folder = writable_folder(output_dir)
+        self._write(folder)
+        return folder
+
+    def _save(self) -> None:
+        assert self._write is not None
+        if generator_fingerprint(self.model.get_base_model()) != self.generator["sha256"]:
+            warnings.warn(
+                "Training has changed the network beneath the adapter, which disable_adapter() does not give back. "
+                "Something in its forward does that now and then; load it anew before the patch is audited.",
+                stacklevel=4,
+            )
+        save_or_rescue(self._write, self.output_dir)
         if self.args.push_to_hub:
             self.tracking.push(self.output_dir)

@@ -17,6 +17,8 @@ from torch.optim.swa_utils import AveragedModel
 from loraguard.tuner import GatedLoraLayer
 
 _WRAPPERS = (nn.DataParallel, DistributedDataParallel, AveragedModel, PeftModel, BaseTuner)
+_BY_NAME = ("FullyShardedDataParallel", "FSDPModule", "DeepSpeedEngine")
+"""Wrappers whose packages are not imported for this."""
 _WITHIN = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """Names by which wrappers hold the network: of `torch.compile`, FSDP and activation checkpointing."""
 _COUNTER = "num_batches_tracked"  # no output depends on it
@@ -29,7 +31,8 @@ def wrapper_of(module: nn.Module) -> str | None:
         >>> wrapper_of(nn.DataParallel(nn.Linear(1, 1))), wrapper_of(nn.Linear(1, 1))
         ('DataParallel', None)
     """
-    wraps = isinstance(module, _WRAPPERS) or any(name in module._modules for name in _WITHIN)
+    named = any(cls.__name__ in _BY_NAME for cls in type(module).__mro__)
+    wraps = named or isinstance(module, _WRAPPERS) or any(name in module._modules for name in _WITHIN)
     return type(module).__name__ if wraps else None
 
 

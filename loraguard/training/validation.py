@@ -14,7 +14,7 @@ from torchvision.utils import make_grid
 from loraguard.defenses import AnyDefense
 from loraguard.generators import Condition
 from loraguard.metrics import defense_succeeds, mean_squared_error, psnr
-from loraguard.pixels import to_picture
+from loraguard.pixels import as_rgb, to_picture
 from loraguard.stamp import Stamp
 from loraguard.tuner import folded
 
@@ -80,8 +80,8 @@ def validate(
     finite = {name: values[torch.isfinite(values)] for name, values in metrics.items()}
     means = {name: values.mean().item() for name, values in finite.items() if len(values)}
     size = target.shape[-2:]
-    photo = images if images.shape == target.shape else torch.nn.functional.interpolate(images, size)
-    return means, torch.stack([photo, target, *outputs.values()])
+    photo = images if images.shape[-2:] == size else torch.nn.functional.interpolate(images, size)
+    return means, torch.stack([as_rgb(one) for one in (photo, target, *outputs.values())])
 
 
 def one_edit_each(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

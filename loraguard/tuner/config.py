@@ -25,7 +25,6 @@ _NOT_FOR_GATED_LORA = (
     "use_qalora",
     "target_parameters",
     "layer_replication",
-    "trainable_token_indices",
     "ensure_weight_tying",
     "megatron_config",
     "loftq_config",
@@ -52,6 +51,12 @@ def _is_by_name(of: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: (
         value is None or (isinstance(value, dict) and all(isinstance(k, str) and of(v) for k, v in value.items()))
     )
+
+
+def _is_tokens(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(isinstance(name, str) and one is not None and _is_tokens(one) for name, one in value.items())
+    return value is None or (isinstance(value, (list, tuple)) and _is_indices(value) and min(value, default=0) >= 0)
 
 
 def _is_rank(value: Any) -> bool:
@@ -83,6 +88,7 @@ _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "layers_pattern": _NAMES_OR_TEXT,
     "modules_to_save": ("names of modules, or None", _is_names),
     "layers_to_transform": ("whole numbers, or None", _is_indices),
+    "trainable_token_indices": ("numbers of tokens, or such numbers by the names of embeddings, or None", _is_tokens),
     "rank_pattern": ("ranks of 1 or more by the names of layers", _is_by_name(_is_rank)),
     "alpha_pattern": ("finite numbers above 0 by the names of layers", _is_by_name(_is_positive)),
     "auto_mapping": ("a dict or None", lambda value: value is None or isinstance(value, dict)),
@@ -112,9 +118,12 @@ class GatedLoraConfig(LoraConfig):
         init_lora_weights: `True` starts with B = 0, so that the adapted model is at first the bare one.
             `"paper"` (or `False`, PEFT's name for it) draws A and B from Kaiming-uniform with a = sqrt(5).
             `"gaussian"` draws A from N(0, 1 / r^2), with B = 0.
+        trainable_token_indices: Tokens whose vectors are trained as they are, without a gate, as in PEFT: their
+            numbers, or such numbers by the names of embeddings.
         target_modules: Names of layers, or a regular expression that matches them; `"all-linear"` stands for the
             linear layers but the output layer, as in PEFT; `"all-conv-linear"`, or `None`, stands for every
-            linear, convolution and transposed convolution layer and is replaced by their names.
+            linear, convolution and transposed convolution layer and is replaced by their names. Embeddings are
+            adapted where they are named.
         lora_dropout: Probability in [0, 1) with which the adapter misses an input: a feature of a linear layer,
             a whole feature map of a convolution.
         lora_bias: Whether B has a bias b, which starts at 0: the update is then `gate * s * (B A x + b)`. Merging adds

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .config import GatedLoraConfig
+from .embedding import GatedLoraEmbedding
 from .layer import GatedLoraLayer
 
 # What both kinds of adapters mean the same by.
@@ -24,6 +25,7 @@ _SHARED = (
     "modules_to_save",
     "target_modules",
     "exclude_modules",
+    "trainable_token_indices",
     "layers_to_transform",
     "layers_pattern",
     "rank_pattern",
@@ -71,7 +73,11 @@ def to_lora(
     for name, layer in model.named_modules():
         if isinstance(layer, GatedLoraLayer) and adapter_name in layer.lora_A:
             _check_layer(name.removeprefix("base_model.model."), layer)
-            tensors |= {f"{name}.{part}": tensor for part, tensor in _plain_factors(layer, adapter_name).items()}
+            factors = _plain_factors(layer, adapter_name)
+            if isinstance(layer, GatedLoraEmbedding):  # which PEFT's LoRA keeps as bare parameters
+                del tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"]
+                factors = {f"lora_embedding_{part[5]}": tensor for part, tensor in factors.items()}
+            tensors |= {f"{name}.{part}": tensor for part, tensor in factors.items()}
     plain = LoraConfig(**{name: getattr(config, name) for name in _SHARED})
     if path is not None:
         plain.save_pretrained(str(path))

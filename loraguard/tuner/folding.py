@@ -175,11 +175,11 @@ class FoldingLayer(GatedLoraLayer):
     def _may_fold(self, adapters: list[str]) -> bool:
         if self.training or not self.folds_in_eval_mode or is_hooked(self.base_layer) or is_computed(self.base_layer):
             return False
-        weight = self.base_layer.weight
+        weight = self.base_weight
         if weight.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled(weight.device.type):
             return False
         involved = [p for adapter in adapters for p in self._parameters_of(adapter)]
-        involved += [p for p in (weight, self.base_layer.bias) if p is not None]
+        involved += [p for p in (weight, self.base_bias) if p is not None]
         if torch.is_grad_enabled() and any(p.requires_grad for p in involved):
             return False
         return all(type(p) is nn.Parameter for p in involved) and any(map(self.is_mergeable, adapters))
@@ -217,7 +217,7 @@ class FoldingLayer(GatedLoraLayer):
         if is_computed(self.base_layer):
             return None
         if self._learns_folded(x, adapters):
-            bias, weight = self._folded_bias(adapters), self.base_layer.weight.detach()
+            bias, weight = self._folded_bias(adapters), self.base_weight.detach()
             fold, update = partial(self._fold, weight, adapters), partial(self._updates, adapters)
             learnt = [p for adapter in adapters for p in self._parameters_of(adapter) if p.requires_grad]
             return run_learning(fold, self.base_layer, x, bias, update, learnt)
@@ -239,8 +239,8 @@ class FoldingLayer(GatedLoraLayer):
         return (
             bool(learnt)
             and getattr(base, "padding_mode", "") == "zeros"
-            and not any(p is not None and p.requires_grad for p in (base.weight, base.bias))
-            and all(p.dtype == base.weight.dtype for p in learnt)
+            and not any(p is not None and p.requires_grad for p in (self.base_weight, self.base_bias))
+            and all(p.dtype == self.base_weight.dtype for p in learnt)
             and not is_hooked(base)
             and all(self.is_mergeable(adapter) and self._is_plain(adapter) for adapter in adapters)
         )
@@ -256,7 +256,7 @@ class FoldingLayer(GatedLoraLayer):
 
     def _folded_bias(self, adapters: list[str]) -> Tensor | None:
         with torch.no_grad():
-            bias = None if self.base_layer.bias is None else self.base_layer.bias.detach()
+            bias = None if self.base_bias is None else self.base_bias.detach()
             for adapter in adapters:
                 delta = self.get_delta_bias(adapter)
                 if delta is not None:
@@ -265,7 +265,7 @@ class FoldingLayer(GatedLoraLayer):
 
     def _folded_weight(self, adapters: list[str], *, fast: bool = False) -> Tensor:
         """W + dW; laid out for `run` where it is `fast`."""
-        weight = self.base_layer.weight.detach()
+        weight = self.base_weight.detach()
         if not adapters:
             return weight
         scales = [self.scaling[adapter] for adapter in adapters]
@@ -277,7 +277,7 @@ class FoldingLayer(GatedLoraLayer):
         compiling = torch.compiler.is_compiling() or torch.jit.is_tracing()
         if compiling or not (self._folding or weight.device.type == "cpu"):
             return self._fold(weight, adapters)
-        sources = [self.base_layer.weight, *(scale for scale in scales if isinstance(scale, Tensor))]
+        sources = [self.base_weight, *(scale for scale in scales if isinstance(scale, Tensor))]
         sources += [p for adapter in adapters for p in self._parameters_of(adapter)]
         fold = self._folds.get(key)
         # `folded` promises that nothing writes to `.data` while it lasts.
@@ -293,7 +293,7 @@ class FoldingLayer(GatedLoraLayer):
     def _once_computed(self, adapters: list[str]) -> Tensor:
         """W + dW where W is computed, as at each forward without an adapter: once, as reading it may iterate."""
         with torch.no_grad():
-            return self._fold(self.base_layer.weight, adapters)
+            return self._fold(self.base_weight, adapters)
 
     def fold_ahead(self) -> None:
         """Make the W + dW of active adapters for compiled code to find."""

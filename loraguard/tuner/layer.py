@@ -7,7 +7,8 @@ Each active adapter adds its update to what the base layer gives:
 A maps as the base layer does, in its geometry, on to r features; B is 1x1; the gate is a module (see `gates`), in the
 paper the number sigmoid(g). With `lora_bias`, B has a bias b, and the update is gate * s * (B A x + b).
 
-`merging` has the same as a weight, `folding` what makes it fast, `linear` and `conv` the kinds of base layers.
+`merging` has the same as a weight, `folding` what makes it fast, `linear`, `conv` and `embedding` the
+kinds of base layers.
 """
 
 import math
@@ -38,6 +39,11 @@ class GatedLoraLayer(MergingLayer):
     out_features: int
     dims: int = 0  # spatial dimensions of the base layer
 
+    @property
+    def batched_dims(self) -> int:
+        """Dimensions of the smallest input that has one for samples."""
+        return self.dims + 2
+
     def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Run the base layer and its active adapters; arguments and output are the base layer's, in its dtype."""
         x = input  # by torch's name for it, as networks may call their layers with it
@@ -66,7 +72,7 @@ class GatedLoraLayer(MergingLayer):
 
     def _mixed_batch_forward(self, x: Tensor, *args: Any, adapter_names: list[str], **kwargs: Any) -> Tensor:
         """An adapter for each sample."""
-        if x.dim() < self.dims + 2:
+        if x.dim() < self.batched_dims:
             raise ValueError(
                 f"adapter_names names an adapter for each sample, and an input of shape {tuple(x.shape)} is a single "
                 "one; add a batch dimension: x.unsqueeze(0)."
@@ -78,6 +84,10 @@ class GatedLoraLayer(MergingLayer):
         return result
 
     # What a kind of base layer defines.
+
+    @classmethod
+    def check_adaptable(cls, base: Any, config: Any) -> None:
+        """Raise a ValueError where these settings do not go with that base layer, before a layer is replaced."""
 
     def make_factors(self, r: int, bias: bool) -> tuple[nn.Module, nn.Module]:
         """A and B for rank `r`, a multiple of `groups`; B with a bias, if there is to be one."""
@@ -115,7 +125,7 @@ class GatedLoraLayer(MergingLayer):
         groups = self.groups
         if r < 1 or r % groups:
             raise ValueError(f"r={r}: the rank must be a positive multiple of the base layer's groups={groups}.")
-        if config.lora_bias and self.base_layer.bias is None:
+        if config.lora_bias and self.base_bias is None:
             warnings.warn(
                 f"`lora_bias=True` was passed but the targeted layer of type {type(self.base_layer).__name__} has no "
                 "bias. This means that merging LoRA weights won't be possible.",

@@ -30,6 +30,16 @@ class MergingLayer(nn.Module, LoraLayer):
         """G, the groups of the base layer."""
         return getattr(self.base_layer, "groups", 1)
 
+    @property
+    def base_weight(self) -> Any:
+        """W, which a computed weight computes when it is asked for."""
+        return self.base_layer.weight
+
+    @property
+    def base_bias(self) -> Any:
+        """The base layer's bias; None where it has none."""
+        return getattr(self.base_layer, "bias", None)
+
     def to_groups(self, weight: Tensor) -> Tensor:
         """A weight in the base layer's shape as group matrices."""
         raise NotImplementedError
@@ -131,11 +141,10 @@ class MergingLayer(nn.Module, LoraLayer):
         """
         adapters = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.lora_A]
         self.check_merge(adapters, safe_merge)
-        base = self.base_layer
         for adapter in adapters:
-            base.weight.copy_(base.weight + self.get_delta_weight(adapter))
+            self.base_weight.copy_(self.base_weight + self.get_delta_weight(adapter))
             if (delta := self.get_delta_bias(adapter)) is not None:
-                base.bias.copy_(base.bias + delta)
+                self.base_bias.copy_(self.base_bias + delta)
             self.merged_adapters.append(adapter)
 
     @torch.no_grad()
@@ -150,7 +159,7 @@ class MergingLayer(nn.Module, LoraLayer):
                 "weight first; or use the adapter unmerged."
             )
         with at_rest(self.base_layer):
-            weight, bias = self.base_layer.weight, self.base_layer.bias
+            weight, bias = self.base_weight, self.base_bias
         for adapter in adapters:
             if self.lora_bias[adapter] and bias is None:
                 raise RuntimeError(
@@ -188,15 +197,15 @@ class MergingLayer(nn.Module, LoraLayer):
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
         weight, bias = self.bare()
-        self.base_layer.weight.copy_(weight)
+        self.base_weight.copy_(weight)
         if bias is not None:
-            self.base_layer.bias.copy_(bias)
+            self.base_bias.copy_(bias)
         self.merged_adapters.clear()
 
     @torch.no_grad()
     def bare(self) -> tuple[Tensor, Tensor | None]:
         """Weight and bias of the base layer, without what is merged into them."""
-        weight, bias = self.base_layer.weight, self.base_layer.bias
+        weight, bias = self.base_weight, self.base_bias
         for adapter in reversed(self.merged_adapters):
             weight = (weight - self.get_delta_weight(adapter)).to(weight.dtype)
             if (delta := self.get_delta_bias(adapter)) is not None:

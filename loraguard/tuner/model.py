@@ -11,7 +11,7 @@ from peft import PeftConfig
 from peft.tuners.lora import LoraModel
 from peft.tuners.tuners_utils import _maybe_include_all_linear_layers
 from peft.utils.constants import INCLUDE_LINEAR_LAYERS_SHORTHAND
-from peft.utils.other import AuxiliaryTrainingWrapper, get_pattern_key
+from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
@@ -22,7 +22,18 @@ from .fitting import check_fits
 from .layer import GatedLoraLayer
 from .loading import Before, check_finite
 from .registration import register_classes
-from .targets import ADAPTABLE, base_layer_of, bypassed, check_base_layer, check_not_shared, layer_class, walk
+from .targets import (
+    ADAPTABLE,
+    base_layer_of,
+    bypassed,
+    check_base_layer,
+    check_not_shared,
+    is_default,
+    layer_class,
+    token_layers,
+    unwrapped,
+    walk,
+)
 
 
 class GatedLoraModel(WeightedAdapters, LoraModel):
@@ -65,7 +76,12 @@ class GatedLoraModel(WeightedAdapters, LoraModel):
                 f"Leave them out: exclude_modules={sorted(skipped)}."
             )
         for name, module in targets.items():
-            check_base_layer(name, module)
+            check_base_layer(name, module).check_adaptable(base_layer_of(module), peft_config)
+        if both := targets.keys() & token_layers(self.model, peft_config.trainable_token_indices):
+            raise ValueError(
+                f"{min(both)!r} is adapted and has tokens that are trained as they are; PEFT does one or the other "
+                "on an embedding. Take it out of target_modules or of trainable_token_indices."
+            )
         check_not_shared(self.model, set(targets))
         self._round_ranks(peft_config, targets)
         self._check_header(peft_config, targets)
@@ -137,7 +153,7 @@ class GatedLoraModel(WeightedAdapters, LoraModel):
             everything.target_modules = ".*"  # but for exclude_modules and modules_to_save
         else:
             everything = _maybe_include_all_linear_layers(everything, self.model)
-        names = {name for name, module in self._targets(everything).items() if layer_class(base_layer_of(module))}
+        names = {name for name, module in self._targets(everything).items() if is_default(base_layer_of(module))}
         if skipped := names & bypassed(self.model):
             warnings.warn(
                 f"No adapters on {sorted(skipped)}: nn.MultiheadAttention and nn.TransformerEncoderLayer read these "
@@ -148,8 +164,8 @@ class GatedLoraModel(WeightedAdapters, LoraModel):
         if not names:
             found = sorted({type(module).__name__ for name, module in walk(self.model) if name})
             raise ValueError(
-                f"No layer to adapt in {type(self.model).__name__}: GATED_LORA adapts {ADAPTABLE} inside a model, "
-                f"and found {', '.join(found) or 'no submodule'}."
+                f"No layer to adapt in {type(self.model).__name__}: GATED_LORA adapts {ADAPTABLE} inside a model "
+                f"(embeddings where target_modules names them), and found {', '.join(found) or 'no submodule'}."
             )
         others = {name for name, _ in walk(self.model)} - names
         endings = tuple(f".{name}" for name in names)
@@ -234,8 +250,7 @@ class GatedLoraModel(WeightedAdapters, LoraModel):
             return
         for _, module in walk(self.model):
             # A norm in modules_to_save is a copy to be trained; the base layer's own is beneath.
-            wrapped = isinstance(module, AuxiliaryTrainingWrapper)
-            for norm in module.get_submodule("original_module").modules() if wrapped else (module,):
+            for norm in (module,) if unwrapped(module) is module else unwrapped(module).modules():
                 if isinstance(norm, _NormBase) and norm.track_running_stats:
                     norm.eval()
 
@@ -264,6 +279,7 @@ def _check_tensors(model: Any, adapter_name: str, tensors: dict[str, Tensor]) ->
             )
         # As the file calls it.
         in_file = name.replace(f".modules_to_save.{adapter_name}.", ".").replace(f".{adapter_name}.", ".")
+        in_file = in_file.removesuffix(f".{adapter_name}") if "trainable_tokens_delta" in name else in_file
         check_finite(f"Adapter {adapter_name!r}", in_file, tensor)
 
 

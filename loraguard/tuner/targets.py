@@ -1,19 +1,22 @@
 """Which layers of a network can be adapted, and why another cannot."""
 
 from collections.abc import Iterator
+from typing import Any, cast
 
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.other import AuxiliaryTrainingWrapper
+from peft.utils.other import AuxiliaryTrainingWrapper, _get_input_embeddings_name
 from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from .computed import computed_by, is_computed, is_known, own_tensors
 from .conv import GatedLoraConv, GatedLoraConvTranspose
+from .embedding import GatedLoraEmbedding
 from .layer import GatedLoraLayer
 from .linear import GatedLoraLinear
 
-LAYER_CLASSES: tuple[type[GatedLoraLayer], ...] = (GatedLoraLinear, GatedLoraConv, GatedLoraConvTranspose)
+_BY_DEFAULT: tuple[type[GatedLoraLayer], ...] = (GatedLoraLinear, GatedLoraConv, GatedLoraConvTranspose)
+LAYER_CLASSES: tuple[type[GatedLoraLayer], ...] = (*_BY_DEFAULT, GatedLoraEmbedding)
 ADAPTABLE = ", ".join(base.__name__ for layer in LAYER_CLASSES for base in layer.base_classes)
 
 # Modules that read the weights of these children instead of calling them, always or in eval mode: an adapter there
@@ -47,9 +50,33 @@ def base_layer_of(module: nn.Module) -> nn.Module:
     return module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
 
 
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The module below PEFT's copies for `modules_to_save` and its trainable tokens, or the module itself."""
+    return cast(Any, module).original_module if isinstance(module, AuxiliaryTrainingWrapper) else module
+
+
+def token_layers(model: Any, indices: Any) -> dict[str, tuple[nn.Embedding, list[int]]]:
+    """By name, the embeddings that `trainable_token_indices` speaks of, and which of their tokens."""
+    if indices is None:
+        return {}
+    by_ending: dict[str, Any] = {cast(str, _get_input_embeddings_name(model, "embed_tokens")): indices}
+    by_ending = indices if isinstance(indices, dict) else by_ending
+    return {
+        name: (base, tokens)
+        for name, module in walk(model)
+        for ending, tokens in by_ending.items()
+        if name.endswith(ending) and isinstance(base := base_layer_of(unwrapped(module)), nn.Embedding)
+    }
+
+
 def layer_class(base: nn.Module) -> type[GatedLoraLayer] | None:
     """The class that adapts such a base layer; None where there is none."""
     return next((cls for cls in LAYER_CLASSES if isinstance(base, cls.base_classes)), None)
+
+
+def is_default(base: nn.Module) -> bool:
+    """Whether `target_modules=None` stands for such a base layer, too: linear and (transposed) convolution layers."""
+    return layer_class(base) in _BY_DEFAULT
 
 
 def check_base_layer(name: str, module: nn.Module) -> type[GatedLoraLayer]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from killed import arguments, model
+from killed import Once, arguments, model
 from peft import PeftModel, get_peft_model
 from precision import say_the_refusal
 from processes import forked
@@ -185,6 +185,14 @@ def test_the_weights_that_are_recorded_are_those_of_the_training(tmp_path: Path)
         network.get_base_model().main[0].base_layer.weight.mul_(1.5)
     trainer.train()
     assert written(tmp_path)[1]["generator"]["sha256"] == generator_fingerprint(network)
+
+
+def test_a_network_that_changes_now_and_then_is_warned_of(tmp_path: Path) -> None:
+    """Not in the one forward pass before training."""
+    network = model()
+    adversary = Once(2, lambda: network.get_base_model().main[0].base_layer.weight.data.mul_(1.01))
+    with pytest.warns(UserWarning, match="changed the network beneath"):
+        train(tmp_path, network, max_train_steps=3, adversary=adversary)
 
 
 def test_a_stamp_that_shows_nothing_is_refused(tmp_path: Path) -> None:

@@ -34,6 +34,8 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "transposed2d": (lambda: nn.ConvTranspose2d(4, 6, 4, stride=2, padding=1), (3, 4, 5, 4)),
     "transposed2d-grouped": (lambda: nn.ConvTranspose2d(4, 6, 3, stride=2, output_padding=1, groups=2), (3, 4, 5, 4)),
     "transposed3d": (lambda: nn.ConvTranspose3d(4, 6, (2, 3, 1), dilation=2, bias=False), (2, 4, 3, 3, 3)),
+    "embedding": (lambda: nn.Embedding(9, 4), (5, 3)),
+    "embedding, a row": (lambda: nn.Embedding(9, 4), (5,)),
     "linear, spectral_norm": (lambda: spectral_norm(nn.Linear(6, 4)), (5, 6)),
     "conv2d, weight_norm": (lambda: old_weight_norm(nn.Conv2d(4, 6, 3)), (3, 4, 6, 5)),
     "conv2d, pruned": (lambda: prune.l1_unstructured(nn.Conv2d(4, 6, 3), "weight", 0.5), (3, 4, 6, 5)),
@@ -49,7 +51,9 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 
 
 def config(kind: str, gate: str, **settings: Any) -> GatedLoraConfig:
-    return GatedLoraConfig(**{"r": 4, "gate_type": gate, "lora_bias": "lora_bias" in kind, **settings})
+    return GatedLoraConfig(
+        **{"r": 4, "gate_type": gate, "lora_bias": "lora_bias" in kind, "target_modules": ["0"], **settings}
+    )
 
 
 def old_weight_norm(layer: nn.Module) -> nn.Module:
@@ -94,6 +98,8 @@ def layer_of(model: PeftModel) -> Any:
 
 
 def input_of(kind: str) -> Tensor:
+    if "embedding" in kind:
+        return torch.randint(9, LAYERS[kind][1])
     return torch.randn(LAYERS[kind][1], dtype=torch.float64)
 
 
@@ -117,7 +123,7 @@ def update_of(kind: str, layer: Any, x: Tensor, adapter: str, alpha: float) -> T
             if isinstance(base, nn.modules.conv._ConvTransposeNd):
                 n_in = base.in_channels // groups
                 weight[g * n_in : (g + 1) * n_in, o - g * n_out] += kernel
-            elif isinstance(base, Conv1D):
+            elif isinstance(base, (Conv1D, nn.Embedding)):
                 weight[:, o] += kernel
             else:
                 weight[o] += kernel
@@ -127,7 +133,7 @@ def update_of(kind: str, layer: Any, x: Tensor, adapter: str, alpha: float) -> T
         along_ranks = gate.mergeable and gate.shape(2, 2, 2)[2] > 1
         opening = 1.0 if along_ranks else openings[:, :, 0].flatten()
         base.bias.data = opening * bias.detach() * alpha / math.sqrt(r)
-    elif base.bias is not None:
+    elif getattr(base, "bias", None) is not None:
         nn.init.zeros_(base.bias)
     u = net(x).detach()
     return u if gate.mergeable else gate(u, lambda u: u, 1.0).detach()
@@ -165,7 +171,7 @@ class TestEveryLayerAndGate:
     def test_unbatched(self, kind: str, gate: str) -> None:
         model, x = adapted(kind, gate), input_of(kind)
         whole = model(x)
-        if kind == "linear-sequence":
+        if kind in ("linear-sequence", "embedding"):
             x, whole = x[:, 0], model(x[:, :1])[:, 0]  # a sequence without a batch is a batch
         torch.testing.assert_close(model(x[0]), whole[0], **EXACT)
 
@@ -175,6 +181,7 @@ class TestEveryLayerAndGate:
         x = input_of(kind)
         assert torch.equal(model(x), net_of(kind)(x))
         layer = layer_of(model)
+        nn.init.normal_(layer.lora_A["default"].weight)
         nn.init.normal_(layer.lora_B["default"].weight)
         (module,) = layer.lora_gate.values()
         opening = 1 / (1 + math.exp(-0.3)) if list(module.parameters()) else 1.0
@@ -214,8 +221,15 @@ class TestEveryLayerAndGate:
 
     def test_folding(self, kind: str, gate: str) -> None:
         train = "spectral" not in kind  # where each forward iterates; test_computed.py compares those
-        model, x = adapted(kind, gate).train(train), input_of(kind).requires_grad_()
-        y = model(x)
+        model, x = adapted(kind, gate).train(train), input_of(kind)
+        if not x.is_floating_point():
+            y = model(x)
+            with folded(model):
+                again = model(x)
+            torch.testing.assert_close(again, y, **EXACT)
+            assert not again.requires_grad
+            return
+        y = model(x.requires_grad_())
         (gradient,) = torch.autograd.grad(y.square().sum(), x)
         with folded(model):
             again = model(x)
@@ -225,7 +239,8 @@ class TestEveryLayerAndGate:
         assert all(p.grad is None for p in model.parameters())
 
     def test_gradients(self, kind: str, gate: str) -> None:
-        model, x = adapted(kind, gate), input_of(kind)[:2].requires_grad_()
+        model, x = adapted(kind, gate), input_of(kind)[:2]
+        x.requires_grad_(x.is_floating_point())
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         assert len(trained) == 2 + ("lora_bias" in kind) + len(list(layer_of(model).lora_gate.parameters()))
 
@@ -296,7 +311,7 @@ class TestEveryLayerAndGate:
                 net_of(kind).to(dtype), copy.deepcopy(model.peft_config["default"]), autocast_adapter_dtype=autocast
             )
             set_peft_model_state_dict(half, state)
-            got = half.eval()(x.to(dtype))
+            got = half.eval()(x.to(dtype) if x.is_floating_point() else x)
             assert got.dtype == dtype
             torch.testing.assert_close(got.double(), y, rtol=0.05, atol=0.08)
 
