@@ -13,9 +13,9 @@ from matplotlib import pyplot as plt
 from torch import Tensor
 
 from loraguard.channels import published
+from loraguard.commands.demo import DemoSettings, run_demo
 from loraguard.data import DemoFaces, collate
 from loraguard.defenses import Disrupting
-from loraguard.demo import DemoSettings, run_demo
 
 IMAGES = Path(__file__).parent / "images"
 FACES = (0, 2, 5, 7)

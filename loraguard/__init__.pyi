@@ -1,4 +1,5 @@
 from .audit import run_audit as run_audit
+from .commands import train_patch as train_patch
 from .hub import load_patch as load_patch
 from .hub import push_patch as push_patch
 from .stamp import Stamp as Stamp

@@ -17,8 +17,8 @@ from accelerate.state import AcceleratorState
 from peft import PeftModel, get_peft_model
 
 from loraguard import GatedLoraConfig
-from loraguard.audit_settings import AuditSettings
-from loraguard.auditing import audit_by_settings
+from loraguard.commands.audit import audit_by_settings
+from loraguard.commands.audit_settings import AuditSettings
 from loraguard.data import DemoFaces, collate
 from loraguard.defenses import Disrupting
 from loraguard.generators import DemoEditor

@@ -6,7 +6,7 @@ import sys
 import time
 import warnings
 
-from loraguard.side_by_side import Sender
+from loraguard.commands.side_by_side import Sender
 
 
 def work(first: Sender, what: str) -> None:

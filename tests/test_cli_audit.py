@@ -19,10 +19,9 @@ from PIL import Image
 from tiny import register
 from typer.testing import CliRunner
 
-from loraguard import auditing
 from loraguard.audit.store import Store
-from loraguard.audit_settings import SETTINGS, AuditSettings
 from loraguard.cli import app
+from loraguard.commands.audit_settings import SETTINGS, AuditSettings
 
 QUICK = ["--defense", "disrupting:0.1,steps=2", "--batch-size", "2"]
 
@@ -44,7 +43,7 @@ def settings_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[...
             raise ValueError("seen")
 
         with monkeypatch.context() as patch:
-            patch.setattr(auditing, "audit_by_settings", look)
+            patch.setattr("loraguard.commands.audit.audit_by_settings", look)
             assert "seen" in refused("audit", "--output-dir", tmp_path / "out", *arguments)
         return seen[0]
 

@@ -13,10 +13,10 @@ from peft import get_peft_model
 from PIL import Image
 
 from loraguard import GatedLoraConfig, PatchTrainer, PatchTrainingArguments, Stamp
+from loraguard.commands.stamp import read_tensor, write_png
 from loraguard.data import DemoFaces
 from loraguard.defenses import Disrupting
 from loraguard.generators import DemoEditor
-from loraguard.stamping import read_tensor, write_png
 
 LOOK = ["--place", "bottom-left", "--size", "0.4", "--background", "#b00020", "--outline", "none"]
 PLATE = Stamp("AI", place="bottom-left", size=0.4, background="#b00020", outline=None)
@@ -123,7 +123,7 @@ def test_what_is_refused(folder: Path, tmp_path: Path, monkeypatch: pytest.Monke
     assert "There is no image" in refused("stamp", "check", folder / "d.png", "--text", "AI")
     assert "notes.txt" in refused("stamp", "check", folder / "notes.txt", "--text", "AI")
     with monkeypatch.context() as patch:  # before thresholds are set, which takes seconds
-        patch.setattr("loraguard.stamping.StampReader", None)
+        patch.setattr("loraguard.commands.stamp.StampReader", None)
         assert "broken.png cannot be read" in refused("stamp", "check", tmp_path / "broken.png", "--text", "AI")
     assert "No installed font" in refused("stamp", "preview", "--text", "\U000f0000")
     assert "'octarine'" in refused("stamp", "preview", "--text", "AI", "--colour", "octarine")

@@ -14,9 +14,9 @@ from processes import run_script
 from safetensors.torch import load_file
 
 import loraguard.generators
+from loraguard.commands.demo import STAMP, DemoResult, DemoSettings, every_edit, run_demo
 from loraguard.data import DemoFaces
 from loraguard.data.demo_faces import render
-from loraguard.demo import STAMP, DemoResult, DemoSettings, every_edit, run_demo
 from loraguard.generators import DemoEditor
 from loraguard.metrics import defense_succeeds, psnr
 
@@ -136,7 +136,7 @@ HELD = """
 import os, signal, sys, time
 from pathlib import Path
 from loraguard.data import DemoFaces
-from loraguard.demo import DemoSettings, run_demo
+from loraguard.commands.demo import DemoSettings, run_demo
 from loraguard.training.interruption import Interruption
 
 folder, later, noted, started = Path(sys.argv[1]), iter(range(1000)), [], None

@@ -15,8 +15,8 @@ from torch import nn
 
 from loraguard.audit import controls
 from loraguard.audit.names import Adversary
-from loraguard.audit_settings import AuditSettings
 from loraguard.channels import CHANNELS
+from loraguard.commands import AuditSettings
 from loraguard.defenses import DEFENSES
 from loraguard.kinds import checked
 
@@ -130,6 +130,6 @@ def test_adversaries_are_those_that_can_be_trained() -> None:
 
 
 def test_settings_of_an_audit_are_read_without_torch() -> None:
-    code = "import sys, loraguard.audit_settings as s; s.AuditSettings(); print('torch' in sys.modules)"
+    code = "import sys, loraguard.commands.audit_settings as s; s.AuditSettings(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

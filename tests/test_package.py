@@ -11,7 +11,7 @@ import loraguard
 
 HOUSE = Path(loraguard.__file__).parent
 FLOORS = [
-    {"kinds", "pixels", "files", "tuner", "side_by_side"},
+    {"kinds", "pixels", "files", "tuner"},
     {"_registering", "fingerprint", "registry", "weights"},
     {"describing"},
     {"channels", "metrics"},
@@ -20,9 +20,7 @@ FLOORS = [
     {"defenses", "hub"},
     {"training"},
     {"audit"},
-    {"audit_settings"},
-    {"demo", "train", "info", "auditing"},
-    {"protecting", "stamping"},
+    {"commands"},
     {"cli"},
     {"__main__"},
 ]

@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from loraguard.commands import Protected, protect_photos
 from loraguard.data import DemoFaces, ImageFolder, PerturbedPhotos
 from loraguard.defenses import DEFENSES, Disrupting
 from loraguard.generators import DemoEditor
 from loraguard.generators.preprocessing import preprocessing
-from loraguard.protecting import Protected, protect
 
 SPEC = "disrupting:0.05,steps=2"
 
@@ -43,7 +43,9 @@ def photos(tmp_path: Path) -> Path:
 
 
 def run(generator: nn.Module, photos: Path | list[Path], out: Path, spec: str = SPEC, **changes) -> list[Protected]:
-    return protect(generator, photos, spec, out, say=changes.pop("say", lambda _: None), disable_tqdm=True, **changes)
+    return protect_photos(
+        generator, photos, spec, out, say=changes.pop("say", lambda _: None), disable_tqdm=True, **changes
+    )
 
 
 def levels(file: Path) -> Tensor:

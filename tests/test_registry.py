@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 import loraguard
+from loraguard.commands.info import REGISTRIES
 from loraguard.defenses import DEFENSES
 from loraguard.generators import GENERATORS, DemoEditor, StarGAN, load_generator
-from loraguard.info import REGISTRIES
 from loraguard.registry import Registry, build
 
 DOCS = Path(__file__).parents[1] / "docs" / "own-network.md"

@@ -7,14 +7,14 @@ import pytest
 import torch
 from second_work import work
 
-from loraguard.side_by_side import SecondProcess, can_fork, one_thread
+from loraguard.commands.side_by_side import SecondProcess, can_fork, one_thread
 
 
 @pytest.mark.parametrize("fork", [True, False])
 def test_values_and_warnings_come_back(
     fork: bool, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("loraguard.side_by_side.can_fork", lambda: fork)
+    monkeypatch.setattr("loraguard.commands.side_by_side.can_fork", lambda: fork)
     with SecondProcess(work, "answer") as second:
         pid, threads = second.receive()
         assert pid != os.getpid()

@@ -1,5 +1,5 @@
 """The command line, a file for each family of commands."""
 
-from .commands import app, main
+from .root import app, main
 
 __all__ = ["app", "main"]

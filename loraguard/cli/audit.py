@@ -14,7 +14,7 @@ from loraguard.files import writable_folder
 from loraguard.generators.registry import GENERATORS
 
 from .early import check_audit, check_files, names_in
-from .hub import said_in_a_line
+from .errors import said_in_a_line
 from .options import CHECKPOINT, DATA, DEVICE, GENERATOR, IMAGE_SIZE, JUDGE, SEED, SPLIT, Device, examples
 
 if TYPE_CHECKING:
@@ -197,7 +197,7 @@ def audit(
     is kept: the same command goes on where it was stopped, and so does --resume FOLDER. docs/cli.md has the keys of the
     YAML file, and docs/audit.md says how to read a report.
     """
-    from loraguard.audit_settings import SETTINGS, AuditSettings
+    from loraguard.commands.audit_settings import SETTINGS, AuditSettings
 
     flags: dict[str, Any] = {
         "generator": generator, "checkpoint": checkpoint, "image_size": image_size, "patches": patch,
@@ -224,7 +224,7 @@ def audit(
         settings = settings.updated(given, "flags")
         check_audit(settings)
         writable_folder(output_dir)
-        from loraguard.auditing import audit_by_settings
+        from loraguard.commands.audit import audit_by_settings
 
         try:
             result, report = audit_by_settings(settings, output_dir, say=typer.echo)

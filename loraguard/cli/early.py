@@ -13,7 +13,7 @@ from loraguard.generators.registry import check_generator
 from loraguard.hub.names import check_patch
 
 if TYPE_CHECKING:
-    from loraguard.audit_settings import AuditSettings
+    from loraguard.commands.audit_settings import AuditSettings
 
 
 def check_audit(settings: AuditSettings) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +11,7 @@ from loraguard.files import new_folder
 from loraguard.hub.names import check_patch
 
 from .early import check_files
+from .errors import said_in_a_line
 from .options import SHARE, examples
 
 Revision = Annotated[str | None, typer.Option(help="A branch, tag or commit.")]
@@ -78,27 +77,6 @@ def print_patch(patch: str, revision: str | None = None) -> None:
     for label, text in rows:
         typer.secho(f"{label:<{width}}", bold=True, nl=False)
         typer.echo(f"  {text}")
-
-
-@contextmanager
-def said_in_a_line() -> Iterator[None]:
-    """Errors that a user can do something about, and interrupts, without a traceback."""
-    try:
-        yield
-    except KeyboardInterrupt as interrupt:  # click would leave without a word
-        typer.secho(str(interrupt) or "Interrupted.", err=True)
-        raise typer.Exit(130) from None
-    except (OSError, ValueError, TypeError, ImportError, FloatingPointError) as error:
-        typer.secho(f"Error: {_in_a_line(error)}", fg="red", err=True)
-        raise typer.Exit(2) from None
-
-
-def _in_a_line(error: Exception) -> str:
-    """What an error says; the operating system's without its number."""
-    text = str(error)
-    if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        text = f"{error.filename}: {error.strerror}."
-    return " ".join(text.split())
 
 
 def register(app: typer.Typer) -> None:

@@ -16,8 +16,8 @@ from loraguard.training.recipes import RECIPES, check_recipe
 
 from .audit import print_audit
 from .early import check_files, names_in
+from .errors import said_in_a_line
 from .flags import with_flags
-from .hub import said_in_a_line
 from .options import DATA, GENERATOR, PATCHES, SPLIT, Checkpoint, Device, ImageSize, OnDevice, examples
 
 FLAGS = ("recipe", "max_train_steps", "train_batch_size", "checkpointing_steps", "seed")
@@ -54,9 +54,9 @@ def train(
         check_recipe(settings["recipe"])
         writable_folder(output_dir)
         from loraguard import Stamp
+        from loraguard.commands.train import train_patch
         from loraguard.data import open_data
         from loraguard.generators import load_generator, transform_of
-        from loraguard.train import train_patch
         from loraguard.training import adapter_config
 
         arguments = PatchTrainingArguments(

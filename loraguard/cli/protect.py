@@ -12,7 +12,7 @@ from loraguard.defenses.registry import DEFENSES, check_defense
 from loraguard.generators.registry import GENERATORS, check_generator
 
 from .early import check_files, names_in
-from .hub import said_in_a_line
+from .errors import said_in_a_line
 from .options import JUDGE, Checkpoint, Device, ImageSize, OnDevice, Seed, examples
 
 
@@ -61,8 +61,8 @@ def protect(
             find_data(fit_on)
         from accelerate import PartialState
 
+        from loraguard.commands.protect import protect_photos
         from loraguard.generators import load_generator
-        from loraguard.protecting import protect as protect_photos
 
         network = load_generator(generator, checkpoint, size=image_size)
         where = "cpu" if device is Device.cpu else PartialState().device

@@ -11,7 +11,7 @@ import typer
 from loraguard.hub.names import check_patch
 
 from .early import check_files
-from .hub import said_in_a_line
+from .errors import said_in_a_line
 from .options import PATCHES, examples
 
 if TYPE_CHECKING:
@@ -66,8 +66,8 @@ def preview(
         check_files([image], "image")
         if output.suffix.lower() != ".png":
             raise ValueError(f"The preview {str(output)!r} must end in .png.")
+        from loraguard.commands.stamp import read_tensor, write_png
         from loraguard.data import DemoFaces
-        from loraguard.stamping import read_tensor, write_png
 
         stamps = _stamps(text, logo, patch, look)
         if len(stamps) > 1:
@@ -111,10 +111,10 @@ def check(
         check_files(images, "image")
         check_files([unstamped], "folder")
         _check_stamps(text, logo, patch)
+        from loraguard.commands.stamp import read_stamps
         from loraguard.data import ImageReadError
-        from loraguard.stamping import check_images
 
-        found = check_images(images, _stamps(text, logo, patch, look), unstamped, false_positive_rate)
+        found = read_stamps(images, _stamps(text, logo, patch, look), unstamped, false_positive_rate)
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=1, ensure_ascii=False))
     else:
@@ -150,8 +150,8 @@ def _stamps(
     texts: list[str] | None, logos: list[Path] | None, patches: list[str] | None, look: dict[str, Any]
 ) -> dict[str, Stamp]:
     """The stamps that were asked for, by name."""
+    from loraguard.commands.stamp import patch_stamp
     from loraguard.stamp import Stamp
-    from loraguard.stamping import patch_stamp
 
     named = [(text, Stamp(text.replace("\\n", "\n"), **look)) for text in texts or ()]
     named += [(logo.name, Stamp(image=logo, **look)) for logo in logos or ()]

@@ -16,8 +16,8 @@ from tiny import Tiny, TinyFaces
 
 from loraguard import GatedLoraConfig, PatchTrainer, PatchTrainingArguments, Stamp
 from loraguard.audit import AuditResult
-from loraguard.audit_settings import SETTINGS, AuditSettings, named
-from loraguard.auditing import audit_by_settings, stamp_of
+from loraguard.commands.audit import audit_by_settings, stamp_of
+from loraguard.commands.audit_settings import SETTINGS, AuditSettings, named
 from loraguard.defenses import Disrupting
 from loraguard.defenses.cmua import CMUA
 from loraguard.defenses.tafim import TAFIM

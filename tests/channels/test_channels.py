@@ -42,9 +42,9 @@ from loraguard.channels import (
     parse_channel,
 )
 from loraguard.channels.denoiser import DnCNN
+from loraguard.commands.info import registered
 from loraguard.data import DemoFaces
 from loraguard.describing import describe
-from loraguard.info import info
 
 FURTHER = ("jpeg:71,100", "jpeg:71,100+crop:0.8+noise")
 """Beside every name as it is, which the registry has: a new channel adds nothing to this file but its own tests."""
@@ -491,7 +491,7 @@ def test_channels_are_told_in_reports_and_lists() -> None:
     told = describe(parse_channel("jpeg:71,100+grey"))
     jpeg = {"class": "JPEG", "quality": 71, "highest": 100}
     assert told == {"class": "Chain", "channels": [jpeg, {"class": "Grey"}]}
-    for name, where, sentence in info("channels")[: len(CHANNELS.ours)]:
+    for name, where, sentence in registered("channels")[: len(CHANNELS.ours)]:
         assert where.startswith("loraguard.channels."), name
         assert sentence.endswith("."), name
         assert "`" not in sentence, name

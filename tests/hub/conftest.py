@@ -13,10 +13,10 @@ from local_hub import LocalHub
 from processes import PATIENCE
 
 from loraguard import PatchTrainingArguments, Stamp
+from loraguard.commands import train_patch
 from loraguard.data import DemoFaces
 from loraguard.defenses import Disrupting
 from loraguard.generators import DemoEditor
-from loraguard.train import train_patch
 from loraguard.tuner import GatedLoraConfig
 
 STAMP = Stamp("AI", size=0.9)

@@ -15,15 +15,15 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .channels import published, quantize
-from .data import ImageFolder, collate, names_of, open_data
-from .defenses import Fittable, parse_defense
-from .files import whole_files, writable_folder, write_json
-from .generators import conditions_of, labels_of, transform_of
-from .hub.provenance import describe_generator
-from .metrics import defense_succeeds, psnr
-from .pixels import to_picture
-from .training.sampling import mixed
+from loraguard.channels import published, quantize
+from loraguard.data import ImageFolder, collate, names_of, open_data
+from loraguard.defenses import Fittable, parse_defense
+from loraguard.files import whole_files, writable_folder, write_json
+from loraguard.generators import conditions_of, labels_of, transform_of
+from loraguard.hub.provenance import describe_generator
+from loraguard.metrics import defense_succeeds, psnr
+from loraguard.pixels import to_picture
+from loraguard.training.sampling import mixed
 
 RECORD = "protect.json"
 """In the folder of protected photos: what was done, and which files are ours."""
@@ -48,7 +48,7 @@ class Protected:
     spoilt: bool
 
 
-def protect(
+def protect_photos(
     generator: nn.Module,
     photos: str | Path | Sequence[str | Path],
     defense: str,
@@ -96,7 +96,7 @@ def protect(
         >>> folder = Path(tempfile.mkdtemp())
         >>> Image.new("RGB", (300, 200), "white").save(folder / "a.jpg")
         >>> out = Path(tempfile.mkdtemp())
-        >>> done = protect(DemoEditor.pretrained(), folder, "noise:0.1", out, say=len, disable_tqdm=True)
+        >>> done = protect_photos(DemoEditor.pretrained(), folder, "noise:0.1", out, say=len, disable_tqdm=True)
         >>> done[0].file.name, Image.open(done[0].file).size, done[0].psnr > 20
         ('a.png', (64, 64), True)
     """

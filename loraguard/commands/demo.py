@@ -15,17 +15,18 @@ from accelerate import PartialState
 from peft import PeftModel, get_peft_model
 from torch import Tensor
 
-from .audit import AuditResult, Share, run_audit, write_report
-from .audit.photos import pick_edits
-from .data import DemoFaces, collate
-from .defenses import Disrupting
-from .files import writable_folder
-from .generators import DemoEditor
+from loraguard.audit import AuditResult, Share, run_audit, write_report
+from loraguard.audit.photos import pick_edits
+from loraguard.data import DemoFaces, collate
+from loraguard.defenses import Disrupting
+from loraguard.files import writable_folder
+from loraguard.generators import DemoEditor
+from loraguard.stamp import Stamp, StampDetector
+from loraguard.training import PatchTrainer, PatchTrainingArguments, TrainingResult
+from loraguard.training.checkpoints import STATE, whole_checkpoints
+from loraguard.tuner import GatedLoraConfig
+
 from .side_by_side import SecondProcess, Sender, one_thread
-from .stamp import Stamp, StampDetector
-from .training import PatchTrainer, PatchTrainingArguments, TrainingResult
-from .training.checkpoints import STATE, whole_checkpoints
-from .tuner import GatedLoraConfig
 
 DEFENSE = Disrupting(eps=0.1, steps=10, step_size=0.03)
 STAMP = Stamp("AI", place="bottom-left", size=0.4, margin=0.0, background="#b00020", outline=None)

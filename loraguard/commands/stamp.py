@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .data import DemoFaces
-from .data.folder import ImageFolder
-from .data.reading import ImageReadError, read_image
-from .files import whole_files, writable_folder
-from .pixels import from_picture, to_picture
-from .stamp import Stamp, StampReader
+from loraguard.data import DemoFaces
+from loraguard.data.folder import ImageFolder
+from loraguard.data.reading import ImageReadError, read_image
+from loraguard.files import whole_files, writable_folder
+from loraguard.pixels import from_picture, to_picture
+from loraguard.stamp import Stamp, StampReader
 
 DRAWN_FACES, DRAWN_SIZE = 400, 128
 
@@ -38,8 +38,8 @@ class ReadFile:
 
 
 @dataclass(frozen=True)
-class Check:
-    """What :func:`check_images` found.
+class StampReadings:
+    """What :func:`read_stamps` found.
 
     Attributes:
         images: one for each file that could be read, in order.
@@ -62,12 +62,12 @@ class Check:
         return asdict(self)
 
 
-def check_images(
+def read_stamps(
     paths: Sequence[str | Path],
     stamps: Mapping[str, Stamp],
     unstamped: str | Path | None = None,
     false_positive_rate: float = 0.01,
-) -> Check:
+) -> StampReadings:
     """Read which of several stamps image files carry.
 
     Args:
@@ -85,7 +85,7 @@ def check_images(
         >>> file = Path(tempfile.mkdtemp(), "face.png")
         >>> stamp = Stamp("AI", size=0.5, background="#b00020")
         >>> write_png(stamp.compose(DemoFaces(1)[0]["image"][None])[0], file)
-        >>> check_images([file], {"AI": stamp}).images[0].stamp
+        >>> read_stamps([file], {"AI": stamp}).images[0].stamp
         'AI'
     """
     files = [file for path in paths for file in _files(Path(path).expanduser())]
@@ -118,7 +118,7 @@ def check_images(
         found.append(ReadFile(str(file), name, score, reader.thresholds[nearest]))
     unreadable = {file: error.reason for file, error in errors.items()}
     bound = reader.false_positive_bound or 1.0
-    return Check(found, what, reader.checked_on, reader.false_positives, bound, unreadable)
+    return StampReadings(found, what, reader.checked_on, reader.false_positives, bound, unreadable)
 
 
 def patch_stamp(patch: str | Path) -> Stamp:
@@ -131,10 +131,11 @@ def patch_stamp(patch: str | Path) -> Stamp:
         OSError, ValueError: as :func:`~loraguard.load_patch`; for a standard patch; for a stamp that cannot be drawn
             here.
     """
-    from .auditing import stamp_of
-    from .hub.local import read_patch
-    from .hub.names import NEEDED
-    from .hub.pull import fetch
+    from loraguard.hub.local import read_patch
+    from loraguard.hub.names import NEEDED
+    from loraguard.hub.pull import fetch
+
+    from .audit import stamp_of
 
     local = Path(patch).expanduser()
     folder = local if local.is_dir() else fetch(str(patch), NEEDED)

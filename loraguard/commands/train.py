@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from .audit import AuditResult, calibrate_detector, place, run_audit, write_report
-from .data import split_photos
-from .defenses import AnyDefense, Disrupting, as_defense
-from .generators import Conditions
-from .training import PatchTrainer, PatchTrainingArguments, TrainingResult, adapter_config
-from .tuner import GatedLoraConfig
+from loraguard.audit import AuditResult, calibrate_detector, place, run_audit, write_report
+from loraguard.data import split_photos
+from loraguard.defenses import AnyDefense, Disrupting, as_defense
+from loraguard.generators import Conditions
+from loraguard.training import PatchTrainer, PatchTrainingArguments, TrainingResult, adapter_config
+from loraguard.tuner import GatedLoraConfig
 
 
 @dataclass(frozen=True)

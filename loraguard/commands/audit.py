@@ -1,4 +1,4 @@
-"""From settings to an audit: what `loraguard audit` does."""
+"""What `loraguard audit` does: from settings to an audit."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from peft import PeftModel, get_peft_model
 from torch import nn
 from torch.utils.data import Dataset
 
-from .audit import AuditResult, Controls, calibrate_detector, place, run_audit, train_controls, write_report
+from loraguard.audit import AuditResult, Controls, calibrate_detector, place, run_audit, train_controls, write_report
+from loraguard.channels import parse_channel
+from loraguard.data import PerturbedPhotos, PhotoHashes, open_data, split_photos
+from loraguard.defenses import Disrupting, parse_defense
+from loraguard.files import writable_folder
+from loraguard.generators import load_generator, transform_of
+from loraguard.hub import load_patch
+from loraguard.hub.names import PHOTOS
+from loraguard.metrics import LPIPS, Inception
+from loraguard.stamp import Stamp
+from loraguard.training import PatchTrainingArguments
+from loraguard.tuner import GatedLoraConfig
+
 from .audit_settings import AuditSettings
-from .channels import parse_channel
-from .data import PerturbedPhotos, PhotoHashes, open_data, split_photos
-from .defenses import Disrupting, parse_defense
-from .files import writable_folder
-from .generators import load_generator, transform_of
-from .hub import load_patch
-from .hub.names import PHOTOS
-from .metrics import LPIPS, Inception
-from .stamp import Stamp
-from .training import PatchTrainingArguments
-from .tuner import GatedLoraConfig
 
 EPS = 0.05
 """Budget of the adversaries' training where no defense has one on the same scale."""

@@ -12,9 +12,9 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import AfterValidator, Field
 
-from .audit.names import SUCCESS, UNTOUCHED, Adversary, check_success
-from .files import whole_files
-from .kinds import checked
+from loraguard.audit.names import SUCCESS, UNTOUCHED, Adversary, check_success
+from loraguard.files import whole_files
+from loraguard.kinds import checked
 
 SETTINGS = "audit.yaml"
 """In an audit's folder, what `--resume` reads."""

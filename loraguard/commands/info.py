@@ -9,23 +9,23 @@ from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import find_spec
 from pathlib import Path
 
-from .channels.registry import CHANNELS
-from .data.registry import DATA
-from .defenses.registry import DEFENSES
-from .generators.registry import GENERATORS
-from .registry import Registry
+from loraguard.channels.registry import CHANNELS
+from loraguard.data.registry import DATA
+from loraguard.defenses.registry import DEFENSES
+from loraguard.generators.registry import GENERATORS
+from loraguard.registry import Registry
 
 REGISTRIES = {"generators": GENERATORS, "data": DATA, "defenses": DEFENSES, "channels": CHANNELS}
 
 
-def info(kind: str) -> list[tuple[str, str, str]]:
+def registered(kind: str) -> list[tuple[str, str, str]]:
     """Every name of a kind, where it comes from, and what it is in a sentence.
 
     Args:
         kind: "generators", "data", "defenses" or "channels".
 
     Example:
-        >>> info("generators")[1]
+        >>> registered("generators")[1]
         ('stargan', 'loraguard.generators.stargan.StarGAN', 'The generator of StarGAN (Choi et al., ...')
     """
     registry = REGISTRIES[kind]

@@ -1,0 +1,29 @@
+"""What a user sees of errors and interrupts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+
+
+@contextmanager
+def said_in_a_line() -> Iterator[None]:
+    """Errors that a user can do something about, and interrupts, without a traceback."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:  # click would leave without a word
+        typer.secho(str(interrupt) or "Interrupted.", err=True)
+        raise typer.Exit(130) from None
+    except (OSError, ValueError, TypeError, ImportError, FloatingPointError) as error:
+        typer.secho(f"Error: {_in_a_line(error)}", fg="red", err=True)
+        raise typer.Exit(2) from None
+
+
+def _in_a_line(error: Exception) -> str:
+    """What an error says; the operating system's without its number."""
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        text = f"{error.filename}: {error.strerror}."
+    return " ".join(text.split())

@@ -1,0 +1,12 @@
+from .audit import audit_by_settings as audit_by_settings
+from .audit_settings import AuditSettings as AuditSettings
+from .demo import DemoResult as DemoResult
+from .demo import DemoSettings as DemoSettings
+from .demo import run_demo as run_demo
+from .info import registered as registered
+from .protect import Protected as Protected
+from .protect import protect_photos as protect_photos
+from .stamp import StampReadings as StampReadings
+from .stamp import read_stamps as read_stamps
+from .train import TrainedPatch as TrainedPatch
+from .train import train_patch as train_patch
