@@ -25,6 +25,7 @@ from .saving import not_written
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 STATE = "trainer_state.json"
+_OF_A_STATE = {"step", "settings", "images", "log", "gates", "validation", "watch"}
 _OF_THE_UPDATE = ("r", "lora_alpha", "use_rslora", "gate_type", "rank_pattern", "alpha_pattern")
 """Settings of an adapter that say what its weights mean."""
 
@@ -135,6 +136,8 @@ class Checkpoints:
             tensors = load_file(checkpoint / WEIGHTS)
         except (OSError, ValueError, SafetensorError) as error:
             raise _damaged(checkpoint, error) from error
+        if missing := sorted(_OF_A_STATE - set(state)):
+            raise _damaged(checkpoint, ValueError(f"{STATE} has no {missing[0]!r}"))
         self._check_adapter(checkpoint, there, tensors)
         return state
 
@@ -158,13 +161,13 @@ class Checkpoints:
         what = None
         for name, tensor in expected.items():
             if name not in tensors:
-                what = f"it lacks the tensor {name!r}"
+                what = f"it lacks the tensor {name!r:.100}"
             elif tensors[name].shape != tensor.shape:
-                what = f"{name!r} has shape {tuple(tensors[name].shape)}, here it is {tuple(tensor.shape)}"
+                what = f"{name!r:.100} has shape {tuple(tensors[name].shape)}, here it is {tuple(tensor.shape)}"
             if what:
                 break
         if what is None and (more := [name for name in tensors if name not in expected]):
-            what = f"it has the tensor {more[0]!r}, which this adapter has not"
+            what = f"it has the tensor {more[0]!r:.100}, which this adapter has not"
         if what is None and not differ:
             return
         own = f"{_said(differ, there)}, and this run's adapter has {_said(differ, vars(config))}" if differ else ""

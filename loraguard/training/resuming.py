@@ -28,7 +28,6 @@ MATTERS = (
     "seed",
     "mixed_precision",
     "loss",
-    "processes",
 )
 """Settings that make a resumed run another than the one that was interrupted."""
 

@@ -23,7 +23,7 @@ from loraguard.tuner import GatedLoraConfig, GatedLoraLayer
 
 from .log import TrainingResult
 
-_OF_A_STEP, _OF_A_GATE = 260, 24
+_OF_A_STEP, _OF_A_GATE = 320, 24
 """Bytes in `training_log.json`, of a step and of each gate after it."""
 
 
@@ -60,7 +60,7 @@ def save_patch(
     config = cast(GatedLoraConfig, model.peft_config[adapter])
     config.provenance = training_record(settings, generator, dataset, len(result.log))
     changed = {"resumed": without_paths(list(resumed))} if resumed else {}
-    config.provenance |= changed
+    config.provenance |= changed | ({"skipped": len(skipped)} if skipped else {})
     earlier = folder / CARD
     with whole_files(folder) as draft:
         save_adapter(model, adapter, draft)

@@ -240,11 +240,11 @@ class PatchTrainer:
         try:
             yield network, gradients, scheduler
         finally:
-            self.tracking.end(accelerator)
             gradients.close()
             accelerator.unwrap_model(network, keep_fp32_wrapper=False)  # mixed precision wraps forward ...
             vars(model).pop("forward", None)  # ... and unwrapping leaves a copy of the class's own
             model.eval()
+            self.tracking.end(accelerator)
 
     def _resume(self, checkpoints: Checkpoints, log: TrainingLog, watch: StepWatch, given: GivenRates) -> None:
         """Put everything back as it was at the checkpoint that is asked for, if there is one; but for the rates."""
@@ -310,6 +310,8 @@ class PatchTrainer:
 
     def save(self, output_dir: str | Path) -> Path:
         """Write the trained patch into another folder, where `train` could not write it for instance.
+
+        Of several processes only the main one is to call it.
 
         Raises:
             RuntimeError: if nothing was trained yet.

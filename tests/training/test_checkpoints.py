@@ -140,6 +140,12 @@ def test_what_cannot_be_resumed_is_said(tmp_path: Path) -> None:
         trained(tmp_path, 9, resume_from_checkpoint="latest")
     with pytest.warns(UserWarning, match=r"learning_rate: 0.01 then, 0.1 now"):
         trained(tmp_path, resume_from_checkpoint="checkpoint-3", learning_rate=0.1)
+    state = (tmp_path / "checkpoint-6" / "trainer_state.json").read_text()
+    for broken in ("{", "[]", "{}", state[:-30]):
+        (tmp_path / "checkpoint-6" / "trainer_state.json").write_text(broken)
+        with pytest.raises(ValueError, match="checkpoint-6 cannot be loaded"):
+            trained(tmp_path, resume_from_checkpoint="checkpoint-6")
+    (tmp_path / "checkpoint-6" / "trainer_state.json").write_text(state)
     for file in ("random_states_0.pkl", "optimizer.bin"):
         (tmp_path / "checkpoint-6" / file).write_bytes(b"nothing")
         with pytest.raises(ValueError, match="checkpoint-6 cannot be loaded"):

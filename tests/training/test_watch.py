@@ -64,6 +64,8 @@ def test_a_broken_step_is_skipped_and_counted(
     assert not all(torch.equal(value, seen[3][name]) for name, value in seen[2].items())
     log = json.loads((tmp_path / "training_log.json").read_text())
     assert [entry["step"] for entry in log["skipped"]] == [2]
+    record = json.loads((tmp_path / "adapter_config.json").read_text())["provenance"]
+    assert (record["steps"], record["skipped"]) == (4, 1)
 
 
 def test_a_skipped_step_leaves_the_gradient_scaler_ready_for_the_next(
