@@ -35,7 +35,7 @@ def push(
 ) -> None:
     """Push a patch to the Hugging Face Hub, with a card that says what it is and what an audit found.
 
-    Who pushes is said by `hf auth login` or HF_TOKEN. What has not changed makes no commit.
+    Log in first with `hf auth login`, or set HF_TOKEN. What has not changed makes no commit.
     """
     with said_in_a_line():
         if not patch.is_dir():
