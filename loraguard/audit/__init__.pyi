@@ -6,6 +6,7 @@ from .controls import train_controls as train_controls
 from .detection import calibrate_detector as calibrate_detector
 from .matrix import curves as curves
 from .matrix import matrix as matrix
+from .matrix import worst_cases as worst_cases
 from .paired import Difference as Difference
 from .paired import paired_difference as paired_difference
 from .protocol import run_audit as run_audit

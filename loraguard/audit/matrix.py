@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import torch
+
+from loraguard.metrics import estimate
+
 from .figures import curve_points
 from .result import AuditResult
 from .situation import NO_CHANNEL
@@ -49,6 +53,46 @@ def matrix(result: AuditResult, metric: str = "dsr", channel: str = NO_CHANNEL) 
         names = {"none": "(photo as it is)", "noise": "(random noise)"}
         rows.append([names.get(defense, defense), *cells])
     return ["defense", *generators], rows
+
+
+def worst_cases(result: AuditResult) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows: the share of photos that each defense protects whatever happens to them, no leak / leak.
+
+    A photo counts where its edit is spoilt through every channel, without one too, and under every seed: whoever holds
+    it takes the channel that suits them. The means of rows say less, as other photos fail behind each channel.
+
+    Args:
+        result: of an audit.
+
+    Returns:
+        No rows where there is one channel and one seed alone, and the figures are those of the table.
+
+    Example:
+        >>> import torch
+        >>> from loraguard.audit import Situation, Treatment
+        >>> spoilt = {"none": [1.0, 1.0, 0.0], "jpeg": [1.0, 0.0, 1.0]}
+        >>> situations = [Situation("untouched", Treatment("pgd", "no-leak"), channel, {"dsr": torch.tensor([values])})
+        ...               for channel, values in spoilt.items()]
+        >>> worst_cases(AuditResult(situations, [], {}, {"defenses": {"pgd": {}}, "seeds": [0]}))
+        (['defense', 'untouched'], [['pgd', '33.3%']])
+    """
+    column = next(one for one in COLUMNS if one.key == "dsr")
+    generators = list(dict.fromkeys(one.generator for one in result.situations))
+    several = len(result.settings["seeds"]) > 1
+    rows = []
+    for defense in result.defenses:
+        cells = []
+        for generator in generators:
+            shares = []
+            for knowledge in ("no-leak", "leak"):
+                there = result.find(role="main", generator=generator, defense=defense, knowledge=knowledge)
+                several |= len(there) > 1
+                if there:
+                    everywhere = torch.cat([one.values["dsr"] for one in there]).amin(0)
+                    shares.append(column.text(estimate(everywhere, share=True)))
+            cells.append(" / ".join(shares))
+        rows.append([defense, *cells])
+    return ["defense", *generators], rows if several else []
 
 
 def curves(result: AuditResult, role: str, metric: str = "dsr") -> tuple[list[str], list[list[str]]]:

@@ -125,10 +125,7 @@ class Run:
         starts = list(self.photos.starts)
         own = starts[share.number :: share.of]
         if self.photos.given and not self.allow_large_change:
-            for start in own:  # before any long work
-                batch = self.photos.batch(start)
-                for name, perturbed in batch.given.items():
-                    check_likeness(name, perturbed, batch.images, start)
+            self._check_given(own)
         stored: dict[str, list[Piece]] = {}
         total = sum(job.cost for start in own for job in self.jobs if job.first is None or start < job.first)
         with tqdm(total=total, desc="audit", unit="pass", disable=silent) as bar:
@@ -149,8 +146,17 @@ class Run:
             log.anew = self._again(stored)
         share.wait()
         for start in set(starts) - set(own):  # what the other processes have done
-            self._enter(log, self.photos.batch(start))
+            whole = self.photos.batch(start)
+            self._enter(log, whole)
+            if start == starts[0]:
+                log.probes = self._probed(whole, Clean(self.subjects, whole))
         return log
+
+    def _check_given(self, starts: Sequence[int]) -> None:
+        """Refuse photos that are no perturbed versions of these, before any long work."""
+        for batch in map(self.photos.batch, starts):
+            for name, perturbed in batch.given.items():
+                check_likeness(name, perturbed, batch.images, batch.start)
 
     def _enter(self, log: Log, whole: Batch) -> None:
         log.edits[whole.start], log.hashes[whole.start] = whole.edits, whole.each

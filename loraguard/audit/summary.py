@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from .glossary import FLAG_HELP
+from .matrix import worst_cases
 from .result import AuditResult
 from .words import frechet_heading, table, tried, verdict
 
@@ -23,6 +24,10 @@ def markdown(result: AuditResult) -> str:
     lines += ["", f"Budget: {_inline(result.settings['budget'])}." if result.settings["budget"] else "", ""]
     lines += ["## Figures", "", _row(headings), "|" + "---|" * len(headings), *map(_row, rows)]
     lines += ["", "Means over photos; intervals are in `summary.csv`, every photo's figures in `images.parquet`.", ""]
+    headings, rows = worst_cases(result)
+    if rows:
+        lines += ["Photos that a defense protects through every channel and under every seed, no leak / leak:", ""]
+        lines += [_row(headings), "|" + "---|" * len(headings), *map(_row, rows), ""]
     if failed := [check for check in result.checks if not check.passed]:
         lines += ["## Flags", ""]
         for name in dict.fromkeys(check.name for check in failed):

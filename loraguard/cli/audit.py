@@ -242,7 +242,7 @@ def audit(
 
 def print_audit(result: AuditResult) -> None:
     """The audit's table, defenses at a glance, behind channels and along curves, findings in words, and the budget."""
-    from loraguard.audit import curves, matrix, table, verdict
+    from loraguard.audit import curves, matrix, table, verdict, worst_cases
 
     headings, rows = table(result)
     if len(rows) <= MOST_ROWS:
@@ -256,6 +256,10 @@ def print_audit(result: AuditResult) -> None:
     for channel in result.settings["channels"]:
         typer.echo(f"\nDSR behind {channel}, without a leak / with it / with the channel known:")
         headings, rows = matrix(result, channel=channel)
+        _print_table([headings, *rows])
+    headings, rows = worst_cases(result)
+    if rows:
+        typer.echo("\nPhotos that a defense protects through every channel and under every seed, no leak / leak:")
         _print_table([headings, *rows])
     for role, what in (("budget", "budgets"), ("steps", "numbers of steps")):
         headings, rows = curves(result, role)

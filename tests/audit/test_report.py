@@ -18,7 +18,7 @@ from PIL import Image
 from pyarrow import parquet
 from setups import Audit, made, rows, situation
 
-from loraguard.audit import AuditResult, curves, matrix, pictures, report, table, verdict, write_report
+from loraguard.audit import AuditResult, curves, matrix, pictures, report, table, verdict, worst_cases, write_report
 from loraguard.audit import page as page_module
 from loraguard.audit.checks import examine
 from loraguard.audit.figures import training_curves
@@ -258,7 +258,9 @@ def test_markdown_says_the_same(tmp_path: Path) -> None:
     headings, body = table(result)
     lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
     assert lines[0] == headings
-    assert len(lines) == 1 + len(body)
+    worst_headings, worst = worst_cases(result)
+    assert len(lines) == 1 + len(body) + 1 + len(worst)
+    assert lines[1 + len(body)] == worst_headings
     assert "![The same photos in every situation, one a row](grid.png)" in text
     assert "- **transfer-beats-white-box**" in text
 
@@ -324,6 +326,7 @@ def test_the_report_of_a_real_audit(written: tuple[AuditResult, Path]) -> None:
         "method": "pgd",
         "restarts": 1,
         "layer": None,
+        "eot": 1,
     }
     assert {"torch", "peft", "torchmetrics", "accelerate", "lpips", "loraguard"} == found["settings"]["versions"].keys()
     with Image.open(folder / "grid.png") as grid:

@@ -74,7 +74,9 @@ def test_a_callable_with_fit_is_fittable() -> None:
     assert fitted(nn.Identity(), torch.zeros(1, 3, 2, 2), {}).unique().tolist() == [0.25]
 
 
-@pytest.mark.parametrize("wrong", [3, "disrupting", Disrupting, lambda *arguments: None], ids=str)
+@pytest.mark.parametrize(
+    "wrong", [3, "disrupting", Disrupting, lambda *arguments: None], ids=["number", "name", "class", "function"]
+)
 def test_what_is_no_defense_is_refused(wrong: Any) -> None:
     with pytest.raises(TypeError, match="is no defense: expected a Defense, or a callable"):
         as_defense(wrong)
