@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from datetime import date
 from typing import Any
 
 import peft
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations, spectral_norm, weight_norm
+from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 from loraguard import GatedLoraConfig, __version__
 
@@ -83,6 +84,9 @@ ROWS: list[tuple[str, Callable[[], nn.Module], tuple[int, ...], str]] = [
     ("Conv2d, parametrizations.weight_norm", lambda: Net(parametrizations.weight_norm(conv())), X, "layer"),
     ("Conv2d, spectral_norm", lambda: Net(spectral_norm(conv())), X, "layer"),
     ("Conv2d, parametrizations.spectral_norm", lambda: Net(parametrizations.spectral_norm(conv())), X, "layer"),
+    ("Linear, parametrizations.orthogonal", lambda: Net(parametrizations.orthogonal(nn.Linear(4, 6))), (5, 4), "layer"),
+    ("Conv2d, pruned", lambda: Net(prune.l1_unstructured(conv(), "weight", 0.5)), X, "layer"),
+    ("Embedding", lambda: Net(nn.Embedding(9, 4)), (5,), "layer"),
     ("MultiheadAttention.out_proj", Attention, (2, 5, 8), "out_proj"),
     ("Linear, weight tied to another's", Tied, (5, 4), "layer"),
 ]
@@ -91,7 +95,8 @@ ROWS: list[tuple[str, Callable[[], nn.Module], tuple[int, ...], str]] = [
 def verdict(make: Callable[[], nn.Module], shape: tuple[int, ...], target: str, config: type[LoraConfig]) -> str:
     """What becomes of a random adapter when it is merged."""
     torch.manual_seed(0)
-    net, x = make().eval(), torch.randn(shape)
+    net = make().eval()
+    x = torch.randint(9, shape) if any(isinstance(one, nn.Embedding) for one in net.modules()) else torch.randn(shape)
     with torch.no_grad():
         bare = net(x)
     step = "refused"
@@ -110,13 +115,16 @@ def verdict(make: Callable[[], nn.Module], shape: tuple[int, ...], target: str, 
         return f"{step}: {type(error).__name__}"
     off = (merged - y).abs().max().item()
     update = (y - bare).abs().max().item()
-    return "right" if off < 1e-5 * max(1.0, update) else f"WRONG, silently: off by {off:.2g}, update {update:.2g}"
+    if off < 1e-5 * max(1.0, update, y.abs().max().item()):
+        return "right"
+    return f"WRONG, silently: off by {off:.2g}, update {update:.2g}"
 
 
 def main() -> None:
     """Print the table."""
     warnings.simplefilter("ignore")
-    print(f"peft {peft.__version__}, torch {torch.__version__}, loraguard {__version__}, r = 4, float32\n")
+    versions = f"peft {peft.__version__}, torch {torch.__version__}, loraguard {__version__}"
+    print(f"{versions}, r = 4, float32, {date.today():%d %B %Y}\n")
     print("| layer | peft.LoraConfig | GatedLoraConfig |\n|---|---|---|")
     for name, make, shape, target in ROWS:
         cells = [verdict(make, shape, target, config) for config in (LoraConfig, GatedLoraConfig)]

@@ -12,6 +12,7 @@ override it.
 from __future__ import annotations
 
 import argparse
+import difflib
 import inspect
 from dataclasses import fields, replace
 from pathlib import Path
@@ -72,8 +73,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     if file is not None:
         settings = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
         known = {action.dest for action in flags._actions}
-        if unknown := sorted(set(settings) - known):
-            flags.error(f"{file}: there is no setting {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+        for name in settings:
+            if name not in known:
+                near = difflib.get_close_matches(str(name), known, 3)
+                flags.error(f"{file}: there is no setting {name!r:.80}; near are {', '.join(near) or 'none'} (--help)")
         for name in ("adversary", "encoder"):  # one alone needs no list
             if isinstance(settings.get(name), str):
                 settings[name] = [settings[name]]
@@ -90,7 +93,7 @@ def adversary_of(flags: argparse.Namespace) -> Any:
     """The defense, or the weighted mixture, that `--adversary` names; None leaves it to the recipe."""
     if not flags.adversary:
         return None
-    parts = []
+    parts, taken = [], set()
     for word in flags.adversary:
         name, _, weight = word.partition(":")
         settings = {
@@ -98,7 +101,11 @@ def adversary_of(flags: argparse.Namespace) -> Any:
             "steps": 10 if flags.attack_steps is None else flags.attack_steps,
         }
         known = inspect.signature(DEFENSES[name]).parameters
+        taken |= set(known)
         parts.append((DEFENSES[name](**{k: v for k, v in settings.items() if k in known}), float(weight or 1)))
+    for flag, setting, value in (("eps", "eps", flags.eps), ("attack_steps", "steps", flags.attack_steps)):
+        if value is not None and setting not in taken:
+            raise ValueError(f"--{flag} {value}: {' '.join(flags.adversary)} takes no {setting}; leave it out.")
     if len(parts) == 1:
         return parts[0][0]
     return Mixture(tuple(defense for defense, _ in parts), tuple(weight for _, weight in parts))

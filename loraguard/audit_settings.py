@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import AfterValidator, Field
 
-from .audit.names import UNTOUCHED, Adversary
+from .audit.names import SUCCESS, UNTOUCHED, Adversary, check_success
 from .files import whole_files
 from .kinds import checked
 
@@ -53,11 +53,14 @@ class AuditSettings:
         defenses: by name, a spec as :func:`~loraguard.defenses.parse_defense` takes it.
         no_leak_only: defenses, by name, that are not crafted anew with a leak.
         perturbed: by name, a folder with photos that a defense has perturbed elsewhere.
+        allow_large_change: take perturbed photos that are not like their originals, under 20 dB PSNR.
         channels: specs, such as "jpeg:75+resize:0.5".
         adaptive_channels: defenses are crafted through each channel as well.
         budgets: further values of `eps`, as a curve.
         steps: further values of `steps` of the defenses, as a curve; `strengths` in files of earlier versions.
         seeds: of everything that is drawn; the first one also draws photos and edits.
+        success: when a defense counts as having succeeded: "mse:0.05", "lpips:T", "ssim:T" or "noise:Q", beyond what
+            random noise of the same budget does to a share Q of the photos.
         checks: on how many photos to try other attacks.
         lpips: "cache", or a file with AlexNet's weights, to measure LPIPS.
         fid: "cache", or a file with Inception's weights, to measure FID.
@@ -91,11 +94,13 @@ class AuditSettings:
     defenses: dict[str, str] = field(default_factory=lambda: {"disrupting": "disrupting"})
     no_leak_only: Many[str] = ()
     perturbed: dict[str, str] = field(default_factory=dict)
+    allow_large_change: bool = False
     channels: Many[str] = ()
     adaptive_channels: bool = True
     budgets: Many[Budget] = ()
     steps: Many[Number] = ()
     seeds: Annotated[Many[Seed], Field(min_length=1)] = (0,)
+    success: Annotated[str, AfterValidator(check_success)] = SUCCESS
     checks: Annotated[int, Field(ge=0)] = 50
     lpips: str | None = None
     fid: str | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,12 @@ from torch.utils.data import Dataset
 from .audit import AuditResult, Controls, calibrate_detector, place, run_audit, train_controls, write_report
 from .audit_settings import AuditSettings
 from .channels import parse_channel
-from .data import PerturbedPhotos, open_data, split_photos
+from .data import PerturbedPhotos, PhotoHashes, open_data, split_photos
 from .defenses import Disrupting, parse_defense
 from .files import writable_folder
 from .generators import load_generator, transform_of
 from .hub import load_patch
+from .hub.names import PHOTOS
 from .metrics import LPIPS, Inception
 from .stamp import Stamp
 from .training import PatchTrainingArguments
@@ -115,6 +116,9 @@ def audit_by_settings(
         output_dir=folder,
         batch_size=settings.batch_size,
         pictures=settings.pictures,
+        trained_on=hashes_beside(settings.patches, folder / "trained", settings.train),
+        success=settings.success,
+        allow_large_change=settings.allow_large_change,
         disable_tqdm=disable_tqdm,
     )
     return result, write_report(result, folder) if main else folder / "report.html"
@@ -137,6 +141,14 @@ def load_patches(
     if not isinstance(model, PeftModel):
         return get_peft_model(generator, GatedLoraConfig(r=1), adapter_name="nothing").eval(), {}
     return model, {name: stamp_of(model.peft_config[name], where) for name, where in patches.items()}
+
+
+def hashes_beside(patches: Mapping[str, str], trained: Path, kinds: Sequence[str]) -> dict[str, PhotoHashes]:
+    """Hashes of the photos that patches were trained on, as far as the folders that they lie in have them."""
+    folders = {name: Path(where).expanduser() for name, where in patches.items()} | {
+        one: trained / one for one in kinds
+    }
+    return {name: PhotoHashes.load(one / PHOTOS) for name, one in folders.items() if (one / PHOTOS).is_file()}
 
 
 def stamp_of(config: Any, name: str) -> Stamp | None:

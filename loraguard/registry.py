@@ -89,7 +89,7 @@ def build(registry: Registry, spec: str) -> Any:
     Example:
         >>> from loraguard.defenses import DEFENSES
         >>> build(DEFENSES, "disrupting:0.1,steps=15,method=pgd")
-        Disrupting(eps=0.1, steps=15, step_size=None, method='pgd', restarts=1, layer=None)
+        Disrupting(eps=0.1, steps=15, step_size=None, method='pgd', restarts=1, layer=None, eot=1)
     """
     name, given, named = parse_spec(spec)
     registry.check(name)

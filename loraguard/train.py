@@ -82,13 +82,13 @@ def train_patch(
         >>> made.report.name
         'report.html'
     """
-    main = place()[0] == 0
-    say = say if main else lambda _: None
     torch.manual_seed(args.seed)
     photos, held_out = split_photos(dataset, train_size=train_size, test_size=test_size or None, seed=args.seed)
     model = get_peft_model(generator, config or adapter_config(generator, args), adapter_name=args.kind)
     unseen = held_out if test_size else None
     trainer = PatchTrainer(model, photos, args, conditions=conditions, loss=loss, validation_dataset=unseen)
+    main = place()[0] == 0  # which is known once the trainer has set up its processes
+    say = say if main else lambda _: None
     name, steps = type(generator).__name__, trainer.total_steps
     say(f"Training a {args.kind} patch for {name} on {len(photos)} photos: {steps} steps")
     training = trainer.train()

@@ -55,7 +55,8 @@ FLAGS = (
     "--generator stargan --checkpoint a.ckpt --image-size 128 --patch mine=p/one --patch q/two --ignore-fingerprint "
     "--train standard --train fine-tune --train-steps 9 --data folder:x --split test --images 5 --fit-images 6 "
     "--defense disrupting:0.1,steps=3 --defense weak=noise --no-leak-only weak --perturbed theirs=d --channel jpeg:75 "
-    "--channel jpeg:75+resize:0.5 --no-adaptive --budget 0.1 --budget 1 --strength 5 --seed 1 --seed 2 --checks 0 "
+    "--channel jpeg:75+resize:0.5 --no-adaptive --allow-large-change --success noise:0.9 --budget 0.1 --budget 1 "
+    "--strength 5 --seed 1 --seed 2 --checks 0 "
     "--lpips cache --fid inception.pth --batch-size 7 --pictures 1 --device cpu"
 )
 YAML = """
@@ -73,6 +74,8 @@ fit_images: 6
 defenses: {disrupting: "disrupting:0.1,steps=3", weak: noise}
 no_leak_only: [weak]
 perturbed: {theirs: d}
+allow_large_change: true
+success: noise:0.9
 channels: ["jpeg:75", "jpeg:75+resize:0.5"]
 adaptive_channels: false
 budgets: [0.1, 1]

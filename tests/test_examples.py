@@ -111,6 +111,7 @@ def test_train_patch_without_validation_and_with_a_mistake(tmp_path: Path, capsy
     for mistake, said in (
         (["--adversary", "disruptin"], "Did you mean 'disrupting'"),
         (["--generator", "no"], "no 'no'"),
+        (["--adversary", "noise", "--attack_steps", "3"], "--attack_steps 3: noise takes no steps"),
     ):
         with pytest.raises(SystemExit) as left:
             main([*words.split(), *mistake])

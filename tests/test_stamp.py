@@ -162,7 +162,7 @@ def test_a_flat_image_scores_zero() -> None:
 
 def test_a_stamp_too_faint_to_be_told_from_none() -> None:
     with pytest.raises(ValueError, match="cannot be told from none"):
-        StampDetector(Stamp("AI", opacity=0.001)).calibrate(photos(30))
+        StampDetector(Stamp("AI", opacity=0.004)).calibrate(photos(30))
 
 
 def test_calibration_needs_enough_outputs() -> None:

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from loraguard.metrics import DSR_THRESHOLD
-
+from .names import SUCCESS
 from .paired import Difference, paired_difference
 from .situation import NO_CHANNEL, UNTOUCHED, Situation
 
@@ -38,6 +37,9 @@ DISAGREE = 0.3
 FALSE_STAMPS = 0.05
 """A detector that finds a stamp on more of the outputs without one says nothing."""
 
+MOVES = 5.0
+"""A defense that raises the MSE to so many times what noise does moves outputs, whatever the threshold of success."""
+
 CLEAN_DSR = 0.05
 """Where more of the clean outputs than this are spoilt, a patch is none."""
 
@@ -55,6 +57,7 @@ class Check:
         defense: with which defense; None for all of them.
         knowledge: the rows that it concerns.
         evidence: what was compared, with figures, in a sentence.
+        channel: the rows behind this channel alone; None for all.
     """
 
     name: str
@@ -63,6 +66,7 @@ class Check:
     defense: str | None
     knowledge: tuple[str, ...]
     evidence: str
+    channel: str | None = None
 
     def concerns(self, situation: Situation) -> bool:
         """Whether a situation's figures stand or fall with it."""
@@ -72,13 +76,15 @@ class Check:
             and self.generator == situation.generator
             and self.defense in (None, photo.defense)
             and photo.knowledge in self.knowledge
+            and self.channel in (None, situation.channel)
         )
 
 
 def examine(result: AuditResult) -> list[Check]:
     """Every check that the situations of an audit allow; those that need attacks of their own only where they ran."""
     names = dict.fromkeys(one.generator for one in result.situations)
-    return [check for name in names for check in (*_of_defenses(result, name), *_of_generator(result, name))]
+    parts = (_of_defenses, _of_generator, _of_channels)
+    return [check for name in names for part in parts for check in part(result, name)]
 
 
 def _of_defenses(result: AuditResult, generator: str) -> Iterator[Check]:
@@ -94,6 +100,7 @@ def _of_defenses(result: AuditResult, generator: str) -> Iterator[Check]:
     for defense in result.defenses:
         no_leak, leak = rows["no-leak", defense], rows.get(("leak", defense))
         if generator == UNTOUCHED and noise:
+            yield _reachable(result, no_leak, noise.get(no_leak.treatment.eps or 0.0) or noise[max(noise)])
             own = defense in result.settings["own_budgets"]
             same = None if own else noise.get(no_leak.treatment.eps or 0.0)
             beaten, words = beats(no_leak, same or noise[max(noise)])
@@ -106,6 +113,18 @@ def _of_defenses(result: AuditResult, generator: str) -> Iterator[Check]:
             beaten, words = beats(longest, white_box)
             knowledge = (white_box.treatment.knowledge, "leak+channel")
             yield Check("steps-not-enough", not beaten, generator, defense, knowledge, words)
+
+
+def _reachable(result: AuditResult, row: Situation, noise: Situation) -> Check:
+    """Whether the threshold of success can be reached where a defense clearly moves the outputs."""
+    mse, most = row.values["mse"].mean().item(), max(noise.values["mse"].mean().item(), 1e-12)
+    moved = _above_zero(paired_difference(row.values["mse"], noise.values["mse"])) and mse >= MOVES * most
+    return Check(
+        "threshold-out-of-reach", not (moved and _share(row) < CLEAN_DSR), UNTOUCHED, row.treatment.defense,
+        ("no-leak", *WHITE_BOX),
+        f"It raises the MSE to {mse:.3g}, {mse / most:.0f} times what noise does ({most:.3g}), and {_share(row):.1%} "
+        f"of the outputs are over the threshold of success ({result.settings.get('success', SUCCESS)}).",
+    )  # fmt: skip
 
 
 def _of_outputs(result: AuditResult, generator: str) -> Iterator[Check]:
@@ -130,8 +149,8 @@ def _of_outputs(result: AuditResult, generator: str) -> Iterator[Check]:
             f"The photos that it gives are {kept:.1f} dB (PSNR) from the originals (at least {LEAST_PSNR:g} dB).",
         )  # fmt: skip
         share = _share(row)
-        if "mse_without_cast" in values:
-            left = (values["mse_without_cast"] > DSR_THRESHOLD).double().mean().item()
+        if "dsr_without_cast" in values:
+            left = values["dsr_without_cast"].double().mean().item()
             yield Check(
                 "only-a-colour-cast", share < 0.1 or left >= 0.5 * share, *concerned,
                 f"{share:.1%} of the outputs are spoilt; once each channel's mean is set right, {left:.1%}.",
@@ -157,7 +176,8 @@ def _of_outputs(result: AuditResult, generator: str) -> Iterator[Check]:
 
 def _of_generator(result: AuditResult, generator: str) -> Iterator[Check]:
     """Checks by attacks that were crafted on this generator for nothing else, at each budget that a row has."""
-    tried = {(row.treatment.defense, row.treatment.eps): row for row in result.find(generator=generator, role="check")}
+    attacks_of = result.find(generator=generator, role="check", channel=NO_CHANNEL)
+    tried = {(row.treatment.defense, row.treatment.eps): row for row in attacks_of}
     own = result.settings["own_budgets"]
     budgets = sorted({eps for name, eps in tried if name == "pgd-30" and eps is not None})
     for eps in budgets:
@@ -187,6 +207,8 @@ def _of_attacks(result: AuditResult, generator: str, defense: str, tried: Mappin
     yield compared("gradient-free-beats-gradients", "square", "pgd-100")
     grows, words = beats(tried["pgd-30"], tried["pgd-half"], margin=0)
     yield Check("budget-does-not-count", grows, generator, defense, white_box, words)
+    if "pgd-averaged" in tried:
+        yield compared("one-draw-is-not-enough", "pgd-averaged", "pgd-30")
     far = tried["pgd-far"]
     share = _share(far)
     yield Check(
@@ -201,6 +223,22 @@ def _of_attacks(result: AuditResult, generator: str, defense: str, tried: Mappin
         if same and defense not in result.settings["own_budgets"]:
             beaten, words = beats(strongest, row)
             yield Check("stronger-attack-found", not beaten, generator, defense, white_box, words)
+
+
+def _of_channels(result: AuditResult, generator: str) -> Iterator[Check]:
+    """What attacks through a channel say of the rows of defenses that were crafted through it, at the same budget."""
+    for row in result.find(generator=generator, role="main", knowledge="leak+channel"):
+        treatment = row.treatment
+        same = {"role": "check", "knowledge": "leak+channel", "channel": row.channel, "eps": treatment.eps}
+        tried = {one.treatment.defense: one for one in result.find(generator=generator, **same)}
+        if not tried or treatment.defense in result.settings["own_budgets"]:
+            continue
+        concerned = (generator, treatment.defense, ("leak+channel",))
+        beaten, words = beats(max(tried.values(), key=_mean_mse), row)
+        yield Check("stronger-attack-found", not beaten, *concerned, words, row.channel)
+        if "pgd-averaged" in tried:
+            beaten, words = beats(tried["pgd-averaged"], tried["pgd-30"])
+            yield Check("one-draw-is-not-enough", not beaten, *concerned, words, row.channel)
 
 
 def beats(stronger: Situation, weaker: Situation, *, margin: float = MARGIN) -> tuple[bool, str]:

@@ -21,7 +21,7 @@ LEAST_PHOTOS = 10
 """On fewer photos nothing is concluded: of 9 photos a share of 100% may be 66%."""
 
 NO_ADVERSARY = ("clean-output-changed", "does-not-edit", "only-known-photos", "outputs-not-repeatable",
-                "depends-on-the-batch")  # fmt: skip
+                "depends-on-the-batch", "trained-on-these-photos")  # fmt: skip
 """A network under one of these flags is no working edit, so that what it undoes says nothing."""
 
 
@@ -50,6 +50,9 @@ def claim(result: AuditResult) -> tuple[str, str]:
     if "photo-destroyed" in result.flags(row):
         return "No protection that leaves the photos what they are", f"{start}, and destroys the photos themselves."
     beaten = noise is not None and not _more(row, noise, confidence)
+    if "threshold-out-of-reach" in result.flags(row):
+        reads = "The threshold of success says nothing about this generator"
+        return reads, f"{start}{control}, although outputs move far more than with noise. Choose another (--success)."
     if high < 0.5 or beaten or (share < 0.5 and noise is not None and dsr_of(noise) >= share):
         caution = unsure if low < 0.5 <= high else ""
         return "No protection to speak of, even where nobody adapts", f"{start}{control}.{caution}"

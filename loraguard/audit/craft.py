@@ -16,12 +16,16 @@ from torch.utils.data import Dataset
 from loraguard.channels import Channel, Through, published, quantize
 from loraguard.defenses import Defense, Fittable
 from loraguard.generators import Conditions
+from loraguard.metrics import psnr
 from loraguard.training.sampling import mixed
 
 from .photos import Batch
 from .plan import Job
 from .situation import NO_CHANNEL
 from .subjects import Subjects
+
+LEAST_LIKENESS = 20.0
+"""In dB (PSNR): random signs of 25 of 255 levels on every value keep as much; other people's faces have 5 to 15."""
 
 TOLERANCE = 1e-4
 """By so much a perturbation may pass its budget or its range for rounding: a hundredth of a level of 8 bits."""
@@ -158,6 +162,29 @@ def check_perturbed(name: str, perturbed: Any, images: Tensor) -> None:
     low, high = float(perturbed.min()), float(perturbed.max())
     if low < -1 - TOLERANCE or high > 1 + TOLERANCE:
         raise ValueError(f"{who} values from {low:.4g} to {high:.4g}; photos are in [-1, 1], so clip what it returns.")
+
+
+def check_likeness(name: str, perturbed: Tensor, images: Tensor, start: int = 0) -> None:
+    """Refuse photos of others as perturbed versions: each must be a small change of its own original.
+
+    Args:
+        name: of the defense that is said to have perturbed them.
+        perturbed: (N, 3, H, W) in [-1, 1].
+        images: the originals, likewise.
+        start: the number of the first photo, for the message.
+
+    Raises:
+        ValueError: for a photo under :data:`LEAST_LIKENESS`.
+    """
+    likeness = psnr(perturbed, images)
+    worst = int(likeness.argmin())
+    if float(likeness[worst]) < LEAST_LIKENESS:
+        raise ValueError(
+            f"Photo {start + worst} that {name!r} is said to have perturbed is {float(likeness[worst]):.1f} dB (PSNR) "
+            f"from its original, with values up to {float(farthest(perturbed, images)[worst]) * 127.5:.0f} of 255 "
+            f"levels away; a small change keeps {LEAST_LIKENESS:g} dB. Is it the same photo, in the same orientation "
+            "and order? If the change is so large, allow_large_change (--allow-large-change) goes on and flags it."
+        )
 
 
 class Unharmed:

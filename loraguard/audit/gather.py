@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -23,14 +23,15 @@ from loraguard.pixels import from_bytes
 from .checks import Check
 from .result import AuditResult
 from .run import Log, Piece, Run
-from .situation import NO_CHANNEL, Situation, Treatment
+from .situation import NO_CHANNEL, UNTOUCHED, Situation, Treatment
 from .store import key_of
+from .success import Success
 from .words import budget_words
 
 Row = tuple[str, Treatment, str]
 
 
-def gather(run: Run, log: Log, defenses: Mapping[str, Any], seeds: Sequence[int]) -> AuditResult:
+def gather(run: Run, log: Log, defenses: Mapping[str, Any], seeds: Sequence[int], success: Success) -> AuditResult:
     """Everything that a run has found, as a result without the checks among its rows.
 
     Args:
@@ -38,6 +39,7 @@ def gather(run: Run, log: Log, defenses: Mapping[str, Any], seeds: Sequence[int]
         log: what it left behind.
         defenses: by name.
         seeds: of what is drawn, in order.
+        success: when a defense counts as having succeeded on a photo.
 
     Raises:
         FileNotFoundError: if a stored piece is gone.
@@ -58,17 +60,19 @@ def gather(run: Run, log: Log, defenses: Mapping[str, Any], seeds: Sequence[int]
             if f"is {name}" in kept:
                 features[generator, t, channel].append({k: kept[f"{k} {name}"] for k in ("is", "ought")})
     order = {name: at for at, name in enumerate(run.subjects.names)}
+    values = {
+        row: {metric: torch.tensor(list(by_seed.values())) for metric, by_seed in found[row].items()}
+        for row in sorted(found, key=lambda row: order[row[0]])
+    }
+    noise = _noise(values)
     situations = [
-        Situation(
-            *row,
-            values={metric: torch.tensor(list(by_seed.values())) for metric, by_seed in figures.items()},
-            frechet=_frechet(features.get(row)),
-        )
-        for row, figures in sorted(found.items(), key=lambda item: order[item[0][0]])
+        Situation(row[0], row[1], row[2], _judged(figures, success, noise(row[1].eps)), _frechet(features.get(row)))
+        for row, figures in values.items()
     ]
     probes = [run.store.read(key) or {} for key in log.probes]
     starts = sorted(log.edits)
     settings = _settings(run, defenses, seeds)
+    settings["success"] = success.text
     settings["data_sha256"] = key_of([one for start in starts for one in log.hashes[start]])
     settings["objectives"] = {one["defense"]: one["objective"] for one in probes if "defense" in one}
     settings["computed_anew"] = log.anew
@@ -84,6 +88,26 @@ def gather(run: Run, log: Log, defenses: Mapping[str, Any], seeds: Sequence[int]
             for check in one.get("checks", ())
         ],
     )
+
+
+def _noise(values: Mapping[Row, Mapping[str, Tensor]]) -> Callable[[float | None], Tensor | None]:
+    """By budget, the MSE under random noise of the same budget, or of the largest where there is none."""
+    there = {
+        treatment.eps or 0.0: figures["mse"]
+        for (generator, treatment, channel), figures in values.items()
+        if (generator, treatment.knowledge, channel) == (UNTOUCHED, "noise", NO_CHANNEL)
+    }
+    return lambda eps: there.get(eps or 0.0, there[max(there)]) if there else None
+
+
+def _judged(figures: dict[str, Tensor], success: Success, noise: Tensor | None) -> dict[str, Tensor]:
+    """Figures with what counts as success: on the whole output, where the edit is, and but for a colour cast."""
+    judged = {**figures, "dsr": success.of(figures, noise)}
+    if success.metric == "mse":
+        for name, metric in (("masked_dsr", "masked_mse"), ("dsr_without_cast", "mse_without_cast")):
+            if metric in figures:
+                judged[name] = success.of(figures, noise, metric)
+    return judged
 
 
 def _stored(run: Run, log: Log) -> Iterator[tuple[Piece, dict[str, Any], dict[str, Tensor]]]:

@@ -28,6 +28,10 @@ FLAG_HELP = {
     "budget-does-not-count": "Half the budget spoils as much as the whole: the attack is not working.",
     "does-not-saturate": "Not even a far too large budget breaks everything: the generator ignores the photo or "
     "blinds the attack.",
+    "threshold-out-of-reach": "The defense moves outputs far more than noise does, and yet hardly one reaches the "
+    "threshold of success: it is not made for a generator of so small changes.",
+    "one-draw-is-not-enough": "Something draws at random, and an attack along the mean of 16 draws of each gradient "
+    "beats one along single draws.",
     "over-budget": "The defense moves photos by more than it says; they were brought back into its budget.",
     "photo-destroyed": "The photos that the defense gives are no longer those photos: that is no protection.",
     "crafted-otherwise-again": "Called again with the same seed, the defense perturbs otherwise: it draws from "
@@ -46,6 +50,10 @@ FLAG_HELP = {
     "not edit as it does on these.",
     "gradients-do-not-fit": "The gradients do not say what the outputs do: attacks along them are blind, and a low DSR "
     "under leak says nothing.",
+    "made-for-other-weights": "The patch was made for a generator of other weights: what it does on this one is no "
+    "fault of the patch, and says nothing of it.",
+    "trained-on-these-photos": "Audited photos are among those that the patch was trained on: it knows them.",
+    "fitted-on-these-photos": "Audited photos are among those that defenses, detectors or adversaries are fitted on.",
     "stamp-found-everywhere": "The detector finds the stamp on outputs that have none: its rates say nothing.",
     "stronger-attack-found": "Another attack of the same budget spoils more: the figure says what this defense is "
     "worth, not what a defender could reach.",
@@ -86,8 +94,8 @@ class Column:
 
 
 COLUMNS = (
-    Column("dsr", "DSR", "Defense success rate: the share of photos on which the output is spoilt (MSE over "
-           f"{DSR_THRESHOLD}). High is good for whoever relies on the defense.", "{:.1f}%", 100),
+    Column("dsr", "DSR", "Defense success rate: the share of photos on which the output is spoilt, by default "
+           f"where its MSE is over {DSR_THRESHOLD}. High is good for whoever relies on the defense.", "{:.1f}%", 100),
     Column("mse", "MSE", "Mean squared error between the output and what it should have been, values in [-1, 1]."),
     Column("masked_dsr", "Masked DSR", "The same share, measured where the edit changes the photo alone, as CMUA does.",
            "{:.1f}%", 100),
@@ -97,6 +105,8 @@ COLUMNS = (
     Column("ssim", "SSIM", "Structural similarity to what the output should have been; 1 is equal.", "{:.3f}"),
     Column("lpips", "LPIPS", "How different they are to a network trained on people's judgements; 0 is equal.",
            "{:.3f}"),
+    Column("identity", "Identity", "The cosine between face embeddings of the output and of what it should have "
+           "been; 1 is the same person.", "{:.3f}"),
     Column("stamp_rate", "Stamp", "The share of outputs on which the detector finds the visible warning.", "{:.1f}%",
            100),
 )  # fmt: skip

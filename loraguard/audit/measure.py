@@ -8,14 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
 
 from loraguard.channels import quantize
 from loraguard.describing import describe
 from loraguard.fingerprint import generator_fingerprint
 from loraguard.metrics import (
-    DSR_THRESHOLD,
     LPIPS,
-    defense_succeeds,
     masked_squared_error,
     mean_squared_error,
     psnr,
@@ -67,12 +66,15 @@ class Measures:
     Args:
         detectors: by generator, what looks for its stamp; where a generator has none, the first one is taken.
         lpips: the network of LPIPS, from `LPIPS.load`.
+        identity: a face encoder, images (N, 3, H, W) to embeddings (N, D), whose cosine between output and target is
+            measured.
         features: an encoder, images (N, 3, H, W) to (N, D), for the Fréchet distance between sets of outputs.
     """
 
     detectors: Mapping[str, StampDetector] = field(default_factory=dict)
     lpips: LPIPS | None = None
     features: nn.Module | None = None
+    identity: nn.Module | None = None
 
     @torch.no_grad()
     def __call__(
@@ -89,16 +91,16 @@ class Measures:
         """
         found = {
             "mse": mean_squared_error(preds, target),
-            "dsr": defense_succeeds(preds, target),
             "psnr": psnr(preds, target),
             "ssim": ssim(preds, target),
             "mse_without_cast": _without_cast(preds, target),
         }
         if preds.shape == images.shape:
-            masked = masked_squared_error(preds - target + untouched, untouched, images)
-            found |= {"masked_mse": masked, "masked_dsr": (masked > DSR_THRESHOLD).to(masked)}
+            found["masked_mse"] = masked_squared_error(preds - target + untouched, untouched, images)
         if self.lpips is not None:
             found["lpips"] = self.lpips(preds, target)
+        if self.identity is not None:
+            found["identity"] = cosine_similarity(self.identity(preds), self.identity(target))
         if self.detectors:
             detector = self.detectors.get(generator) or next(iter(self.detectors.values()))
             found["stamp_score"] = detector.score(preds)
@@ -108,11 +110,11 @@ class Measures:
     def settings(self) -> dict[str, Any]:
         """All that the figures depend on, and what computes them, as JSON takes it."""
         return {
-            "dsr_threshold": DSR_THRESHOLD,
             "detectors": {
                 name: {"stamp": describe(one.stamp), **one.settings()} for name, one in self.detectors.items()
             },
             "lpips": None if self.lpips is None else generator_fingerprint(self.lpips),
+            "identity": None if self.identity is None else generator_fingerprint(self.identity),
             "features": None
             if self.features is None
             else {"class": type(self.features).__name__, "sha256": generator_fingerprint(self.features)},

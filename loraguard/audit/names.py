@@ -12,3 +12,34 @@ Adversary = Literal["standard", Control]
 KINDS: tuple[Control, ...] = get_args(Control)
 PATCH = "standard"
 """Beside these, the patch itself, trained as it is."""
+
+SUCCESS = "mse:0.05"
+"""When a defense counts as having succeeded, unless somebody says otherwise."""
+
+RANGES = {"mse": (0.0, 4.0), "lpips": (0.0, 2.0), "ssim": (-1.0, 1.0), "identity": (-1.0, 1.0), "noise": (0.0, 1.0)}
+"""What success may be said by, and between which numbers."""
+
+
+def check_success(text: str) -> str:
+    """The text, if it says when a defense succeeds; `loraguard.audit.success.Success` reads it.
+
+    Raises:
+        ValueError: if it does not.
+
+    Example:
+        >>> check_success("psnr:20")
+        Traceback (most recent call last):
+        ...
+        ValueError: success='psnr:20' must be METRIC:NUMBER with one of mse, lpips, ...
+    """
+    metric, _, number = text.partition(":")
+    if metric not in RANGES:
+        raise ValueError(f"success={text!r} must be METRIC:NUMBER with one of {', '.join(RANGES)}, as in {SUCCESS}.")
+    low, high = RANGES[metric]
+    try:
+        value = float(number)
+    except ValueError:
+        value = float("nan")
+    if not low <= value <= high:
+        raise ValueError(f"success={text!r}: the number of {metric} must be between {low:g} and {high:g}.")
+    return text

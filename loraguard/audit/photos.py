@@ -102,6 +102,7 @@ class Photos:
                 raise ValueError(
                     f"There are {n} photos and {len(other)} that {name!r} has perturbed; give one for each, in order."
                 )
+        self._kept: Batch | None = None
         self.draws = torch.rand(n, generator=torch.Generator().manual_seed(seed))
 
     def __len__(self) -> int:
@@ -112,8 +113,16 @@ class Photos:
         """Index of each batch's first photo."""
         return range(0, len(self), self.batch_size)
 
+    def peek(self) -> Batch:
+        """The first batch, which is kept for whoever asks for it next, so that no photo is read twice."""
+        self._kept = self.batch(0)
+        return self._kept
+
     def batch(self, start: int) -> Batch:
         """The batch that starts there."""
+        if self._kept is not None and start == self._kept.start:
+            kept, self._kept = self._kept, None
+            return kept
         indices = range(start, min(len(self), start + self.batch_size))
         batch = {key: value.to(self.device) for key, value in _items(self.dataset, indices).items()}
         images = batch["image"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,9 @@ from .situation import NO_CHANNEL, UNTOUCHED, Treatment
 
 STEPS = (10, 30, 100)
 """Steps of the PGD whose curve shows whether more of them would change the picture."""
+
+DRAWS = 16
+"""Draws of a gradient, of which attacks on what draws at random take the mean."""
 
 USUAL = 0.05
 """The budget of noise and of the checks' attacks where no defense has one of their kind: the one of most papers."""
@@ -57,6 +60,7 @@ def plan(
     more_steps: Sequence[int] = (),
     seeds: Sequence[int] = (0,),
     checks: int = 0,
+    random: Collection[str] = (),
 ) -> list[Job]:
     """Every job of an audit, the most important ones first.
 
@@ -73,6 +77,8 @@ def plan(
         more_steps: values of `steps`, beside each defense's own.
         seeds: one run of everything that is drawn for each.
         checks: how many images the checks take; 0 for none.
+        random: generators and channels, by name, that draw at random: attacks on them also take the mean of
+            :data:`DRAWS` draws of each gradient.
 
     Example:
         >>> for job in plan({"pgd": Disrupting()}, ["untouched", "patch"]):
@@ -126,20 +132,40 @@ def plan(
             if other is not None and steps != defense.steps and other.steps == steps:
                 no_leak_and_leak(name, other, "steps", [NO_CHANNEL])
     if checks:
-        jobs += _checks(_budgets(defenses), generators, seeds[0], checks)
+        jobs += _checks(_budgets(defenses), generators, adaptive_channels, set(random), seeds[0], checks)
     return jobs
 
 
-def _checks(budgets: Sequence[float], generators: Sequence[str], seed: int, count: int) -> list[Job]:
-    """Every attack of the checks at every budget, each once, on the first photos."""
-    attacks = [attack for eps in budgets for attack in check_attacks(eps).items()]
-    tried = {(name, attack.eps): attack for name, attack in attacks}
-    jobs = []
-    for (name, eps), attack in tried.items():
-        treatment = Treatment(name, "leak", eps, attack.steps, "check")
+def _checks(
+    budgets: Sequence[float],
+    generators: Sequence[str],
+    channels: Sequence[str],
+    random: Collection[str],
+    seed: int,
+    count: int,
+) -> list[Job]:
+    """Every attack of the checks at every budget, each once, on the first photos; some of them behind each channel."""
+    jobs: list[Job] = []
+    done: set[tuple[Treatment, str, str]] = set()
+
+    def add(name: str, knowledge: str, attack: Defense, generator: str, channel: str) -> None:
+        treatment = Treatment(name, knowledge, attack.eps, attack.steps, "check")
+        if (treatment, generator, channel) not in done:
+            done.add((treatment, generator, channel))
+            jobs.append(Job(treatment, attack, generator, channel, seed, ((generator, channel),), first=count))
+
+    for eps in budgets:
+        averaged = Disrupting(eps, steps=STEPS[1], eot=DRAWS)
         for generator in generators:
-            passes = ((generator, NO_CHANNEL),)
-            jobs.append(Job(treatment, attack, generator, NO_CHANNEL, seed, passes, first=count))
+            for name, attack in check_attacks(eps).items():
+                add(name, "leak", attack, generator, NO_CHANNEL)
+            if generator in random:
+                add("pgd-averaged", "leak", averaged, generator, NO_CHANNEL)
+            for channel in channels:
+                add("pgd-30", "leak+channel", Disrupting(eps, steps=STEPS[1]), generator, channel)
+                add("pgd-100", "leak+channel", Disrupting(eps, steps=STEPS[2]), generator, channel)
+                if {generator, channel} & set(random):
+                    add("pgd-averaged", "leak+channel", averaged, generator, channel)
     return jobs
 
 

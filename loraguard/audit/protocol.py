@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from loraguard.channels import Channel, parse_channel
+from loraguard.data import PhotoHashes
 from loraguard.defenses import AnyDefense, Fittable, as_defense
 from loraguard.files import writable_folder
 from loraguard.generators import Conditions
@@ -23,13 +24,17 @@ from .checks import examine
 from .craft import must_fit
 from .gather import gather
 from .measure import Measures
+from .names import SUCCESS
+from .overlap import hashes_in, overlaps
 from .photos import Photos
 from .plan import plan
+from .probes import what_draws
 from .result import AuditResult
-from .run import Run
+from .run import PROBED, Run
 from .share import Share
 from .store import Store
 from .subjects import Subjects
+from .success import Success
 
 
 def run_audit(
@@ -50,11 +55,15 @@ def run_audit(
     detectors: Mapping[str, StampDetector | None] | None = None,
     lpips: LPIPS | None = None,
     features: nn.Module | None = None,
+    identity: nn.Module | None = None,
     checks: int = 0,
     output_dir: str | Path | None = None,
     batch_size: int = 25,
     pictures: int = 6,
     share: Share | None = None,
+    allow_large_change: bool = False,
+    success: str = SUCCESS,
+    trained_on: Mapping[str, PhotoHashes] | None = None,
     disable_tqdm: bool = False,
 ) -> AuditResult:
     """Measure what defenses are still worth against a generator as it is and as it is patched.
@@ -92,12 +101,20 @@ def run_audit(
         lpips: from `LPIPS.load`, to measure LPIPS.
         features: an encoder, images (N, 3, H, W) to (N, D), to measure the Fréchet distance between the outputs and
             what they should have been.
+        identity: a face encoder, images (N, 3, H, W) to embeddings (N, D), to measure the cosine between the embeddings
+            of outputs and of what they should have been.
         checks: on how many images to try stronger and other attacks (see docs/audit-checks.md); 0 for none.
         output_dir: where what is found is kept; in memory only where there is none.
         batch_size: images at a time.
         pictures: how many images are kept for showing.
         share: this process' part of an audit that several processes do together, each with the same arguments and
             `output_dir`; by default what `accelerate launch` or `torchrun` say.
+        allow_large_change: take perturbed photos (data sets in `defenses`) that are not like their originals, under
+            20 dB PSNR, which are refused otherwise: other people's, or turned ones.
+        success: when a defense counts as having succeeded on a photo, as
+            :class:`~loraguard.audit.success.Success` reads it: "mse:0.05", "lpips:T", "ssim:T", "noise:Q".
+        trained_on: by patch or network, hashes of the photos that it was trained on; audited photos among them, or
+            versions of them, are flagged. The trainer leaves them beside a patch, in `photos.safetensors`.
         disable_tqdm: no progress bar.
 
     Returns:
@@ -130,6 +147,10 @@ def run_audit(
         raise ValueError(f"no_leak_only names {unknown}; the defenses are {sorted(defenses)}.")
     if not isinstance(channels, Mapping):
         channels = {spec: parse_channel(spec) for spec in channels}
+    counts = Success(success)
+    if (counts.metric, None) in (("lpips", lpips), ("identity", identity)):
+        how = "from LPIPS.load; on the command line --lpips" if counts.metric == "lpips" else "a face encoder"
+        raise ValueError(f"success={success!r} needs {counts.metric}=, {how}.")
     subjects = Subjects(model, patches, generators)
     given = {name: one for name, one in defenses.items() if hasattr(one, "__getitem__")}
     defenses = {
@@ -138,6 +159,10 @@ def run_audit(
     photos = Photos(
         dataset, model, conditions, given, batch_size=batch_size, seed=seeds[0], device=next(model.parameters()).device
     )
+    random: set[str] = set()
+    if checks:
+        with subjects.in_eval_mode():
+            random = what_draws(subjects, channels, photos.peek().first(PROBED))
     jobs = plan(
         defenses,
         subjects.names,
@@ -148,6 +173,7 @@ def run_audit(
         more_steps=steps,
         seeds=seeds,
         checks=min(checks, len(photos)),
+        random=random,
     )
     for name, one in defenses.items():
         if (
@@ -157,7 +183,7 @@ def run_audit(
         ):
             raise ValueError(f"The defense {name!r} has to be fitted: pass fit_on=, photos beside those of the audit.")
     found = {name: one for name, one in (detectors or {}).items() if one is not None}
-    measures = Measures(found, lpips, features)
+    measures = Measures(found, lpips, features, identity)
 
     with ExitStack() as stack:
         share = share or Share.launched()
@@ -167,7 +193,23 @@ def run_audit(
             output_dir = stack.enter_context(tempfile.TemporaryDirectory(prefix="loraguard-"))
         store = Store(writable_folder(output_dir) / "cells")
         stack.enter_context(subjects.in_eval_mode())
-        run = Run(subjects, photos, channels, measures, store, jobs, fit_on, conditions, pictures)
-        result = gather(run, run.go(share, disable_tqdm), defenses, seeds)
+        run = Run(
+            subjects,
+            photos,
+            channels,
+            measures,
+            store,
+            jobs,
+            fit_on,
+            conditions,
+            pictures,
+            allow_large_change=allow_large_change,
+        )
+        log = run.go(share, disable_tqdm)
+        result = gather(run, log, defenses, seeds, counts)
+    known, kept = dict(trained_on or {}), None if fit_on is None else hashes_in(fit_on)
+    result.settings["trained_on"] = {name: len(one) for name, one in known.items()}
+    result.checks += subjects.made_for_others(run.names.hashes)
+    result.checks += overlaps(list(log.likeness.values()), known, kept, subjects.names)
     result.checks += examine(result)
     return result

@@ -14,14 +14,16 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from loraguard.channels import Channel, Identity, quantize
+from loraguard.data import PhotoHashes
 from loraguard.generators import Conditions
 from loraguard.metrics import psnr
 from loraguard.pixels import to_bytes
 from loraguard.training.sampling import mixed
 
-from .craft import Crafter, seeded
+from .craft import Crafter, check_likeness, seeded
 from .keys import Names
 from .measure import Measures, as_saved
+from .overlap import hashes_of
 from .photos import Batch, Photos
 from .plan import Job
 from .probes import probe_defense, probe_generator
@@ -66,6 +68,7 @@ class Log:
         hashes: what each photo with its edit is, likewise.
         pieces: where findings are stored, in the order of the jobs, likewise.
         probes: keys of what the probes have found.
+        likeness: hashes of the photos, as they are and mirrored, likewise.
         anew: the rows whose stored figures did not come out again, so that all of them were computed anew.
     """
 
@@ -73,6 +76,7 @@ class Log:
     hashes: dict[int, list[str]] = field(default_factory=dict)
     pieces: dict[int, list[Piece]] = field(default_factory=dict)
     probes: list[str] = field(default_factory=list)
+    likeness: dict[int, tuple[PhotoHashes, PhotoHashes]] = field(default_factory=dict)
     anew: list[str] = field(default_factory=list)
 
 
@@ -89,6 +93,7 @@ class Run:
         fit_on: photos for defenses that have to be fitted.
         conditions: from labels to edits.
         pictures: so many of the first photos are kept for showing.
+        allow_large_change: take photos that somebody else has perturbed even if they are not like their originals.
     """
 
     def __init__(
@@ -102,12 +107,15 @@ class Run:
         fit_on: Dataset[Any] | None,
         conditions: Conditions | None,
         pictures: int,
+        *,
+        allow_large_change: bool = False,
     ) -> None:
         self.subjects, self.photos, self.measures = subjects, photos, measures
         self.channels: dict[str, Channel] = {NO_CHANNEL: Identity(), **channels}
         self.store, self.jobs, self.pictures = store, jobs, pictures
         self.fit_on = fit_on
         self.craft = Crafter(subjects, self.channels, fit_on, conditions)
+        self.allow_large_change = allow_large_change
         self.names = Names(subjects, self.channels, measures, jobs, fit_on)
 
     def go(self, share: Share, disable_tqdm: bool) -> Log:
@@ -116,6 +124,11 @@ class Run:
         log = Log()
         starts = list(self.photos.starts)
         own = starts[share.number :: share.of]
+        if self.photos.given and not self.allow_large_change:
+            for start in own:  # before any long work
+                batch = self.photos.batch(start)
+                for name, perturbed in batch.given.items():
+                    check_likeness(name, perturbed, batch.images, start)
         stored: dict[str, list[Piece]] = {}
         total = sum(job.cost for start in own for job in self.jobs if job.first is None or start < job.first)
         with tqdm(total=total, desc="audit", unit="pass", disable=silent) as bar:
@@ -141,6 +154,7 @@ class Run:
 
     def _enter(self, log: Log, whole: Batch) -> None:
         log.edits[whole.start], log.hashes[whole.start] = whole.edits, whole.each
+        log.likeness[whole.start] = hashes_of(whole.images)
         log.pieces[whole.start] = [
             Piece(job, batch.start, self.names.piece(job, batch), {self.names.forward(*one): one for one in job.passes})
             for job, batch in self._parts(whole)

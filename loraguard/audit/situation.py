@@ -14,7 +14,7 @@ from .names import UNTOUCHED as UNTOUCHED
 NO_CHANNEL = "none"
 """The name of the channel that leaves photos as they are."""
 
-SHARES = ("dsr", "masked_dsr", "stamp_rate")
+SHARES = ("dsr", "masked_dsr", "dsr_without_cast", "stamp_rate")
 """Metrics that are 0 or 1 on each image."""
 
 KNOWLEDGE = ("clean", "noise", "no-leak", "leak", "leak+channel")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from typing import cast
 
 import torch
 from peft import PeftModel
@@ -11,10 +12,12 @@ from torch import Tensor, nn
 
 from loraguard.fingerprint import GENERATOR, fingerprint, generator_fingerprint
 from loraguard.generators import Condition
+from loraguard.hub.recorded import generator_of
 from loraguard.stamp import Stamp
-from loraguard.tuner import folded
+from loraguard.tuner import GatedLoraConfig, folded
 
-from .situation import UNTOUCHED
+from .checks import Check
+from .situation import KNOWLEDGE, UNTOUCHED
 
 
 class Subjects:
@@ -80,6 +83,16 @@ class Subjects:
         own = fingerprint(self.model)
         audited = {name: own[name] for name in (GENERATOR, *self.patched)}
         return audited | {name: generator_fingerprint(one) for name, one in self.networks.items()}
+
+    def made_for_others(self, hashes: Mapping[str, str]) -> Iterator[Check]:
+        """A check for each patch that records which weights it was made for, given :meth:`hashes`."""
+        for name in self.patched:
+            recorded = generator_of(cast(GatedLoraConfig, self.model.peft_config[name])).get("sha256")
+            if recorded is not None:
+                yield Check(
+                    "made-for-other-weights", recorded == hashes[GENERATOR], name, None, KNOWLEDGE,
+                    f"It was made for weights {recorded[:12]}, and the generator has {hashes[GENERATOR][:12]}.",
+                )  # fmt: skip
 
     @contextmanager
     def in_eval_mode(self) -> Iterator[None]:

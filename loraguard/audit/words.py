@@ -152,14 +152,17 @@ def _budget(result: AuditResult) -> str:
     """Budgets as changes of a colour value, and what photos look like after it."""
     rows = result.find(role="main", generator=UNTOUCHED, knowledge="no-leak", channel=NO_CHANNEL)
     other = result.settings["own_budgets"]
-    own = [one for one in rows if one.treatment.defense in other]
+    own = [one for one in rows if one.treatment.defense in other and one.treatment.eps is not None]
     budgets = sorted(
         {eps for one in rows if (eps := one.treatment.eps) is not None and one.treatment.defense not in other}
     )
     said = [f"by up to {listed(f'{eps * LEVELS_PER_UNIT:.1f}' for eps in budgets)} of 255 levels"] if budgets else []
-    for one in own:
+    given = [one for one in rows if one.treatment.eps is None]
+    for one, why in [(one, "which has a budget of another kind") for one in own] + [
+        (one, "which somebody else has perturbed") for one in given
+    ]:
         reached = one.values["photo_linf"].max().item() * LEVELS_PER_UNIT
-        said.append(f"in photos of {one.treatment.defense}, which has a budget of another kind, by up to {reached:.1f}")
+        said.append(f"in photos of {one.treatment.defense}, {why}, by up to {reached:.1f}, as measured")
     levels = f"Colour values change {'; '.join(said)}" if said else "Nobody has said how much colour values may change"
     quality = [mean for one in rows if "photo_psnr" in one.values and (mean := one.estimates["photo_psnr"].mean)]
     if not quality:

@@ -93,6 +93,14 @@ def audit(
             help="A folder of photos that another tool has perturbed. *", metavar="NAME=FOLDER", rich_help_panel=AGAINST
         ),
     ] = None,
+    allow_large_change: Annotated[
+        bool | None,
+        typer.Option(
+            "--allow-large-change",
+            help="Take perturbed photos that are not like their originals.",
+            rich_help_panel=AGAINST,
+        ),
+    ] = None,
     channel: Annotated[
         Names | None,
         typer.Option(
@@ -132,6 +140,15 @@ def audit(
     seed: Annotated[
         list[int] | None,
         typer.Option(help=f"{SEED} *", metavar="SEED", show_default="0", rich_help_panel=HOW_MUCH),
+    ] = None,
+    success: Annotated[
+        str | None,
+        typer.Option(
+            help="When a defense counts as having succeeded: mse:T, lpips:T, ssim:T or noise:Q.",
+            metavar="METRIC:NUMBER",
+            show_default="mse:0.05",
+            rich_help_panel=HOW_MUCH,
+        ),
     ] = None,
     checks: Annotated[
         int | None,
@@ -186,9 +203,11 @@ def audit(
         "generator": generator, "checkpoint": checkpoint, "image_size": image_size, "patches": patch,
         "ignore_fingerprint": ignore_fingerprint, "train": train, "train_steps": train_steps, "data": data,
         "split": split, "images": images, "fit_images": fit_images, "defenses": defense,
-        "no_leak_only": no_leak_only, "perturbed": perturbed,
+        "no_leak_only": no_leak_only,
+        "perturbed": perturbed, "allow_large_change": allow_large_change,
         "channels": channel, "adaptive_channels": adaptive_channels, "budgets": budget, "steps": steps,
-        "seeds": seed, "checks": checks, "lpips": lpips, "fid": fid, "batch_size": batch_size, "pictures": pictures,
+        "seeds": seed, "success": success, "checks": checks, "lpips": lpips, "fid": fid,
+        "batch_size": batch_size, "pictures": pictures,
         "device": device and device.value,
     }  # fmt: skip
     given = {key: value for key, value in flags.items() if value is not None and value != []}

@@ -99,7 +99,7 @@ class Defense(ABC):
         Example:
             >>> from loraguard.defenses import Disrupting, RandomNoise
             >>> Disrupting(eps=0.05, step_size=0.01).varied(eps=0.1)
-            Disrupting(eps=0.1, steps=10, step_size=0.02, method='pgd', restarts=1, layer=None)
+            Disrupting(eps=0.1, steps=10, step_size=0.02, method='pgd', restarts=1, layer=None, eot=1)
             >>> RandomNoise().varied(steps=3) is None
             True
         """

@@ -31,6 +31,7 @@ class Disrupting(IterativeDefense):
         restarts: attacks from as many starts, of which the worst for the generator is kept, image by image.
         layer: an inner layer, by its name in the generator, whose output the distance is taken at; by default the
             generator's own output.
+        eot: draws of each step's gradient, of which the mean is taken; more than 1 where something draws at random.
 
     Example:
         >>> import torch
@@ -47,6 +48,7 @@ class Disrupting(IterativeDefense):
     method: str = "pgd"
     restarts: int = 1
     layer: str | None = None
+    eot: int = 1
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -29,6 +30,8 @@ class IterativeDefense(Defense):
     Attributes:
         layer: an inner layer, by its name in the generator, whose output the distance is taken at; the generator's own
             output where it is None.
+        eot: draws of each step's gradient, of which the mean is taken (expectation over transformation; Athalye et al.,
+            arXiv 1707.07397). More than 1 where a network or a channel before it draws at random.
 
     Example:
         >>> from dataclasses import dataclass
@@ -46,13 +49,21 @@ class IterativeDefense(Defense):
 
     steps: int
     layer: str | None = None
+    eot: int = 1
 
     def __post_init__(self) -> None:
         check_settings(self.eps, self.steps, self.step_size, self.restarts)
+        if self.eot < 1:
+            raise ValueError(f"Expected eot >= 1, the number of draws of each gradient, got eot={self.eot}.")
+
+    @property
+    def passes(self) -> int:
+        """About how many forward and backward passes a batch takes."""
+        return super().passes * (1 if self.eot == 1 else self.eot + self.eot // 2)
 
     def perturb(self, generator: nn.Module, images: Tensor, condition: Condition, clean: Tensor | None) -> Tensor:
         """The end of the way; of several, each image's worst for the generator."""
-        terms = self.terms(generator, images, condition, clean)
+        terms = [replace(term, draws=self.eot) for term in self.terms(generator, images, condition, clean)]
         attack = partial(self._attack, terms, images)
         return keep_worst([attack] * self.restarts, lambda x: torch.stack([term(x) for term in terms]).sum(0), images)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from loraguard.generators.base import Condition
 
@@ -23,6 +24,7 @@ class Term:
         condition: c, as it is passed on.
         reference: r, what F is to be driven away from.
         channel: C, what happens to the images first, differentiable; nothing by default.
+        draws: of whatever is random in F or C, over which the distance is averaged (expectation over transformation).
 
     Example:
         >>> term = Term(torch.nn.Identity(), {}, reference=torch.zeros(2, 3, 4, 4), channel=lambda images: images / 2)
@@ -34,9 +36,15 @@ class Term:
     condition: Condition
     reference: Tensor
     channel: Callable[[Tensor], Tensor] | None = None
+    draws: int = 1
 
     def __call__(self, images: Tensor) -> Tensor:
-        """The distance for each image, summed over its values: (N,)."""
+        """The distance for each image, summed over its values: (N,). Of several draws one graph at a time is kept."""
+        if self.draws == 1:
+            return self._once(images)
+        return torch.stack([checkpoint(self._once, images, use_reentrant=False) for _ in range(self.draws)]).mean(0)
+
+    def _once(self, images: Tensor) -> Tensor:
         seen = images if self.channel is None else self.channel(images)
         return (self.network(seen, **self.condition) - self.reference).square().flatten(1).sum(1)
 

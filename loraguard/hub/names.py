@@ -10,6 +10,8 @@ PICKLE = "adapter_model.bin"
 """Which is never read."""
 LOG = "training_log.json"
 CARD = "README.md"
+PHOTOS = "photos.safetensors"
+"""Hashes of the photos that a patch was trained on; they stay where it was trained."""
 AUDIT_FILES = ("audit/audit.json", "audit/grid.png", "audit/report.html", "audit/report.md", "audit/summary.csv")
 NEEDED = (CONFIG, WEIGHTS)
 PATCH_FILES = (*NEEDED, CARD, LOG, *AUDIT_FILES)

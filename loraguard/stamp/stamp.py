@@ -53,7 +53,7 @@ class Stamp:
 
     Raises:
         ValueError: for a value outside of what is described above, a font that does not exist or lacks a character, or
-            (when the image size is known) a stamp that does not fit.
+            (when the image size is known) a stamp that does not fit or shows nothing.
         FileNotFoundError: for a picture that does not exist.
 
     Example:
@@ -161,7 +161,14 @@ def _layer(stamp: Stamp, height: int, width: int) -> tuple[Tensor, Tensor]:
     left = min(margin + round(across * free_x), width - target_width)
     canvas = Image.new("RGBA", (width, height))
     canvas.paste(small, (left, margin + round(down * free_y)))
-    return _tensors(canvas, stamp.opacity)
+    colour, alpha = _tensors(canvas, stamp.opacity)
+    if not (alpha * 255).round().any():  # no byte of any image would be another
+        raise ValueError(
+            f"The stamp {stamp.text or str(stamp.image)!r:.200} shows nothing: all of it is transparent, or its "
+            "characters have no ink. Give words that are seen, a picture that is not transparent, an opaque colour, or "
+            "more opacity."
+        )
+    return colour, alpha
 
 
 @lru_cache(maxsize=512)

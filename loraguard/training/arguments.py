@@ -85,7 +85,7 @@ class PatchTrainingArguments:
 
     Raises:
         ValueError: for a value that cannot be.
-        TypeError: for a stamp that is none.
+        TypeError: for a stamp or an adversary that is none.
 
     Example:
         >>> from loraguard import Stamp
@@ -136,10 +136,20 @@ class PatchTrainingArguments:
                 f"stamp must be a Stamp or None, got {self.stamp!r}; write Stamp({self.stamp!r}) for a text."
             )
         check_recipe(self.recipe)
+        if self.adversary is not BY_RECIPE and not callable(self.adversary):
+            raise TypeError(
+                f"adversary must be a defense, such as Disrupting(), got {self.adversary!r:.100}; parse_defense makes "
+                "one of a text."
+            )
         for name, value in RECIPES[self.recipe](self.kind).items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
         checked(type(self), vars(self))
+        if self.lr_scheduler == "constant" and self.lr_warmup_steps:
+            raise ValueError(
+                f"lr_warmup_steps={self.lr_warmup_steps} does nothing with lr_scheduler='constant'; take "
+                "'constant_with_warmup'."
+            )
         if unknown := set(self.trackers) - set(TRACKERS):
             raise ValueError(f"report_to={self.report_to!r}: {sorted(unknown)} is none of {', '.join(TRACKERS)}.")
         json.dumps(self.to_dict(), allow_nan=False)  # it is written in the end; better to fail now

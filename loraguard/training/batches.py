@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any, cast
 
 import torch
@@ -90,6 +91,16 @@ class Batches:
         )
         for position, (indices, items) in enumerate(zip(order, loader, strict=True)):
             yield self._with_edits(indices, items, step + 1 + position // several)
+
+    def drawn(self, steps: int) -> list[int]:
+        """Which photos the batches of so many steps hold, of all processes, in order."""
+        args = self.args
+        several = args.gradient_accumulation_steps * self.accelerator.num_processes
+        count = steps * several * args.train_batch_size
+        if count >= len(self):
+            return list(range(len(self)))
+        order = EndlessBatches(len(self), args.train_batch_size, seed=args.seed)
+        return sorted(set(chain.from_iterable(islice(order, steps * several))))
 
     @property
     def workers(self) -> int:

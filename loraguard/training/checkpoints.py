@@ -5,23 +5,28 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils.other import load
-from peft import PeftModel, set_peft_model_state_dict
-from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 
 from loraguard.files import sync, write_json
 from loraguard.hub.local import save_adapter
+from loraguard.hub.names import CONFIG, WEIGHTS
 
-from .devices import anywhere
+from .devices import anywhere, failure_of
+from .saving import not_written
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 STATE = "trainer_state.json"
+_OF_THE_UPDATE = ("r", "lora_alpha", "use_rslora", "gate_type", "rank_pattern", "alpha_pattern")
+"""Settings of an adapter that say what its weights mean."""
 
 
 class Checkpoints:
@@ -66,9 +71,11 @@ class Checkpoints:
         for path in (Path(wanted), self.folder / wanted):
             if (path / STATE).is_file():
                 return path
+        there = self.all()
         raise FileNotFoundError(
-            f"resume_from_checkpoint={str(wanted)!r}: no whole checkpoint there (looked for {Path(wanted) / STATE}). "
-            f"In {self.folder} there are: {', '.join(path.name for path in self.all()) or 'none'}."
+            f"resume_from_checkpoint={str(wanted)!r:.150}: no whole checkpoint there (a folder with {STATE}). In "
+            f"{self.folder} there {f'are {len(there)}, the last' if len(there) > 3 else 'are:'} "
+            f"{', '.join(path.name for path in there[-3:]) or 'none'}."
         )
 
     def save(self, step: int, state: dict[str, Any]) -> Path:
@@ -83,19 +90,17 @@ class Checkpoints:
             for rest in self.folder.glob(".checkpoint-*.partial"):  # of a run that was killed
                 shutil.rmtree(rest)
         self.accelerator.wait_for_everyone()
-        failure = _failure(
+        failure = failure_of(
             lambda: self.accelerator.save_state(str(draft), **self._zero(exclude_frozen_parameters=True))
         )
         if not anywhere(self.accelerator, failure is not None) and main:
-            failure = _failure(lambda: self._complete(draft, target, {"step": step, **state}))
+            failure = failure_of(lambda: self._complete(draft, target, {"step": step, **state}))
         if anywhere(self.accelerator, failure is not None):  # all processes leave together
             if main:
                 shutil.rmtree(draft, ignore_errors=True)
             last = next(reversed(self.all()), None)
-            raise OSError(
-                f"Checkpoint {target} could not be written: {failure or 'another process failed'}. "
-                + (f"The last good one is {last}." if last else "There is no earlier one.")
-            ) from failure
+            then = f"The last good one is {last}." if last else "There is no earlier one."
+            raise not_written("checkpoint", target, failure or OSError("another process failed"), then) from failure
         return target
 
     def _complete(self, draft: Path, target: Path, state: dict[str, Any]) -> None:
@@ -111,26 +116,63 @@ class Checkpoints:
             for old in others[: max(0, len(others) + 1 - self.total_limit)]:
                 _discard(old)
 
-    def load(self, checkpoint: Path) -> dict[str, Any]:
-        """Put everything back as it was; gives the state that `save` was given, and `step`.
+    def read(self, checkpoint: Path) -> dict[str, Any]:
+        """The state that `save` was given, and `step`, once it is sure that the checkpoint's adapter is this one.
 
         Raises:
-            ValueError: if the checkpoint is damaged or of a run with another number of processes.
+            ValueError: if the checkpoint is damaged, of a run with another number of processes, or of another adapter.
         """
-        state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
-        draws = checkpoint / f"random_states_{self.accelerator.process_index}.pkl"
         processes = len(list(checkpoint.glob("random_states_*.pkl")))
         if processes != self.accelerator.num_processes:
             raise ValueError(
                 f"{checkpoint} is of a run with {processes} processes, this one has {self.accelerator.num_processes}: "
-                f"{draws.name} and the order of the data would not fit. Start as many as then."
+                f"random_states_{self.accelerator.process_index}.pkl and the order of the data would not fit. Start as "
+                "many as then."
             )
         try:
-            load(draws)  # accelerate itself would go on without them
+            state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+            there = json.loads((checkpoint / CONFIG).read_text(encoding="utf-8"))
+            tensors = load_file(checkpoint / WEIGHTS)
+        except (OSError, ValueError, SafetensorError) as error:
+            raise _damaged(checkpoint, error) from error
+        self._check_adapter(checkpoint, there, tensors)
+        return state
+
+    def load(self, checkpoint: Path) -> None:
+        """Put everything back as it was.
+
+        Raises:
+            ValueError: if the checkpoint is damaged.
+        """
+        try:
+            load(checkpoint / f"random_states_{self.accelerator.process_index}.pkl")  # accelerate would do without
             self.accelerator.load_state(str(checkpoint), **self._zero(load_module_strict=False))
         except Exception as error:
-            raise ValueError(f"{checkpoint} cannot be loaded: {error}. Resume from an earlier one.") from error
-        return state
+            raise _damaged(checkpoint, error) from error
+
+    def _check_adapter(self, checkpoint: Path, there: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Compare settings, names and shapes with those of the adapter that is trained; the first mismatch is said."""
+        config: Any = self.model.peft_config[self.adapter]
+        expected = get_peft_model_state_dict(self.model, adapter_name=self.adapter)
+        differ = [name for name in _OF_THE_UPDATE if name in there and there[name] != getattr(config, name)]
+        what = None
+        for name, tensor in expected.items():
+            if name not in tensors:
+                what = f"it lacks the tensor {name!r}"
+            elif tensors[name].shape != tensor.shape:
+                what = f"{name!r} has shape {tuple(tensors[name].shape)}, here it is {tuple(tensor.shape)}"
+            if what:
+                break
+        if what is None and (more := [name for name in tensors if name not in expected]):
+            what = f"it has the tensor {more[0]!r}, which this adapter has not"
+        if what is None and not differ:
+            return
+        own = f"{_said(differ, there)}, and this run's adapter has {_said(differ, vars(config))}" if differ else ""
+        raise ValueError(
+            f"{str(checkpoint)[-150:]} is of another adapter: {'; '.join(part for part in (what, own) if part)}. Make "
+            "the adapter with the settings in its adapter_config.json, or start anew: resume_from_checkpoint=None "
+            "(loraguard train: no --resume), in another folder."
+        )
 
     def _zero(self, **settings: Any) -> dict[str, Any]:
         """What DeepSpeed is told, as it saves and loads the network itself."""
@@ -143,25 +185,22 @@ class Checkpoints:
 
     def _load_adapter(self, models: list[Any], folder: str) -> None:
         models.clear()
-        tensors = load_file(Path(folder, SAFETENSORS_WEIGHTS_NAME))
-        result: Any = set_peft_model_state_dict(self.model, tensors, adapter_name=self.adapter)
-        if result.unexpected_keys:
-            raise ValueError(f"{folder} has weights that this adapter does not: {result.unexpected_keys[:3]}")
+        set_peft_model_state_dict(self.model, load_file(Path(folder, WEIGHTS)), adapter_name=self.adapter)
+
+
+def _said(names: list[str], settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={settings[name]!r:.40}" for name in names)
+
+
+def _damaged(checkpoint: Path, error: Exception) -> ValueError:
+    why = str(error) or type(error).__name__
+    return ValueError(f"{checkpoint} cannot be loaded: {why:.250}. Resume from an earlier one.")
 
 
 def whole_checkpoints(folder: Path) -> list[Path]:
     """Those in a folder that are whole, oldest first."""
     found = {int(match[1]): path for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))}
     return [found[step] for step in sorted(found) if (found[step] / STATE).is_file()]
-
-
-def _failure(deed: Callable[[], object]) -> Exception | None:
-    """What an attempt raises; torch, safetensors and Python each have their own error for a full disk."""
-    try:
-        deed()
-    except Exception as error:
-        return error
-    return None
 
 
 def _discard(checkpoint: Path) -> None:

@@ -13,7 +13,9 @@ from loraguard.stamp import Stamp
 from loraguard.tuner import GatedLoraLayer
 
 from .batches import Batch, Batches
+from .modes import adapter_training
 from .step import target_of
+from .untouched import buffers_stay, wrapper_of
 
 
 def check_adapter(model: Any) -> None:
@@ -23,18 +25,26 @@ def check_adapter(model: Any) -> None:
         TypeError: if it has none.
     """
     if not isinstance(model, PeftModel) or not any(isinstance(module, GatedLoraLayer) for module in model.modules()):
+        if isinstance(model, torch.nn.Module) and (wrapper := wrapper_of(model)):
+            raise TypeError(
+                f"A {wrapper} wraps the model: give the model itself, as get_peft_model made it. PatchTrainer compiles "
+                "it (torch_compile=True) and spreads it over processes (accelerate launch)."
+            )
         raise TypeError(
             f"{type(model).__name__} has no GATED_LORA adapter to train; wrap the generator first: "
             "get_peft_model(generator, GatedLoraConfig())."
         )
 
 
-def check_data(model: PeftModel, batches: Batches, stamp: Stamp | None) -> None:
-    """Run the network on the first photo with every edit: untouched, stamped, and with its adapter.
+def check_data(model: PeftModel, adapter: str, batches: Batches, stamp: Stamp | None) -> list[str]:
+    """Run the network on the first photo with every edit, as training will: untouched, stamped, and with its adapter.
+
+    Returns:
+        The edits' names.
 
     Raises:
-        ValueError: if there is no photo, or a photo, the output or the stamp has a wrong shape, type or range, or no
-            gradient reaches the adapter.
+        ValueError: if there is no photo, or a photo, the output or the stamp has a wrong shape, type or range, no
+            gradient reaches the adapter, or calling the network changes it.
         TypeError: if the generator cannot be called with the edits, or gives no tensor.
         FloatingPointError: if its output is not finite.
     """
@@ -47,15 +57,23 @@ def check_data(model: PeftModel, batches: Batches, stamp: Stamp | None) -> None:
             "Images are expected in [-1, 1]: if yours are in [0, 1], scale them by 2 * x - 1.",
             stacklevel=3,
         )
-    output = _untouched(model.to(batch.images.device), batch)
-    _check_output(output, batch.images)
+    with buffers_stay(model.to(batch.images.device)), adapter_training(model, adapter):
+        output = _untouched(model, batch)
+        _check_output(output, batch.images)
+        learns = model(batch.images, **batch.condition).requires_grad
     if stamp is not None:
-        stamp.compose(output)  # a stamp that does not fit says so
-    if not model(batch.images, **batch.condition).requires_grad:
+        moved = float((stamp.compose(output) - output).abs().max())  # a stamp that does not fit says so
+        if moved < 1 / 127.5:
+            raise ValueError(
+                f"The stamp moves no pixel of the generator's outputs for the first image (by {moved:.2g} at most, on "
+                "[-1, 1]): it has their colour. Give it another colour, an outline or a background."
+            )
+    if not learns:
         raise ValueError(
             "No gradient reaches the adapter: the generator's forward runs under torch.no_grad, detaches what it "
             "gives, or recomputes by torch.utils.checkpoint with use_reentrant=True (use False)."
         )
+    return batch.edits
 
 
 def _untouched(model: PeftModel, batch: Batch) -> Tensor:
@@ -65,7 +83,7 @@ def _untouched(model: PeftModel, batch: Batch) -> Tensor:
     except TypeError as error:
         raise TypeError(
             f"{type(model.get_base_model()).__name__} cannot be called with images and {sorted(batch.condition)}: "
-            f"{error}. Pass `conditions`, a function from labels to the generator's inputs."
+            f"{error!s:.250}. Pass `conditions`, a function from labels to the generator's inputs."
         ) from error
     except RuntimeError as error:
         if "channels" in str(error):
@@ -78,8 +96,8 @@ def _untouched(model: PeftModel, batch: Batch) -> Tensor:
             raise
         raise ValueError(
             f"The generator has weights in {', '.join(sorted(map(str, kinds)))} and images are in "
-            f"{batch.images.dtype}: {error}. Call generator.float() before get_peft_model; mixed_precision= saves time "
-            "and memory."
+            f"{batch.images.dtype}: {error!s:.250}. Call generator.float() before get_peft_model; mixed_precision= "
+            "saves time and memory."
         ) from error
 
 

@@ -71,7 +71,7 @@ def warn_of_unreached_layers(model: nn.Module, adapter: str) -> None:
     more = f" and {len(unreached) - _NAMED} more" if len(unreached) > _NAMED else ""
     warnings.warn(
         f"The adapters of {len(unreached)} of {adapted} layers got no gradient in the first step and are not trained: "
-        f"{', '.join(unreached[:_NAMED])}{more}. The generator does not call these layers for these edits, or reads "
-        "their weights itself (fused projections do). Unfuse them, or leave the layers out with exclude_modules.",
+        f"{', '.join(unreached[:_NAMED]):.200}{more}. The generator does not call these layers for these edits, or "
+        "reads their weights itself (fused projections do). Unfuse them, or leave the layers out with exclude_modules.",
         stacklevel=3,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -46,9 +47,14 @@ def accelerator_for(args: PatchTrainingArguments, folder: Path) -> Accelerator:
         )
     except ValueError as error:
         raise ValueError(
-            f"Accelerate refuses mixed_precision={args.mixed_precision!r}, cpu={args.cpu}: {error} It keeps one "
+            f"Accelerate refuses mixed_precision={args.mixed_precision!r}, cpu={args.cpu}: {error!s:.250} It keeps one "
             "precision and device for each process; train with another in a new process (or restarted notebook)."
         ) from error
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise ValueError(
+            "mixed_precision='fp16' needs an accelerator, and this training is on the CPU, where Accelerate would "
+            "compute in float32. Use 'bf16' or 'no' (the launcher's configuration counts too)."
+        )
     if accelerator.distributed_type == "DEEPSPEED":
         set_up_zero(accelerator, args.train_batch_size, args.max_grad_norm)
     if (steps := accelerator.gradient_accumulation_steps) != 1:
@@ -57,6 +63,26 @@ def accelerator_for(args: PatchTrainingArguments, folder: Path) -> Accelerator:
             "top of PatchTrainingArguments' own. Leave it out there."
         )
     return accelerator
+
+
+def failure_of(deed: Callable[[], object]) -> Exception | None:
+    """What an attempt raises, or None."""
+    try:
+        deed()
+    except Exception as error:
+        return error
+    return None
+
+
+def on_main(accelerator: Accelerator, deed: Callable[[], object]) -> None:
+    """Have the main process write something; where that fails, all processes leave together.
+
+    Raises:
+        Exception: what it raises there, and an OSError in the others.
+    """
+    failure = failure_of(deed) if accelerator.is_main_process else None
+    if anywhere(accelerator, failure is not None):
+        raise failure or OSError("The first process could not write; it says why.")
 
 
 def anywhere(accelerator: Accelerator, here: bool) -> bool:

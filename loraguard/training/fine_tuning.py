@@ -22,7 +22,7 @@ from loraguard.generators import Conditions
 from .arguments import PatchTrainingArguments
 from .batches import Batch
 from .recipes import adapter_config
-from .step import Loss, settings_of, target_of
+from .step import Loss, target_of
 from .trainer import PatchTrainer
 from .watch import StepWatch
 
@@ -125,10 +125,9 @@ def _saved(network: nn.Module, trainer: PatchTrainer, log: list[dict[str, Any]],
     network = trainer.accelerator.unwrap_model(network, keep_fp32_wrapper=False)  # as PatchTrainer does
     vars(network).pop("forward", None)
     network.requires_grad_(False)
-    settings = {**trainer.args.to_dict(), "loss": settings_of(trainer.loss)}
     with whole_files(trainer.output_dir) as draft:
         save_model(network, str(draft / "model.safetensors"))
-        write_json(draft / "training_log.json", {"settings": settings, "steps": log, "skipped": watch.skipped})
+        write_json(draft / "training_log.json", {"settings": trainer.record(), "steps": log, "skipped": watch.skipped})
     return network
 
 

@@ -34,6 +34,11 @@ class Gates:
             name: cast(Any, layer.lora_gate[adapter]) for name, layer in layers.items() if adapter in layer.lora_gate
         }
 
+    @property
+    def learn(self) -> bool:
+        """Whether any of them has parameters that learn."""
+        return any(parameter.requires_grad for gate in self._gates.values() for parameter in gate.parameters())
+
     def openings(self) -> dict[str, float]:
         """By adapted layer, its gate's value sigmoid(g), averaged over feature channels; 1 where there is no gate."""
         means = [gate.opening.detach().mean().float() for gate in self._gates.values()]

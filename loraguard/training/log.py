@@ -34,6 +34,7 @@ class TrainingLog:
         steps: as :class:`TrainingResult`'s `log`.
         gates: by adapted layer, the gate's value after each step.
         validation: one entry each time.
+        resumed: where the run went on with other settings: `step`, and what was `before`.
 
     Example:
         >>> log = TrainingLog()
@@ -47,6 +48,7 @@ class TrainingLog:
         self.steps: list[dict[str, Any]] = []
         self.gates: dict[str, list[float]] = {}
         self.validation: list[dict[str, float]] = []
+        self.resumed: list[dict[str, Any]] = []
 
     @property
     def step(self) -> int:
@@ -76,8 +78,9 @@ class TrainingLog:
 
     def state_dict(self) -> dict[str, Any]:
         """As JSON takes it."""
-        return {"log": self.steps, "gates": self.gates, "validation": self.validation}
+        return {"log": self.steps, "gates": self.gates, "validation": self.validation, "resumed": self.resumed}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict`."""
         self.steps, self.gates, self.validation = state["log"], state["gates"], state["validation"]
+        self.resumed = state["resumed"]

@@ -45,13 +45,11 @@ class Tracking:
             name = args.hub_model_id or folder.resolve().name
             self.repo_id = name if "/" in name else f"{user}/{name}"
 
-    def start(self, accelerator: Accelerator) -> None:
-        """Open the trackers."""
+    def start(self, accelerator: Accelerator, settings: Mapping[str, Any]) -> None:
+        """Open the trackers, and tell them the settings that they can take."""
         if self.trackers:
-            settings = {
-                key: value for key, value in self.args.to_dict().items() if isinstance(value, (str, int, float))
-            }
-            accelerator.init_trackers("loraguard", config=settings)
+            simple = {key: value for key, value in settings.items() if isinstance(value, (str, int, float))}
+            accelerator.init_trackers("loraguard", config=simple)
 
     def log(self, accelerator: Accelerator, entry: Mapping[str, Any], gates: Mapping[str, float]) -> None:
         """A step's figures, and each gate as a curve."""
@@ -76,9 +74,10 @@ class Tracking:
                 tracker.log({"validation": trackio.Image(picture)}, step=step)
 
     def end(self, accelerator: Accelerator) -> None:
-        """Close the trackers."""
-        if self.trackers:
-            accelerator.end_training()
+        """Close the trackers, and nothing else: `Accelerator.end_training` ends the group of processes as well."""
+        for tracker in accelerator.trackers:
+            tracker.finish()
+        accelerator.trackers = []
 
     def push(self, folder: Path) -> None:
         """Upload the patch with its card."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import torch
@@ -20,6 +22,7 @@ from transformers import get_scheduler
 
 from loraguard.defenses import needs_fitting
 from loraguard.files import writable_folder
+from loraguard.fingerprint import generator_fingerprint
 from loraguard.generators import Conditions
 from loraguard.hub.provenance import describe_generator
 from loraguard.tuner import parameter_groups
@@ -30,16 +33,17 @@ from .checkpoints import Checkpoints
 from .checks import check_adapter, check_data
 from .compiling import compiled
 from .coverage import warn_of_unreached_layers
-from .devices import accelerator_for, anywhere
+from .devices import accelerator_for, anywhere, on_main
 from .gates import Gates
 from .gradients import Gradients, gradients_of
 from .interruption import Interruption
 from .log import TrainingLog, TrainingResult
 from .modes import train_adapter
-from .resuming import resume, warn_of_later
-from .saving import save_patch
+from .resuming import GivenRates, resume, warn_of_later
+from .saving import save_or_rescue, save_patch, try_saving
 from .step import Loss, patch_step, settings_of
 from .tracking import Tracking
+from .untouched import check_frozen, check_plain
 from .validation import describe, one_edit_each, save_grid, validate
 from .watch import StepWatch
 
@@ -63,7 +67,8 @@ class PatchTrainer:
     Raises:
         TypeError: if the model has no GATED_LORA adapter, or the generator cannot be called with the edits.
         ValueError: if the adversary has to be fitted first, the data is empty or yields wrong shapes or ranges, the
-            generator does not give one image (3, H', W') for each image, or no gradient reaches the adapter.
+            generator does not give one image (3, H', W') for each image, no gradient reaches the adapter, or what
+            `disable_adapter` cannot undo would change: a wrapper, a bias or a buffer of the network beneath.
         OSError: if the output folder cannot be written to. All of it before training starts.
 
     Example:
@@ -93,6 +98,8 @@ class PatchTrainer:
         validation_dataset: Dataset[Any] | None = None,
     ) -> None:
         check_adapter(model)
+        check_plain(model.get_base_model())
+        check_frozen(model, model.active_adapter)
         if args.validation_steps and validation_dataset is None:
             raise ValueError(f"validation_steps={args.validation_steps} needs a validation_dataset.")
         if needs_fitting(args.adversary):
@@ -102,7 +109,7 @@ class PatchTrainer:
             )
         self.model, self.args, self.loss, self.adapter = model, args, loss, model.active_adapter
         self._warned = False  # of stuck gates
-        self.generator = describe_generator(model.get_base_model())  # as it is before training
+        self._write: Callable[[Path], None] | None = None  # what was trained, into a folder
         self.gates = Gates(model, self.adapter)
         self.output_dir = writable_folder(args.output_dir)
         self.tracking = Tracking(args, self.output_dir)
@@ -110,11 +117,11 @@ class PatchTrainer:
         if isinstance(loss, nn.Module):
             loss.to(self.accelerator.device)
         self.batches = Batches(dataset, model, conditions, args, self.accelerator)
-        check_data(model, self.batches, args.stamp)
+        self.edits = check_data(model, self.adapter, self.batches, args.stamp)
         self.validation = None
         if validation_dataset is not None:
             self.validation = Batches(validation_dataset, model, conditions, args, self.accelerator)
-            check_data(model, self.validation, args.stamp)
+            check_data(model, self.adapter, self.validation, args.stamp)
 
     @property
     def total_steps(self) -> int:
@@ -135,13 +142,20 @@ class PatchTrainer:
             SystemExit: after SIGTERM, likewise.
             OSError: if a checkpoint or the patch cannot be written; what was written before is as it was.
         """
+        on_main(self.accelerator, lambda: try_saving(self.model, self.adapter, self.output_dir, self.total_steps))
+        self.generator = describe_generator(self.model.get_base_model())  # as it is before training
         log = TrainingLog()
         watch = StepWatch(self.args.max_skipped_steps, scaled=self.accelerator.mixed_precision == "fp16")
         with self._prepared() as (network, gradients, scheduler):
             with compiled(self.model) if self.args.torch_compile else nullcontext(), Interruption() as interruption:
                 self._run(network, gradients, scheduler, log, watch, interruption)
             result = TrainingResult(self.output_dir, log.steps, log.gates, log.validation)
-            self._save(result, watch)
+            self._write = partial(
+                save_patch, self.model, self.adapter, result, settings=self.record(), generator=self.generator,
+                dataset=self.batches.dataset, drawn=self.batches.drawn(self.total_steps), skipped=watch.skipped,
+                resumed=log.resumed,
+            )  # fmt: skip
+            on_main(self.accelerator, self._save)
         self.accelerator.wait_for_everyone()
         if interruption.signal is not None:
             interruption.leave(f"Asked to stop in the last step; the patch in {self.output_dir} is complete.")
@@ -159,8 +173,8 @@ class PatchTrainer:
         """The training loop, from where the log ends; it raises where the run has to stop."""
         args, accelerator, total = self.args, self.accelerator, self.total_steps
         checkpoints = Checkpoints(self.output_dir, accelerator, self.model, self.adapter, args.checkpoints_total_limit)
-        self._resume(checkpoints, log, watch)
-        self.tracking.start(accelerator)
+        self._resume(checkpoints, log, watch, GivenRates(gradients.optimizer, scheduler))
+        self.tracking.start(accelerator, self.record())
         batches = self.batches.after(log.step)
         with self._progress_bar(log.step) as bar:
             for step in range(log.step + 1, total + 1):
@@ -232,10 +246,12 @@ class PatchTrainer:
             vars(model).pop("forward", None)  # ... and unwrapping leaves a copy of the class's own
             model.eval()
 
-    def _resume(self, checkpoints: Checkpoints, log: TrainingLog, watch: StepWatch) -> None:
-        """Put everything back as it was at the checkpoint that is asked for, if there is one."""
-        state = resume(checkpoints, self.args.resume_from_checkpoint, self.args.to_dict(), len(self.batches))
+    def _resume(self, checkpoints: Checkpoints, log: TrainingLog, watch: StepWatch, given: GivenRates) -> None:
+        """Put everything back as it was at the checkpoint that is asked for, if there is one; but for the rates."""
+        wanted = self.args.resume_from_checkpoint
+        state = resume(checkpoints, wanted, self.record(), self._about(), self.total_steps)
         if state is not None:
+            given.put_back()
             log.load_state_dict(state)
             watch.load_state_dict(state["watch"])
         if self.accelerator.is_main_process:
@@ -243,8 +259,26 @@ class PatchTrainer:
 
     def _state(self, log: TrainingLog, watch: StepWatch) -> dict[str, Any]:
         """What a checkpoint needs beside weights and random states."""
-        about = {"settings": self.args.to_dict(), "images": len(self.batches)}
-        return {**about, **log.state_dict(), "watch": watch.state_dict()}
+        return {"settings": self.record(), **self._about(), **log.state_dict(), "watch": watch.state_dict()}
+
+    def _about(self) -> dict[str, Any]:
+        """What a checkpoint is for."""
+        return {"images": len(self.batches), "generator": self.generator["sha256"]}
+
+    def record(self) -> dict[str, Any]:
+        """The settings as they are used, which is what log, checkpoints, trackers and provenance are told."""
+        args, accelerator = self.args, self.accelerator
+        return {
+            **args.to_dict(),
+            "edits_per_step": args.edits_per_step and min(args.edits_per_step, len(self.edits)),
+            "num_train_epochs": None if args.max_train_steps else args.num_train_epochs,
+            "gate_learning_rate": args.gate_learning_rate if self.gates.learn else None,
+            "mixed_precision": accelerator.mixed_precision,
+            "dataloader_num_workers": self.batches.workers,
+            "device": accelerator.device.type,
+            "processes": accelerator.num_processes,
+            "loss": settings_of(self.loss),
+        }
 
     def _progress_bar(self, start: int) -> tqdm[NoReturn]:
         hidden = self.args.disable_tqdm or not self.accelerator.is_main_process
@@ -274,13 +308,27 @@ class PatchTrainer:
             self.tracking.show(self.accelerator, step, metrics, save_grid(shown, path))
         return metrics
 
-    def _save(self, result: TrainingResult, watch: StepWatch) -> None:
-        if not self.accelerator.is_main_process:
-            return
-        settings = {**self.args.to_dict(), "loss": settings_of(self.loss)}
-        save_patch(
-            self.model, self.adapter, result, settings=settings, generator=self.generator, dataset=self.batches.dataset,
-            skipped=watch.skipped,
-        )  # fmt: skip
+    def save(self, output_dir: str | Path) -> Path:
+        """Write the trained patch into another folder, where `train` could not write it for instance.
+
+        Raises:
+            RuntimeError: if nothing was trained yet.
+            OSError: if it cannot be written; what was there before is as it was.
+        """
+        if self._write is None:
+            raise RuntimeError("There is no trained patch to save yet: call train() first.")
+        folder = writable_folder(output_dir)
+        self._write(folder)
+        return folder
+
+    def _save(self) -> None:
+        assert self._write is not None
+        if generator_fingerprint(self.model.get_base_model()) != self.generator["sha256"]:
+            warnings.warn(
+                "Training has changed the network beneath the adapter, which disable_adapter() does not give back. "
+                "Something in its forward does that now and then; load it anew before the patch is audited.",
+                stacklevel=4,
+            )
+        save_or_rescue(self._write, self.output_dir)
         if self.args.push_to_hub:
             self.tracking.push(self.output_dir)

@@ -3,6 +3,7 @@ from .authors import convert_checkpoint as convert_checkpoint
 from .config import GatedLoraConfig as GatedLoraConfig
 from .conv import GatedLoraConv as GatedLoraConv
 from .conv import GatedLoraConvTranspose as GatedLoraConvTranspose
+from .embedding import GatedLoraEmbedding as GatedLoraEmbedding
 from .export import to_lora as to_lora
 from .folding import folded as folded
 from .gates.base import Gate as Gate

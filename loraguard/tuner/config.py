@@ -25,7 +25,6 @@ _NOT_FOR_GATED_LORA = (
     "use_qalora",
     "target_parameters",
     "layer_replication",
-    "trainable_token_indices",
     "ensure_weight_tying",
     "megatron_config",
     "loftq_config",
@@ -52,6 +51,12 @@ def _is_by_name(of: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: (
         value is None or (isinstance(value, dict) and all(isinstance(k, str) and of(v) for k, v in value.items()))
     )
+
+
+def _is_tokens(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(isinstance(name, str) and one is not None and _is_tokens(one) for name, one in value.items())
+    return value is None or (isinstance(value, (list, tuple)) and _is_indices(value) and min(value, default=0) >= 0)
 
 
 def _is_rank(value: Any) -> bool:
@@ -83,11 +88,12 @@ _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "layers_pattern": _NAMES_OR_TEXT,
     "modules_to_save": ("names of modules, or None", _is_names),
     "layers_to_transform": ("whole numbers, or None", _is_indices),
+    "trainable_token_indices": ("numbers of tokens, or such numbers by the names of embeddings, or None", _is_tokens),
     "rank_pattern": ("ranks of 1 or more by the names of layers", _is_by_name(_is_rank)),
     "alpha_pattern": ("finite numbers above 0 by the names of layers", _is_by_name(_is_positive)),
     "auto_mapping": ("a dict or None", lambda value: value is None or isinstance(value, dict)),
     "provenance": ("a dict or None", lambda value: value is None or isinstance(value, dict)),
-    **dict.fromkeys(("use_rslora", "freeze_norm_stats", "inference_mode"), _FLAG),
+    **dict.fromkeys(("use_rslora", "lora_bias", "freeze_norm_stats", "inference_mode"), _FLAG),
     **dict.fromkeys(("base_model_name_or_path", "revision", "peft_version", "megatron_core", "task_type"), _TEXT),
 }
 
@@ -112,11 +118,16 @@ class GatedLoraConfig(LoraConfig):
         init_lora_weights: `True` starts with B = 0, so that the adapted model is at first the bare one.
             `"paper"` (or `False`, PEFT's name for it) draws A and B from Kaiming-uniform with a = sqrt(5).
             `"gaussian"` draws A from N(0, 1 / r^2), with B = 0.
+        trainable_token_indices: Tokens whose vectors are trained as they are, without a gate, as in PEFT: their
+            numbers, or such numbers by the names of embeddings.
         target_modules: Names of layers, or a regular expression that matches them; `"all-linear"` stands for the
             linear layers but the output layer, as in PEFT; `"all-conv-linear"`, or `None`, stands for every
-            linear, convolution and transposed convolution layer and is replaced by their names.
+            linear, convolution and transposed convolution layer and is replaced by their names. Embeddings are
+            adapted where they are named.
         lora_dropout: Probability in [0, 1) with which the adapter misses an input: a feature of a linear layer,
             a whole feature map of a convolution.
+        lora_bias: Whether B has a bias b, which starts at 0: the update is then `gate * s * (B A x + b)`. Merging adds
+            it to the base layer's bias, and is refused where that has none. A gate per rank leaves b alone.
         freeze_norm_stats: The base model's norms with running statistics stay in eval mode while it trains.
             Otherwise these statistics move, and disabling the adapter does not give the bare model back.
         provenance: How the adapter came about and for which network, as JSON values, for people and tools to read:
@@ -153,7 +164,10 @@ class GatedLoraConfig(LoraConfig):
             self.target_modules = None
         self._refuse_foreign_options()
         self._check_values()
+        # PEFT takes lora_bias with two initialisations alone; ours leave that bias at 0.
+        lora_bias, self.lora_bias = self.lora_bias, False
         super().__post_init__()
+        self.lora_bias = lora_bias
         self.peft_type = PeftType.GATED_LORA  # type: ignore[attr-defined]  # added by registration.register
 
     def _refuse_foreign_options(self) -> None:
@@ -162,11 +176,6 @@ class GatedLoraConfig(LoraConfig):
                 raise ValueError(
                     f"{name}={value!r} does not apply to GATED_LORA; leave it out, or use peft.LoraConfig."
                 )
-        if self.lora_bias:
-            raise ValueError(
-                "lora_bias=True does not apply to GATED_LORA: the gate would scale that bias too. "
-                "Train the biases of the base layer instead, with bias='lora_only'."
-            )
         if self.fan_in_fan_out:
             raise ValueError(
                 "fan_in_fan_out=True does not apply to GATED_LORA: the type of a layer says which way round its "

@@ -85,7 +85,7 @@ class GatedLoraConv(_ConvLayer):
 
     def from_groups(self, matrices: Tensor) -> Tensor:
         """Undo `to_groups`."""
-        return matrices.reshape(self.base_layer.weight.shape)
+        return matrices.reshape(self.out_features, -1, *self.base_layer.kernel_size)
 
     def run_base(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """A convolution takes nothing but `x`."""
@@ -120,7 +120,7 @@ class GatedLoraConvTranspose(_ConvLayer):
     def from_groups(self, matrices: Tensor) -> Tensor:
         """Undo `to_groups`."""
         by_input = matrices.unflatten(2, (self.in_features // self.groups, -1)).transpose(1, 2)
-        return by_input.reshape(self.base_layer.weight.shape)
+        return by_input.reshape(self.in_features, -1, *self.base_layer.kernel_size)
 
     def run_base(self, x: Tensor, weight: Tensor, bias: Tensor | None, output_size: list[int] | None = None) -> Tensor:
         """A transposed convolution may be given the size to reach."""

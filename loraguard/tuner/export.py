@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .config import GatedLoraConfig
+from .embedding import GatedLoraEmbedding
 from .layer import GatedLoraLayer
 
 # What both kinds of adapters mean the same by.
@@ -18,11 +19,13 @@ _SHARED = (
     "r",
     "lora_alpha",
     "use_rslora",
+    "lora_bias",
     "lora_dropout",
     "bias",
     "modules_to_save",
     "target_modules",
     "exclude_modules",
+    "trainable_token_indices",
     "layers_to_transform",
     "layers_pattern",
     "rank_pattern",
@@ -70,8 +73,11 @@ def to_lora(
     for name, layer in model.named_modules():
         if isinstance(layer, GatedLoraLayer) and adapter_name in layer.lora_A:
             _check_layer(name.removeprefix("base_model.model."), layer)
-            a, b = _plain_factors(layer, adapter_name)
-            tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"] = a, b
+            factors = _plain_factors(layer, adapter_name)
+            if isinstance(layer, GatedLoraEmbedding):  # which PEFT's LoRA keeps as bare parameters
+                del tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"]
+                factors = {f"lora_embedding_{part[5]}": tensor for part, tensor in factors.items()}
+            tensors |= {f"{name}.{part}": tensor for part, tensor in factors.items()}
     plain = LoraConfig(**{name: getattr(config, name) for name in _SHARED})
     if path is not None:
         plain.save_pretrained(str(path))
@@ -97,19 +103,21 @@ def _check_layer(name: str, layer: GatedLoraLayer) -> None:
         )
 
 
-def _plain_factors(layer: Any, adapter: str) -> tuple[Tensor, Tensor]:
+def _plain_factors(layer: Any, adapter: str) -> dict[str, Tensor]:
     """A as PEFT stores it, and B with the gate and any changed scale in it."""
     a, b = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
     r = layer.r[adapter]
     own_scale = layer.lora_alpha[adapter] / (math.sqrt(r) if layer.use_rslora[adapter] else r)
-    gates = layer.gain(adapter) / own_scale
-    plain_b = (gates * layer.factor_groups(adapter)[1]).reshape(b.shape).to(b.dtype)
+    gained = layer.gain(adapter) / own_scale * layer.factor_groups(adapter)[1]
+    factors = {"lora_A.weight": a.detach().clone(), "lora_B.weight": gained.reshape(b.shape).to(b.dtype)}
+    if (bias := layer.get_delta_bias(adapter)) is not None:
+        factors["lora_B.bias"] = bias / own_scale
     if layer.groups > 1:
-        # PEFT's A sees all channels: the ranks of a group get zeros for those of other groups.
+        # PEFT's A sees all features: the ranks of a group get zeros for those of other groups.
         whole = a.new_zeros(len(a), layer.in_features, *a.shape[2:])
         rank, width = len(a) // layer.groups, a.shape[1]
         for g in range(layer.groups):
             rows = slice(g * rank, (g + 1) * rank)
             whole[rows, g * width : (g + 1) * width] = a[rows]
-        a = whole
-    return a.detach().clone(), plain_b
+        factors["lora_A.weight"] = whole
+    return factors

@@ -3,11 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from .loading import Header, Shape, check_header
-from .targets import base_layer_of, walk
+from .targets import base_layer_of, token_layers, unwrapped, walk
 
 _PREFIX = "base_model.model."
 
@@ -20,15 +19,19 @@ def expected_shapes(model: nn.Module, config: Any, targets: Mapping[str, Any]) -
         config: The adapter's settings.
         targets: By name, the layers to adapt as they would be, with an adapter "new".
     """
-    shapes = {
+    shapes: dict[str, Any] = {
         f"{name}.{kind}.{parameter_name}": parameter.shape
         for name, layer in targets.items()
         for kind in ("lora_A", "lora_B", "lora_gate")
         for parameter_name, parameter in getattr(layer, kind)["new"].named_parameters()
     }
+    shapes |= {
+        f"{name}.token_adapter.trainable_tokens_delta": (len(tokens), embedding.embedding_dim)
+        for name, (embedding, tokens) in token_layers(model, config.trainable_token_indices).items()
+    }
     for name, module in walk(model):
         if any(name.endswith(saved) for saved in config.modules_to_save or ()):
-            shapes |= {f"{name}.{key}": value.shape for key, value in _unwrapped(module).state_dict().items()}
+            shapes |= {f"{name}.{key}": value.shape for key, value in unwrapped(module).state_dict().items()}
         bias = base_layer_of(module)._parameters.get("bias")
         if bias is not None and (name in targets if config.bias == "lora_only" else config.bias == "all"):
             shapes[f"{name}.base_layer.bias" if name in targets else f"{name}.bias"] = bias.shape
@@ -53,11 +56,6 @@ def _embedding_shapes(model: Any) -> dict[str, Shape]:
         f"{_PREFIX}{name}.{wrapper}{key}": tuple(value.shape)
         for name, module in walk(model)
         if any(module is layer for layer in layers)
-        for key, value in base_layer_of(_unwrapped(module)).state_dict().items()
+        for key, value in base_layer_of(unwrapped(module)).state_dict().items()
         for wrapper in ("", "base_layer.", "modules_to_save.", "original_module.")
     }
-
-
-def _unwrapped(module: nn.Module) -> nn.Module:
-    wrapped = isinstance(module, AuxiliaryTrainingWrapper)
-    return module.get_submodule("original_module") if wrapped else module

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from . import image_conv
+from .computed import is_computed, own_tensors
 from .config import GatedLoraConfig
 from .fast_conv import can_run, keeping_no_input, laid_out, run, run_learning
 from .layer import GatedLoraLayer
@@ -123,7 +124,8 @@ class FoldingLayer(GatedLoraLayer):
 
     - a gradient may be asked of the base layer, the factors or the gate,
     - the weights or the computation are in half precision, where W + dW would be rounded more than W*x + dW*x,
-    - hooks on the base layer expect it to be called, or
+    - hooks on the base layer expect it to be called,
+    - its weight is computed anew at each forward, or
     - parameters are replaced by other tensors, as `torch.func` does.
 
     On a CPU the layer then keeps the last W + dW, checked against what it was made from at each call. On an accelerator
@@ -171,13 +173,13 @@ class FoldingLayer(GatedLoraLayer):
         return [p for module in self.parts(adapter) for p in module._parameters.values() if p is not None]
 
     def _may_fold(self, adapters: list[str]) -> bool:
-        weight = self.base_layer.weight
-        if self.training or not self.folds_in_eval_mode or is_hooked(self.base_layer):
+        if self.training or not self.folds_in_eval_mode or is_hooked(self.base_layer) or is_computed(self.base_layer):
             return False
+        weight = self.base_weight
         if weight.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled(weight.device.type):
             return False
         involved = [p for adapter in adapters for p in self._parameters_of(adapter)]
-        involved += [p for p in (weight, self.base_layer.bias) if p is not None]
+        involved += [p for p in (weight, self.base_bias) if p is not None]
         if torch.is_grad_enabled() and any(p.requires_grad for p in involved):
             return False
         return all(type(p) is nn.Parameter for p in involved) and any(map(self.is_mergeable, adapters))
@@ -193,11 +195,12 @@ class FoldingLayer(GatedLoraLayer):
             bias = self._folded_bias(static)
             # Outside, the same layer is to give the same to the last bit with and without a gradient.
             inside = self._inside_folded() and self.fast_inside_folded
-            fast = inside and not (args or kwargs) and can_run(base, x)
-            weight = self._folded_weight(static, fast=fast)
+            computed = is_computed(base)
+            fast = inside and not (computed or args or kwargs) and can_run(base, x)
+            weight = self._once_computed(static) if computed else self._folded_weight(static, fast=fast)
             if fast:
                 result = run(base, x, weight, bias)
-            elif inside and image_conv.pays(base, x):
+            elif inside and not computed and image_conv.pays(base, x):
                 result = image_conv.by_rows(x, weight, bias, base.padding)
             else:
                 with keeping_no_input(x):
@@ -211,8 +214,10 @@ class FoldingLayer(GatedLoraLayer):
 
     def _learning_forward(self, x: Tensor, adapters: list[str]) -> Tensor | None:
         """With gradients for the adapters, where that is faster than as it is; otherwise None."""
+        if is_computed(self.base_layer):
+            return None
         if self._learns_folded(x, adapters):
-            bias, weight = self._folded_bias(adapters), self.base_layer.weight.detach()
+            bias, weight = self._folded_bias(adapters), self.base_weight.detach()
             fold, update = partial(self._fold, weight, adapters), partial(self._updates, adapters)
             learnt = [p for adapter in adapters for p in self._parameters_of(adapter) if p.requires_grad]
             return run_learning(fold, self.base_layer, x, bias, update, learnt)
@@ -234,8 +239,8 @@ class FoldingLayer(GatedLoraLayer):
         return (
             bool(learnt)
             and getattr(base, "padding_mode", "") == "zeros"
-            and not any(p is not None and p.requires_grad for p in (base.weight, base.bias))
-            and all(p.dtype == base.weight.dtype for p in learnt)
+            and not any(p is not None and p.requires_grad for p in (self.base_weight, self.base_bias))
+            and all(p.dtype == self.base_weight.dtype for p in learnt)
             and not is_hooked(base)
             and all(self.is_mergeable(adapter) and self._is_plain(adapter) for adapter in adapters)
         )
@@ -251,16 +256,16 @@ class FoldingLayer(GatedLoraLayer):
 
     def _folded_bias(self, adapters: list[str]) -> Tensor | None:
         with torch.no_grad():
-            bias = None if self.base_layer.bias is None else self.base_layer.bias.detach()
+            bias = None if self.base_bias is None else self.base_bias.detach()
             for adapter in adapters:
                 delta = self.get_delta_bias(adapter)
                 if delta is not None:
-                    bias = (delta if bias is None else bias + delta).to(self.base_layer.weight.dtype)
+                    bias = (delta if bias is None else bias + delta).to(own_tensors(self.base_layer)[0].dtype)
             return bias
 
     def _folded_weight(self, adapters: list[str], *, fast: bool = False) -> Tensor:
         """W + dW; laid out for `run` where it is `fast`."""
-        weight = self.base_layer.weight.detach()
+        weight = self.base_weight.detach()
         if not adapters:
             return weight
         scales = [self.scaling[adapter] for adapter in adapters]
@@ -272,7 +277,7 @@ class FoldingLayer(GatedLoraLayer):
         compiling = torch.compiler.is_compiling() or torch.jit.is_tracing()
         if compiling or not (self._folding or weight.device.type == "cpu"):
             return self._fold(weight, adapters)
-        sources = [self.base_layer.weight, *(scale for scale in scales if isinstance(scale, Tensor))]
+        sources = [self.base_weight, *(scale for scale in scales if isinstance(scale, Tensor))]
         sources += [p for adapter in adapters for p in self._parameters_of(adapter)]
         fold = self._folds.get(key)
         # `folded` promises that nothing writes to `.data` while it lasts.
@@ -285,9 +290,14 @@ class FoldingLayer(GatedLoraLayer):
             self._folds = {**self._folds, key: fold} if self._folding else {key: fold}
         return fold.weight
 
+    def _once_computed(self, adapters: list[str]) -> Tensor:
+        """W + dW where W is computed, as at each forward without an adapter: once, as reading it may iterate."""
+        with torch.no_grad():
+            return self._fold(self.base_weight, adapters)
+
     def fold_ahead(self) -> None:
         """Make the W + dW of active adapters for compiled code to find."""
-        if self.is_compiled:
+        if self.is_compiled and not is_computed(self.base_layer):
             self._folded_weight([adapter for adapter in self.running_adapters() if self.is_mergeable(adapter)])
 
     def _fold(self, weight: Tensor, adapters: list[str]) -> Tensor:

@@ -7,7 +7,8 @@ Each active adapter adds its update to what the base layer gives:
 A maps as the base layer does, in its geometry, on to r features; B is 1x1; the gate is a module (see `gates`), in the
 paper the number sigmoid(g). With `lora_bias`, B has a bias b, and the update is gate * s * (B A x + b).
 
-`merging` has the same as a weight, `folding` what makes it fast, `linear` and `conv` the kinds of base layers.
+`merging` has the same as a weight, `folding` what makes it fast, `linear`, `conv` and `embedding` the
+kinds of base layers.
 """
 
 import math
@@ -18,6 +19,7 @@ from peft.tuners.lora import LoraLayer
 from peft.utils.warning import PeftWarning
 from torch import Tensor, nn
 
+from .computed import at_rest
 from .config import GatedLoraConfig
 from .gates.base import Layout
 from .gates.registry import GATES
@@ -36,6 +38,11 @@ class GatedLoraLayer(MergingLayer):
     in_features: int
     out_features: int
     dims: int = 0  # spatial dimensions of the base layer
+
+    @property
+    def batched_dims(self) -> int:
+        """Dimensions of the smallest input that has one for samples."""
+        return self.dims + 2
 
     def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Run the base layer and its active adapters; arguments and output are the base layer's, in its dtype."""
@@ -65,7 +72,7 @@ class GatedLoraLayer(MergingLayer):
 
     def _mixed_batch_forward(self, x: Tensor, *args: Any, adapter_names: list[str], **kwargs: Any) -> Tensor:
         """An adapter for each sample."""
-        if x.dim() < self.dims + 2:
+        if x.dim() < self.batched_dims:
             raise ValueError(
                 f"adapter_names names an adapter for each sample, and an input of shape {tuple(x.shape)} is a single "
                 "one; add a batch dimension: x.unsqueeze(0)."
@@ -77,6 +84,10 @@ class GatedLoraLayer(MergingLayer):
         return result
 
     # What a kind of base layer defines.
+
+    @classmethod
+    def check_adaptable(cls, base: Any, config: Any) -> None:
+        """Raise a ValueError where these settings do not go with that base layer, before a layer is replaced."""
 
     def make_factors(self, r: int, bias: bool) -> tuple[nn.Module, nn.Module]:
         """A and B for rank `r`, a multiple of `groups`; B with a bias, if there is to be one."""
@@ -114,7 +125,7 @@ class GatedLoraLayer(MergingLayer):
         groups = self.groups
         if r < 1 or r % groups:
             raise ValueError(f"r={r}: the rank must be a positive multiple of the base layer's groups={groups}.")
-        if config.lora_bias and self.base_layer.bias is None:
+        if config.lora_bias and self.base_bias is None:
             warnings.warn(
                 f"`lora_bias=True` was passed but the targeted layer of type {type(self.base_layer).__name__} has no "
                 "bias. This means that merging LoRA weights won't be possible.",
@@ -133,7 +144,8 @@ class GatedLoraLayer(MergingLayer):
         layout = Layout(groups, self.out_features // groups, r // groups, self.dims)
         self.lora_gate[adapter_name] = GATES[config.gate_type](config.gate_init, layout)
         self.reset_lora_parameters(adapter_name, config.init_lora_weights)
-        self._move_adapter_to_device_of_base_layer(adapter_name)
+        with at_rest(self.base_layer):
+            self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def reset_lora_parameters(self, adapter_name: str, init_lora_weights: bool | str) -> None:

@@ -1,5 +1,7 @@
 """GATED_LORA on linear layers."""
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -23,9 +25,8 @@ class GatedLoraLinear(FoldingLayer):
 
     base_classes = (nn.Linear, Conv1D)
 
-    def _get_in_out_features(self, module: nn.Module) -> tuple[int, int]:
-        rows, columns = module.get_parameter("weight").shape
-        return (rows, columns) if isinstance(module, Conv1D) else (columns, rows)
+    def _get_in_out_features(self, module: Any) -> tuple[int, int]:
+        return (module.nx, module.nf) if isinstance(module, Conv1D) else (module.in_features, module.out_features)
 
     def _turn(self, weight: Tensor) -> Tensor:
         """From (out, in) to the way the base layer stores it, and back."""

@@ -110,6 +110,8 @@ def check_header(
             )
         if ".lora_" in name and header.dtypes[name] not in _FLOATS:
             raise ValueError(f"{source}: {name!r} holds {header.dtypes[name]}; expected one of {sorted(_FLOATS)}.")
+    if unexpected and not expected:
+        raise ValueError(_no_layer(source, model, unexpected[0]))
     if unexpected:
         raise ValueError(
             f"{source}: {unexpected[0]!r} fits nothing in this {type(model).__name__} with these settings; it takes "
@@ -152,6 +154,18 @@ class Before:
             parameter.requires_grad_(learns)
         for name in set(vars(self._model)) - self._attributes:
             delattr(self._model, name)  # PEFT's peft_config
+
+
+def _no_layer(source: str, model: nn.Module, found: str) -> str:
+    """Say what a patch and a network have that share no layer."""
+    layers = [name for name, module in model.named_modules() if name and "weight" in module._parameters]
+    prefix = next((one for one in ("module.", "_orig_mod.") if f"model.{one}" in found), None)
+    why = f"{prefix!r} says that its network was wrapped" if prefix else "It is of another generator"
+    return (
+        f"{source[-150:]}: no layer that this patch is for is in this {type(model).__name__}. The patch has "
+        f"{found!r:.120}; the network has {len(layers)} layers with weights, the first "
+        f"{next(iter(layers), None)!r:.80}. {why}, or its target_modules in adapter_config.json were changed."
+    )
 
 
 def check_pattern(name: str, pattern: str) -> None:

@@ -15,6 +15,7 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import Tensor, nn
 
+from .computed import at_rest, computed_by, is_computed, make_plain
 from .gates.base import Gate, StaticGate
 
 
@@ -28,6 +29,16 @@ class MergingLayer(nn.Module, LoraLayer):
     def groups(self) -> int:
         """G, the groups of the base layer."""
         return getattr(self.base_layer, "groups", 1)
+
+    @property
+    def base_weight(self) -> Any:
+        """W, which a computed weight computes when it is asked for."""
+        return self.base_layer.weight
+
+    @property
+    def base_bias(self) -> Any:
+        """The base layer's bias; None where it has none."""
+        return getattr(self.base_layer, "bias", None)
 
     def to_groups(self, weight: Tensor) -> Tensor:
         """A weight in the base layer's shape as group matrices."""
@@ -124,25 +135,32 @@ class MergingLayer(nn.Module, LoraLayer):
         """Add the updates of `adapter_names` (of the active adapters, where None) to the base layer.
 
         Raises:
-            ValueError: If an adapter's gate depends on the input, or if `safe_merge` and what is merged would not be
-                finite. Nothing is merged then.
+            ValueError: If an adapter's gate depends on the input, if the base layer's weight is computed, or if
+                `safe_merge` and what is merged would not be finite. Nothing is merged then.
             RuntimeError: If an adapter has a bias (`lora_bias`) and the base layer has none.
         """
         adapters = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.lora_A]
         self.check_merge(adapters, safe_merge)
-        base = self.base_layer
         for adapter in adapters:
-            base.weight.copy_(base.weight + self.get_delta_weight(adapter))
+            self.base_weight.copy_(self.base_weight + self.get_delta_weight(adapter))
             if (delta := self.get_delta_bias(adapter)) is not None:
-                base.bias.copy_(base.bias + delta)
+                self.base_bias.copy_(self.base_bias + delta)
             self.merged_adapters.append(adapter)
 
     @torch.no_grad()
-    def check_merge(self, adapters: list[str], safe_merge: bool) -> None:
-        """Raise what `merge` would, without merging."""
-        weight, bias = self.base_layer.weight, self.base_layer.bias
+    def check_merge(self, adapters: list[str], safe_merge: bool, unloading: bool = False) -> None:
+        """Raise what `merge` would, without merging; or `merge_and_unload`, which makes computed weights plain."""
         for adapter in adapters:
             self._static_gate(adapter)
+        if adapters and is_computed(self.base_layer) and not unloading:
+            raise ValueError(
+                f"The weight of a {type(self.base_layer).__name__} is computed at each forward by "
+                f"{computed_by(self.base_layer)}, so that a merge would be lost. merge_and_unload() makes it a plain "
+                "weight first; or use the adapter unmerged."
+            )
+        with at_rest(self.base_layer):
+            weight, bias = self.base_weight, self.base_bias
+        for adapter in adapters:
             if self.lora_bias[adapter] and bias is None:
                 raise RuntimeError(
                     "Impossible to merge LoRA with `lora_bias=True` because the base layer has no bias: adapter "
@@ -158,6 +176,20 @@ class MergingLayer(nn.Module, LoraLayer):
                         "broken."
                     )
 
+    def unload_and_optionally_merge_module(
+        self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
+    ) -> nn.Module:
+        """The base layer, for PEFT's `merge_and_unload` and `unload`; a computed weight is made plain to merge into."""
+        base = self.base_layer
+        if merge:
+            names = self.active_adapters if adapter_names is None else adapter_names
+            adapters = [name for name in names if name in self.lora_A]
+            if adapters and is_computed(base):
+                self.check_merge(adapters, safe_merge, unloading=True)
+                make_plain(base)
+            self.merge(safe_merge, adapter_names)
+        return base
+
     @torch.no_grad()
     def unmerge(self) -> None:
         """Take the updates of all merged adapters out of the base layer again, exact up to rounding."""
@@ -165,15 +197,15 @@ class MergingLayer(nn.Module, LoraLayer):
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
         weight, bias = self.bare()
-        self.base_layer.weight.copy_(weight)
+        self.base_weight.copy_(weight)
         if bias is not None:
-            self.base_layer.bias.copy_(bias)
+            self.base_bias.copy_(bias)
         self.merged_adapters.clear()
 
     @torch.no_grad()
     def bare(self) -> tuple[Tensor, Tensor | None]:
         """Weight and bias of the base layer, without what is merged into them."""
-        weight, bias = self.base_layer.weight, self.base_layer.bias
+        weight, bias = self.base_weight, self.base_bias
         for adapter in reversed(self.merged_adapters):
             weight = (weight - self.get_delta_weight(adapter)).to(weight.dtype)
             if (delta := self.get_delta_bias(adapter)) is not None:

@@ -3,6 +3,7 @@
 import copy
 import re
 import warnings
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -10,17 +11,29 @@ from peft import PeftConfig
 from peft.tuners.lora import LoraModel
 from peft.tuners.tuners_utils import _maybe_include_all_linear_layers
 from peft.utils.constants import INCLUDE_LINEAR_LAYERS_SHORTHAND
-from peft.utils.other import AuxiliaryTrainingWrapper, get_pattern_key
+from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from .combining import WeightedAdapters
+from .computed import at_rest
 from .config import GatedLoraConfig
 from .fitting import check_fits
 from .layer import GatedLoraLayer
 from .loading import Before, check_finite
 from .registration import register_classes
-from .targets import ADAPTABLE, base_layer_of, bypassed, check_base_layer, check_not_shared, layer_class, walk
+from .targets import (
+    ADAPTABLE,
+    base_layer_of,
+    bypassed,
+    check_base_layer,
+    check_not_shared,
+    is_default,
+    layer_class,
+    token_layers,
+    unwrapped,
+    walk,
+)
 
 
 class GatedLoraModel(WeightedAdapters, LoraModel):
@@ -30,8 +43,8 @@ class GatedLoraModel(WeightedAdapters, LoraModel):
     active adapter says `freeze_norm_stats=False`.
 
     Raises:
-        ValueError: If there is no layer to adapt, or if the weight of a targeted one is computed, not there yet,
-            shared with another module or under another tuner's adapter.
+        ValueError: If there is no layer to adapt, or if the weight of a targeted one is computed in an unknown way, not
+            there yet, shared with another module or under another tuner's adapter.
         TypeError: If a targeted module is of another kind, has a forward of its own, or is quantized.
 
     Example:
@@ -63,7 +76,12 @@ class GatedLoraModel(WeightedAdapters, LoraModel):
                 f"Leave them out: exclude_modules={sorted(skipped)}."
             )
         for name, module in targets.items():
-            check_base_layer(name, module)
+            check_base_layer(name, module).check_adaptable(base_layer_of(module), peft_config)
+        if both := targets.keys() & token_layers(self.model, peft_config.trainable_token_indices):
+            raise ValueError(
+                f"{min(both)!r} is adapted and has tokens that are trained as they are; PEFT does one or the other "
+                "on an embedding. Take it out of target_modules or of trainable_token_indices."
+            )
         check_not_shared(self.model, set(targets))
         self._round_ranks(peft_config, targets)
         self._check_header(peft_config, targets)
@@ -119,6 +137,12 @@ class GatedLoraModel(WeightedAdapters, LoraModel):
                 tuner._before = None
         return tensors
 
+    @staticmethod
+    def _check_target_module_exists(config: Any, key: str) -> Any:
+        if ".parametrizations." in f".{key}":  # what computes a weight is part of its layer
+            return False
+        return LoraModel._check_target_module_exists(config, key)
+
     def _targets(self, peft_config: Any) -> dict[str, nn.Module]:
         return {n: m for n, m in walk(self.model) if n and self._check_target_module_exists(peft_config, n)}
 
@@ -129,7 +153,7 @@ class GatedLoraModel(WeightedAdapters, LoraModel):
             everything.target_modules = ".*"  # but for exclude_modules and modules_to_save
         else:
             everything = _maybe_include_all_linear_layers(everything, self.model)
-        names = {name for name, module in self._targets(everything).items() if layer_class(base_layer_of(module))}
+        names = {name for name, module in self._targets(everything).items() if is_default(base_layer_of(module))}
         if skipped := names & bypassed(self.model):
             warnings.warn(
                 f"No adapters on {sorted(skipped)}: nn.MultiheadAttention and nn.TransformerEncoderLayer read these "
@@ -140,8 +164,8 @@ class GatedLoraModel(WeightedAdapters, LoraModel):
         if not names:
             found = sorted({type(module).__name__ for name, module in walk(self.model) if name})
             raise ValueError(
-                f"No layer to adapt in {type(self.model).__name__}: GATED_LORA adapts {ADAPTABLE} inside a model, "
-                f"and found {', '.join(found) or 'no submodule'}."
+                f"No layer to adapt in {type(self.model).__name__}: GATED_LORA adapts {ADAPTABLE} inside a model "
+                f"(embeddings where target_modules names them), and found {', '.join(found) or 'no submodule'}."
             )
         others = {name for name, _ in walk(self.model)} - names
         endings = tuple(f".{name}" for name in names)
@@ -174,20 +198,26 @@ class GatedLoraModel(WeightedAdapters, LoraModel):
         cls = check_base_layer(kwargs["target_name"], target)
         return cls(target, adapter_name, config=lora_config, r=kwargs["r"], lora_alpha=kwargs["lora_alpha"])
 
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        base = base_layer_of(child)
+        with at_rest(base) if layer_class(base) else nullcontext():  # PEFT reads its weight
+            super()._replace_module(parent, child_name, new_module, child)
+
     # Merging. What cannot be merged is found before the first layer is.
 
-    def _check_merge(self, adapter_names: list[str] | None, safe_merge: bool) -> None:
+    def _check_merge(self, adapter_names: list[str] | None, safe_merge: bool, unloading: bool = False) -> None:
         for module in self.model.modules():
             if isinstance(module, GatedLoraLayer):
                 names = module.active_adapters if adapter_names is None else adapter_names
                 missing = [name for name in names if name in module.lora_A and name not in module.merged_adapters]
-                module.check_merge(missing, safe_merge)
+                module.check_merge(missing, safe_merge, unloading)
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
         """As PEFT's `merge_adapter`, but all layers or none.
 
         Raises:
-            ValueError: If a gate depends on the input, or if `safe_merge` and a merged weight would not be finite.
+            ValueError: If a gate depends on the input, if a weight is computed at each forward, or if `safe_merge` and
+                a merged weight would not be finite.
         """
         self._check_merge(adapter_names, safe_merge)
         super().merge_adapter(adapter_names, safe_merge)
@@ -200,7 +230,7 @@ class GatedLoraModel(WeightedAdapters, LoraModel):
         adapter_names: list[str] | None = None,
     ) -> Any:
         if merge:
-            self._check_merge(adapter_names, safe_merge)
+            self._check_merge(adapter_names, safe_merge, unloading=True)
         return super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
 
     # Norms.
@@ -220,8 +250,7 @@ class GatedLoraModel(WeightedAdapters, LoraModel):
             return
         for _, module in walk(self.model):
             # A norm in modules_to_save is a copy to be trained; the base layer's own is beneath.
-            wrapped = isinstance(module, AuxiliaryTrainingWrapper)
-            for norm in module.get_submodule("original_module").modules() if wrapped else (module,):
+            for norm in (module,) if unwrapped(module) is module else unwrapped(module).modules():
                 if isinstance(norm, _NormBase) and norm.track_running_stats:
                     norm.eval()
 
@@ -250,6 +279,7 @@ def _check_tensors(model: Any, adapter_name: str, tensors: dict[str, Tensor]) ->
             )
         # As the file calls it.
         in_file = name.replace(f".modules_to_save.{adapter_name}.", ".").replace(f".{adapter_name}.", ".")
+        in_file = in_file.removesuffix(f".{adapter_name}") if "trainable_tokens_delta" in name else in_file
         check_finite(f"Adapter {adapter_name!r}", in_file, tensor)
 
 

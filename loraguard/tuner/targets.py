@@ -1,19 +1,22 @@
 """Which layers of a network can be adapted, and why another cannot."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.other import AuxiliaryTrainingWrapper
+from peft.utils.other import AuxiliaryTrainingWrapper, _get_input_embeddings_name
 from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
+from .computed import computed_by, is_computed, is_known, own_tensors
 from .conv import GatedLoraConv, GatedLoraConvTranspose
+from .embedding import GatedLoraEmbedding
 from .layer import GatedLoraLayer
 from .linear import GatedLoraLinear
 
-LAYER_CLASSES: tuple[type[GatedLoraLayer], ...] = (GatedLoraLinear, GatedLoraConv, GatedLoraConvTranspose)
+_BY_DEFAULT: tuple[type[GatedLoraLayer], ...] = (GatedLoraLinear, GatedLoraConv, GatedLoraConvTranspose)
+LAYER_CLASSES: tuple[type[GatedLoraLayer], ...] = (*_BY_DEFAULT, GatedLoraEmbedding)
 ADAPTABLE = ", ".join(base.__name__ for layer in LAYER_CLASSES for base in layer.base_classes)
 
 # Modules that read the weights of these children instead of calling them, always or in eval mode: an adapter there
@@ -25,8 +28,9 @@ def walk(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
     """The modules of the base model, a shared one under each of its names; PEFT's own modules are not entered."""
     yield name, module
     if not isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
+        computing = "parametrizations" if parametrize.is_parametrized(module) else None
         for child_name, child in module._modules.items():  # named_children would leave out second names
-            if child is not None:
+            if child is not None and child_name != computing:
                 yield from walk(child, f"{name}.{child_name}" if name else child_name)
 
 
@@ -46,9 +50,33 @@ def base_layer_of(module: nn.Module) -> nn.Module:
     return module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
 
 
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The module below PEFT's copies for `modules_to_save` and its trainable tokens, or the module itself."""
+    return cast(Any, module).original_module if isinstance(module, AuxiliaryTrainingWrapper) else module
+
+
+def token_layers(model: Any, indices: Any) -> dict[str, tuple[nn.Embedding, list[int]]]:
+    """By name, the embeddings that `trainable_token_indices` speaks of, and which of their tokens."""
+    if indices is None:
+        return {}
+    by_ending: dict[str, Any] = {cast(str, _get_input_embeddings_name(model, "embed_tokens")): indices}
+    by_ending = indices if isinstance(indices, dict) else by_ending
+    return {
+        name: (base, tokens)
+        for name, module in walk(model)
+        for ending, tokens in by_ending.items()
+        if name.endswith(ending) and isinstance(base := base_layer_of(unwrapped(module)), nn.Embedding)
+    }
+
+
 def layer_class(base: nn.Module) -> type[GatedLoraLayer] | None:
     """The class that adapts such a base layer; None where there is none."""
     return next((cls for cls in LAYER_CLASSES if isinstance(base, cls.base_classes)), None)
+
+
+def is_default(base: nn.Module) -> bool:
+    """Whether `target_modules=None` stands for such a base layer, too: linear and (transposed) convolution layers."""
+    return layer_class(base) in _BY_DEFAULT
 
 
 def check_base_layer(name: str, module: nn.Module) -> type[GatedLoraLayer]:
@@ -56,7 +84,8 @@ def check_base_layer(name: str, module: nn.Module) -> type[GatedLoraLayer]:
 
     Raises:
         TypeError: If the module is of another kind, has a forward of its own or a weight that is not floating point.
-        ValueError: If it carries another tuner's adapter, or a weight that is not there yet or is computed.
+        ValueError: If it carries another tuner's adapter, or a weight that is not there yet or is computed in an
+            unknown way.
     """
     if isinstance(module, BaseTunerLayer) and not isinstance(module, GatedLoraLayer):
         raise ValueError(
@@ -69,14 +98,13 @@ def check_base_layer(name: str, module: nn.Module) -> type[GatedLoraLayer]:
     if cls is None:
         raise TypeError(f"{name!r} is a {type(base).__name__}; GATED_LORA adapts {ADAPTABLE}. {way_out}")
     kind = next(kind for kind in cls.base_classes if isinstance(base, kind))
-    weight = base._parameters.get("weight")
-    if weight is None:
+    if is_computed(base) and not is_known(base):
         raise ValueError(
-            f"The weight of {name!r} is computed at each forward by {_reparametrization(base)}, so that a merge would "
-            "be lost. Make it a plain parameter first (torch.nn.utils.parametrize.remove_parametrizations, "
-            f"remove_weight_norm, remove_spectral_norm, prune.remove), or leave the layer out: "
-            f"exclude_modules=[{name!r}]."
+            f"The weight of {name!r} is computed at each forward by {computed_by(base)}, in a way that loraguard does "
+            "not know, so that a merge would be lost. Make it a plain parameter first, or compute it by "
+            f"torch.nn.utils.parametrize. {way_out}"
         )
+    weight = own_tensors(base)[0]
     if is_lazy(weight):
         raise ValueError(f"The weight of {name!r} has no shape yet; run the model once before adapting it.")
     if not weight.is_floating_point():
@@ -101,20 +129,12 @@ def check_not_shared(model: nn.Module, names: set[str]) -> None:
     """
     owner: dict[int, str] = {}
     for name, module in walk(model):
-        weight = base_layer_of(module)._parameters.get("weight")
-        if weight is None:
-            continue
-        first = owner.setdefault(id(weight), name)
+        base = base_layer_of(module)
+        weights = own_tensors(base) if layer_class(base) else [base._parameters.get("weight")]
+        firsts = [owner.setdefault(id(weight), name) for weight in weights if weight is not None]
+        first = next((one for one in firsts if one != name), name)
         if first != name and {first, name} & names:
             raise ValueError(
                 f"{first!r} and {name!r} share one weight; an adapter on one of them would change the other when it "
                 f"is merged. Copy the weight, or leave both out: exclude_modules=[{first!r}, {name!r}]."
             )
-
-
-def _reparametrization(base: Any) -> str:
-    if parametrize.is_parametrized(base, "weight"):
-        found = [type(step).__name__.lstrip("_") for step in base.parametrizations["weight"]]
-    else:
-        found = [type(hook).__name__ for hook in base._forward_pre_hooks.values()]
-    return " and ".join(found) or "the layer itself"

@@ -21,6 +21,7 @@ from loraguard.auditing import audit_by_settings, stamp_of
 from loraguard.defenses import Disrupting
 from loraguard.defenses.cmua import CMUA
 from loraguard.defenses.tafim import TAFIM
+from loraguard.training.batches import Batches
 
 STAMP = Stamp("AI", size=0.8)
 TINY = AuditSettings(
@@ -191,8 +192,8 @@ def test_an_interrupted_adversary_goes_on_unless_it_is_another(
     settings = replace(TINY, train=("standard",), train_steps=4)
     run(settings, tmp_path / "whole")
     started: list[int] = []
-    step = PatchTrainer.batches
-    monkeypatch.setattr(PatchTrainer, "batches", lambda self, start: started.append(start) or step(self, start))
+    after = Batches.after
+    monkeypatch.setattr(Batches, "after", lambda self, step: started.append(step) or after(self, step))
 
     def interrupted(folder: Path) -> None:
         calls = iter(range(9))

@@ -21,8 +21,11 @@ from torch import Tensor, nn
 
 from loraguard import GatedLoraConfig
 from loraguard.audit import AuditResult, run_audit
-from loraguard.data import DemoFaces
+from loraguard.audit.words import tried
+from loraguard.channels import JPEG
+from loraguard.data import DemoFaces, PhotoHashes
 from loraguard.defenses import Disrupting
+from loraguard.fingerprint import generator_fingerprint
 from loraguard.generators import Condition
 from loraguard.stamp import StampDetector
 
@@ -358,6 +361,19 @@ def test_a_destroyed_photo_is_no_protection() -> None:
     assert "photo-destroyed" in flags(result)
 
 
+@pytest.mark.parametrize("theirs", ["others", "turned"])
+def test_photos_of_others_are_no_perturbed_photos(theirs: str) -> None:
+    faces = Faces(12)
+    images = [faces[i]["image"] for i in range(12)]
+    given = images[1:] + images[:1] if theirs == "others" else [one.flip(1) for one in images]
+    perturbed = [{"image": one} for one in given]
+    with pytest.raises(ValueError, match=r"Photo \d+ that 'theirs' is said to have perturbed is \d+\.\d dB"):
+        audit({"theirs": perturbed, "flip": Flip(0.1)})
+    result = audit({"theirs": perturbed}, allow_large_change=True)
+    assert "photo-destroyed" in flags(result, "untouched")
+    assert "which somebody else has perturbed, by up to" in tried(result)["Budget"]
+
+
 # C. The attack goes away from what outputs are compared with.
 
 
@@ -432,6 +448,42 @@ def test_a_random_network_is_said_to_be_one() -> None:
     assert "outputs-not-repeatable" not in found
 
 
+class Wavering(nn.Module):
+    """It multiplies photos by -1 in three of four draws, by 5 in the fourth: most draws point the wrong way."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        wrong = torch.rand(len(images), 1, 1, 1) < 0.75
+        return torch.where(wrong, -1.0, 5.0) * images
+
+
+def test_the_mean_of_draws_goes_where_one_draw_does_not() -> None:
+    """Away from -100, outputs a * x change by a: the mean of a is 0.5, and 3 of 4 draws are below 0."""
+    photos, far = torch.zeros(1, 3, 4, 4), torch.full((1, 3, 4, 4), -100.0)
+    torch.manual_seed(0)
+    one, many = (Disrupting(0.1, 40, step_size=0.01, eot=draws)(Wavering(), photos, {}, far) for draws in (1, 64))
+    assert torch.allclose(many, photos + 0.1)
+    assert one.mean() < 0
+
+
+def test_what_draws_at_random_is_attacked_along_mean_gradients() -> None:
+    @dataclass(frozen=True)
+    class Noise:
+        def __call__(self, images: Tensor) -> Tensor:
+            return (images + 0.05 * torch.randn_like(images)).clamp(-1, 1)
+
+        def differentiable(self) -> Noise:
+            return self
+
+    noisy = Wrapped(lambda x, edit: edit(Noise()(x)))
+    result = audit(
+        {"pgd": Disrupting(0.1, 2)}, generators={"noisy": noisy, "steady": Editor()},
+        channels={"noise": Noise(), "none at all": JPEG(90)}, checks=2, n=4,
+    )  # fmt: skip
+    averaged = {(row.generator, row.channel) for row in result.find(defense="pgd-averaged")}
+    everyone = {(name, "noise") for name in ("untouched", "noisy", "steady")}
+    assert averaged == everyone | {("noisy", "none"), ("noisy", "none at all")}
+
+
 # E. Undone needs a working edit.
 
 
@@ -489,6 +541,46 @@ def test_a_network_that_remembers_its_last_call_is_flagged() -> None:
             return (super().forward(images, c) + 0.3 * torch.sin(torch.tensor(7 * last))).clamp(-1, 1)
 
     assert "outputs-not-repeatable" in flags(audit(generators={"last": Remembers()}), "last")
+
+
+# F. Data are kept apart by content.
+
+
+def test_photos_of_the_training_are_flagged_under_any_name() -> None:
+    """As they are, mirrored, compressed or darker; other photos are not."""
+    size = 64
+    own = torch.stack([DemoFaces(8, size=size)[i]["image"] for i in range(8)])
+    others = torch.stack([DemoFaces(16, size=size)[i]["image"] for i in range(8, 16)])
+    versions = {
+        "same": own,
+        "mirrored": own.flip(3),
+        "compressed": JPEG(60)(own),
+        "darker": 0.9 * own,
+        "others": others,
+    }
+    for name, photos in versions.items():
+        known = PhotoHashes.of(photos)
+        model = get_peft_model(Editor(), GatedLoraConfig(r=1, target_modules=["conv"]), adapter_name="patch")
+        result = run_audit(
+            model, DemoFaces(8, size=size), defenses=Flip(0.1), patches={"patch": None}, trained_on={"patch": known},
+            disable_tqdm=True,
+        )  # fmt: skip
+        assert ("trained-on-these-photos" in flags(result, "patch")) == (name != "others"), name
+
+
+def test_the_same_photo_on_both_sides_is_flagged() -> None:
+    assert "fitted-on-these-photos" in flags(audit(fit_on=Faces(4)))
+    others = [DemoFaces(30, size=16)[i] for i in range(20, 30)]
+    assert "fitted-on-these-photos" not in flags(audit(fit_on=others))
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_patch_of_other_weights_is_flagged(same: bool) -> None:
+    model = get_peft_model(Editor(), GatedLoraConfig(r=1, target_modules=["conv"]), adapter_name="patch")
+    recorded = generator_fingerprint(model) if same else "0" * 64
+    model.peft_config["patch"].provenance = {"generator": {"class": "Editor", "sha256": recorded}}
+    found = flags(audit(model=model, patches={"patch": None}))
+    assert ("made-for-other-weights" in found) == (not same)
 
 
 # G. Stamps that nobody sees.

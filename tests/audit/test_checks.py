@@ -25,7 +25,8 @@ OF_ATTACKS = {
 }
 OF_PROBES = {
     "crafted-otherwise-again", "crafted-otherwise-alone", "outputs-not-repeatable", "random-generator",
-    "depends-on-the-batch", "does-not-edit", "only-known-photos", "gradients-do-not-fit",
+    "depends-on-the-batch", "does-not-edit", "only-known-photos", "gradients-do-not-fit", "one-draw-is-not-enough",
+    "trained-on-these-photos", "made-for-other-weights", "fitted-on-these-photos",
 }  # fmt: skip
 OF_OUTPUTS = {"over-budget", "only-a-colour-cast", "only-where-the-edit-is", "stamp-found-everywhere"}
 """Of figures that a real audit always has, and the ones made up here do not; test_cheats.py plants what raises them."""
@@ -101,6 +102,22 @@ def test_a_stronger_attack_counts_at_the_same_budget_alone() -> None:
     ]
     names = {check.name for check in examine(made(situations))}
     assert not names & set(OF_ATTACKS)
+
+
+def test_one_draw_is_not_enough_where_the_mean_of_many_finds_more() -> None:
+    """On a network that draws at random, and behind a channel that does, at that channel alone."""
+    result = audit(attacks={"pgd-averaged": 1.0})
+    assert ("one-draw-is-not-enough", "patch") in flags(result)
+    situations = rows("untouched", {"pgd": (0.8,)}, n=40)
+    for channel, found in (("a", 1.0), ("b", 0.5)):
+        situations.append(situation("untouched", "pgd", "leak+channel", 0.5, channel=channel, n=40))
+        for name, share in (("pgd-30", 0.5), ("pgd-100", 0.5), ("pgd-averaged", found)):
+            more = {"channel": channel, "role": "check", "n": 40}
+            situations.append(situation("untouched", name, "leak+channel", share, **more))
+    result = made(situations)
+    result.checks = examine(result)
+    flagged = {row.channel: result.flags(row) for row in result.find(knowledge="leak+channel", role="main")}
+    assert flagged == {"a": ["stronger-attack-found", "one-draw-is-not-enough"], "b": []}
 
 
 def test_a_huge_budget_beside_it_takes_no_flag_away() -> None:
@@ -188,7 +205,13 @@ def test_checks_without_attacks_are_those_of_the_rows() -> None:
     names = {check.name for check in audit().checks}
     assert (
         names
-        == {"clean-output-changed", "no-better-than-noise", "transfer-beats-white-box", "photo-destroyed"}
+        == {
+            "clean-output-changed",
+            "no-better-than-noise",
+            "transfer-beats-white-box",
+            "photo-destroyed",
+            "threshold-out-of-reach",
+        }
         == (set(FLAG_HELP) - set(OF_ATTACKS) - OF_PROBES - OF_OUTPUTS)
     )
 

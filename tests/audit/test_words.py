@@ -209,7 +209,7 @@ def test_how_far_a_budget_of_its_own_kind_goes_is_measured() -> None:
         one.values["photo_linf"] = torch.tensor([[0.1, 0.5]])
     assert tried(result)["Budget"].startswith(
         "Colour values change by up to 12.8 of 255 levels; in photos of lab, which has a budget of another kind, by up "
-        "to 63.8; photos keep"
+        "to 63.8, as measured; photos keep"
     )
 
 

@@ -31,3 +31,11 @@ def train_in_bfloat16(folder: Path) -> None:
     assert "forward" not in vars(model)
     with torch.no_grad(), model.disable_adapter():
         assert torch.equal(before, model(*given))
+
+
+def say_the_refusal(folder: Path) -> None:
+    model = get_peft_model(DemoEditor(conv_dim=4), GatedLoraConfig(r=2))
+    try:
+        PatchTrainer(model, DemoFaces(4, size=16), PatchTrainingArguments(folder, cpu=True, mixed_precision="fp16"))
+    except ValueError as error:
+        print(error)

@@ -1,18 +1,25 @@
 """What a training refuses, or warns of, before it starts or before it writes."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from small import Pictures, arguments
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.nn import functional as F
+from torch.nn.utils.parametrizations import spectral_norm
+from torch.optim.swa_utils import AveragedModel
 
 from loraguard import GatedLoraConfig, PatchTrainer, PatchTrainingArguments, Stamp
 from loraguard.data import DemoFaces
 from loraguard.defenses import CMUA, ClassTransferable, Defense, Disrupting, Mixture
+from loraguard.fingerprint import generator_fingerprint
 from loraguard.generators import DemoEditor
+from loraguard.training.untouched import wrapper_of
 
 
 @pytest.mark.parametrize(
@@ -123,6 +130,11 @@ def test_a_text_is_no_stamp(tmp_path: Path) -> None:
         arguments(tmp_path, stamp="AI")
 
 
+def test_a_text_is_no_adversary(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"adversary must be a defense.*'disrupting'.*parse_defense"):
+        arguments(tmp_path, adversary="disrupting")
+
+
 def test_a_stamp_that_does_not_fit_is_refused_before_training(
     patched: PeftModel, faces: DemoFaces, tmp_path: Path
 ) -> None:
@@ -142,3 +154,116 @@ def test_conditions_that_do_not_fit(patched: PeftModel, faces: DemoFaces, tmp_pa
     for nothing in ({}, {"a": 1}):
         with pytest.raises(ValueError, match="edits by name"):
             PatchTrainer(patched, faces, arguments(tmp_path), conditions=lambda labels, given=nothing: given)
+
+
+# What lies beneath the adapter.
+
+
+def convolutions() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.Tanh(), nn.Conv2d(3, 3, 1))
+
+
+def within(wrap: Callable[[nn.Module], nn.Module]) -> nn.Module:
+    """A network one of whose parts is wrapped."""
+    return nn.Sequential(wrap(convolutions()), nn.Conv2d(3, 3, 1))
+
+
+WRAPPERS = {
+    "DataParallel": nn.DataParallel,
+    "OptimizedModule": torch.compile,
+    "PeftModel": lambda network: get_peft_model(network, GatedLoraConfig(r=1)),
+    "AveragedModel": AveragedModel,
+    "CheckpointWrapper": checkpoint_wrapper,
+}
+
+
+@pytest.mark.filterwarnings("ignore:You are trying to modify a model with PEFT for a second time")
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_wrappers_beneath_the_adapter_are_refused_by_name(name: str, inside: bool, tmp_path: Path) -> None:
+    """A patch would have their prefixes in its names, and fit no plain network."""
+    network = within(WRAPPERS[name]) if inside else WRAPPERS[name](convolutions())
+    model = get_peft_model(network, GatedLoraConfig(r=1, target_modules="1" if inside else None))
+    with pytest.raises(ValueError, match=rf"{name}.*plain network") as refused:
+        PatchTrainer(model, Pictures([torch.zeros(3, 16, 16) - 0.5] * 4), arguments(tmp_path))
+    assert len(str(refused.value)) <= 600
+
+
+def test_wrappers_that_are_known_by_their_names() -> None:
+    """A class of this name stands for DeepSpeed's."""
+    engine = type("DeepSpeedEngine", (nn.Sequential,), {})
+    assert wrapper_of(engine(nn.Linear(1, 1))) == "DeepSpeedEngine"
+    assert wrapper_of(convolutions()) is None
+
+
+@pytest.mark.parametrize("name", ["DataParallel", "OptimizedModule"])
+def test_a_wrapper_around_the_model_is_named(name: str, patched: PeftModel, faces: DemoFaces, tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=rf"{name} wraps the model.*give the model itself"):
+        PatchTrainer(WRAPPERS[name](patched), faces, arguments(tmp_path))
+
+
+@pytest.mark.parametrize("bias", ["all", "lora_only"])
+def test_biases_of_the_base_network_are_not_trained(bias: str, tmp_path: Path) -> None:
+    """Without the adapter they would stay as they were trained: no target would be the untouched network's."""
+    model = get_peft_model(convolutions(), GatedLoraConfig(r=1, bias=bias))
+    with pytest.raises(ValueError, match=rf"0\.base_layer\.bias.*disable_adapter.*bias='{bias}'"):
+        PatchTrainer(model, Pictures([torch.zeros(3, 16, 16) - 0.5] * 4), arguments(tmp_path))
+
+
+def test_weights_that_somebody_thawed_are_not_trained(tmp_path: Path) -> None:
+    model = get_peft_model(convolutions(), GatedLoraConfig(r=1, target_modules=["0"]))
+    model.get_base_model()[2].weight.requires_grad_(True)
+    with pytest.raises(ValueError, match=r"2\.weight.*requires_grad_\(False\)"):
+        PatchTrainer(model, Pictures([torch.zeros(3, 16, 16) - 0.5] * 4), arguments(tmp_path))
+
+
+def test_modules_that_are_saved_with_the_adapter_are_trained(tmp_path: Path) -> None:
+    """Copies, that `disable_adapter` leaves aside."""
+    network = convolutions()
+    images = torch.rand(4, 3, 16, 16) - 0.5
+    before = network(images)
+    model = get_peft_model(network, GatedLoraConfig(r=1, target_modules=["0"], modules_to_save=["2"]))
+    PatchTrainer(model, Pictures(list(images)), arguments(tmp_path, max_train_steps=2)).train()
+    with torch.no_grad(), model.disable_adapter():
+        assert torch.equal(model(images), before)
+        wrapped: Any = model.get_base_model()[2]
+        assert not torch.equal(wrapped.modules_to_save["default"].weight, wrapped.original_module.weight)
+
+
+class Counting(nn.Module):
+    """Moves one of its buffers whenever it is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.calls += 1
+        return self.conv(images)
+
+
+def test_buffers_that_move_are_refused_and_put_back(tmp_path: Path) -> None:
+    network = Counting()
+    model = get_peft_model(network, GatedLoraConfig(r=1))
+    modes = [module.training for module in model.modules()]
+    with pytest.raises(ValueError, match=r"'calls'.*disable_adapter"):
+        PatchTrainer(model, Pictures([torch.zeros(3, 16, 16) - 0.5] * 4), arguments(tmp_path))
+    assert network.calls == 0
+    assert [module.training for module in model.modules()] == modes
+
+
+def test_statistics_that_would_move_are_refused(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3))
+    model = get_peft_model(network, GatedLoraConfig(r=1, freeze_norm_stats=False))
+    with pytest.raises(ValueError, match=r"1\.running_mean.*freeze_norm_stats"):
+        PatchTrainer(model, Pictures([torch.rand(3, 16, 16) - 0.5] * 4), arguments(tmp_path))
+
+
+def test_spectral_norms_stay_where_they_are(tmp_path: Path) -> None:
+    """In train mode each call would take a step of power iteration."""
+    network = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), spectral_norm(nn.Conv2d(3, 3, 1)))
+    before = generator_fingerprint(network)
+    model = get_peft_model(network, GatedLoraConfig(r=1, target_modules="0"))
+    PatchTrainer(model, Pictures([torch.rand(3, 16, 16) - 0.5] * 4), arguments(tmp_path)).train()
+    assert generator_fingerprint(model) == before

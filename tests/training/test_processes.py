@@ -15,7 +15,7 @@ from processes import forked_ranks, run_main
 from safetensors.torch import load_file
 from sharded import train_sharded_and_not
 from tiny import register
-from two_processes import train, train_and_say
+from two_processes import train, train_and_say, train_with_a_tracker
 
 from loraguard.training.gradients import set_up_zero
 
@@ -58,6 +58,16 @@ def test_two_processes_are_one_with_the_same_global_batch(tmp_path: Path) -> Non
     assert {"checkpoint-4/random_states_0.pkl", "checkpoint-4/random_states_1.pkl"} <= found
     assert len([name for name in found if name.endswith("adapter_model.safetensors")]) == 3
     assert not [name for name in found if "partial" in name]
+
+
+def test_two_processes_with_a_tracker_leave_in_good_order(tmp_path: Path) -> None:
+    """The trackers are closed, and not the group of processes with them: an audit may follow."""
+    done = forked_ranks(train_with_a_tracker, tmp_path)
+    for one in done:
+        assert one.returncode == 0, one.stderr
+        assert one.stdout.splitlines()[-1] == "together 2", one
+    assert (tmp_path / "adapter_model.safetensors").is_file()
+    assert len(list(tmp_path.rglob("events.out.tfevents*"))) >= 1
 
 
 def test_two_processes_audit_together(tmp_path: Path) -> None:

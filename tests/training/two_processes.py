@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from loraguard import GatedLoraConfig, PatchTrainer, PatchTrainingArguments
 from loraguard.data import DemoFaces
-from loraguard.defenses import sign_ascent, undisturbed
+from loraguard.defenses import Disrupting, sign_ascent, undisturbed
 from loraguard.generators import DemoEditor
 
 
@@ -51,3 +51,17 @@ def train_and_say(folder: Path) -> None:
     """With 2 photos in each process' batch."""
     trainer = train(folder, batch=2)
     print(f"processes {trainer.accelerator.num_processes} {trainer.accelerator.distributed_type.value}")
+
+
+def train_with_a_tracker(folder: Path) -> None:
+    """With checkpoints, validation and a tracker; then both processes still work together."""
+    torch.manual_seed(0)
+    model = get_peft_model(DemoEditor(conv_dim=4, num_blocks=1), GatedLoraConfig(r=2))
+    arguments = PatchTrainingArguments(
+        folder, adversary=Disrupting(steps=1), max_train_steps=2, train_batch_size=1, checkpointing_steps=1,
+        validation_steps=1, num_validation_images=2, report_to="tensorboard", cpu=True, disable_tqdm=True,
+    )  # fmt: skip
+    trainer = PatchTrainer(model, DemoFaces(8, size=16), arguments, validation_dataset=DemoFaces(2, size=16))
+    for _ in range(2):
+        trainer.train()
+    print("together", int(trainer.accelerator.reduce(torch.ones(()), "sum")))

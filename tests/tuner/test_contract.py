@@ -2,7 +2,9 @@
 
 import copy
 import math
+import warnings
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.utils.hotswap import hotswap_adapter
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, weight_norm
 from transformers.pytorch_utils import Conv1D
 
 from loraguard.tuner import GATES, GatedLoraConfig, GatedLoraLayer, folded, parameter_groups
@@ -31,7 +34,45 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "transposed2d": (lambda: nn.ConvTranspose2d(4, 6, 4, stride=2, padding=1), (3, 4, 5, 4)),
     "transposed2d-grouped": (lambda: nn.ConvTranspose2d(4, 6, 3, stride=2, output_padding=1, groups=2), (3, 4, 5, 4)),
     "transposed3d": (lambda: nn.ConvTranspose3d(4, 6, (2, 3, 1), dilation=2, bias=False), (2, 4, 3, 3, 3)),
+    "embedding": (lambda: nn.Embedding(9, 4), (5, 3)),
+    "embedding, a row": (lambda: nn.Embedding(9, 4), (5,)),
+    "linear, spectral_norm": (lambda: spectral_norm(nn.Linear(6, 4)), (5, 6)),
+    "conv2d, weight_norm": (lambda: old_weight_norm(nn.Conv2d(4, 6, 3)), (3, 4, 6, 5)),
+    "conv2d, pruned": (lambda: prune.l1_unstructured(nn.Conv2d(4, 6, 3), "weight", 0.5), (3, 4, 6, 5)),
+    "transposed2d, spectral": (lambda: parametrizations.spectral_norm(nn.ConvTranspose2d(4, 6, 3)), (3, 4, 5, 4)),
+    "conv1d, weight": (lambda: parametrizations.weight_norm(nn.Conv1d(4, 6, 3)), (3, 4, 9)),
+    "linear, orthogonal, lora_bias": (lambda: parametrizations.orthogonal(nn.Linear(6, 4)), (5, 6)),
+    "linear, lora_bias": (lambda: nn.Linear(6, 4), (5, 6)),
+    "Conv1D, lora_bias": (lambda: Conv1D(4, 6), (5, 6)),
+    "conv2d-reflect, lora_bias": (lambda: nn.Conv2d(4, 6, 3, padding=2, padding_mode="reflect"), (3, 4, 6, 5)),
+    "conv2d-grouped, lora_bias": (lambda: nn.Conv2d(4, 6, 3, groups=2), (3, 4, 6, 5)),
+    "transposed1d, lora_bias": (lambda: nn.ConvTranspose1d(4, 6, 3, stride=2, groups=2), (3, 4, 5)),
 }
+
+
+def config(kind: str, gate: str, **settings: Any) -> GatedLoraConfig:
+    return GatedLoraConfig(
+        **{"r": 4, "gate_type": gate, "lora_bias": "lora_bias" in kind, "target_modules": ["0"], **settings}
+    )
+
+
+def old_weight_norm(layer: nn.Module) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return weight_norm(layer)
+
+
+def plain(layer: Any) -> Any:
+    """A layer whose weight is a parameter."""
+    if parametrize.is_parametrized(layer):
+        layer = parametrize.remove_parametrizations(layer, "weight")
+    for hook in list(layer._forward_pre_hooks.values()):
+        hook.remove(layer)
+    layer._forward_pre_hooks.clear()
+    weight = layer.weight.detach()
+    del layer.weight
+    layer.weight = nn.Parameter(weight)
+    return layer
 
 
 def net_of(kind: str) -> nn.Module:
@@ -42,12 +83,12 @@ def net_of(kind: str) -> nn.Module:
 def adapted(kind: str, gate: str, names: tuple[str, ...] = ("default",), **settings: Any) -> PeftModel:
     """The layer in a model, with adapters whose factors and gates are random and whose ranks and scales differ."""
     torch.manual_seed(1)
-    config = {"r": 4, "init_lora_weights": "paper", "gate_type": gate, **settings}
-    model = get_peft_model(net_of(kind), GatedLoraConfig(**config), names[0])
+    settings = {"init_lora_weights": "paper", **settings}
+    model = get_peft_model(net_of(kind), config(kind, gate, **settings), names[0])
     for name in names[1:]:
-        model.add_adapter(name, GatedLoraConfig(**{**config, "r": 8, "lora_alpha": 5}))
-    for gates in model.base_model.model[0].lora_gate.values():
-        for parameter in gates.parameters():
+        model.add_adapter(name, config(kind, gate, **{**settings, "r": 8, "lora_alpha": 5}))
+    for name, parameter in model.named_parameters():
+        if ".lora_gate." in name or (".lora_B." in name and name.endswith(".bias")):
             nn.init.normal_(parameter)
     return model.eval()
 
@@ -57,16 +98,18 @@ def layer_of(model: PeftModel) -> Any:
 
 
 def input_of(kind: str) -> Tensor:
+    if "embedding" in kind:
+        return torch.randint(9, LAYERS[kind][1])
     return torch.randn(LAYERS[kind][1], dtype=torch.float64)
 
 
 def update_of(kind: str, layer: Any, x: Tensor, adapter: str, alpha: float) -> Tensor:
-    """`gate * s * B A x`: the base layer with that for a weight, summed up group by group and rank by rank.
+    """`gate * s * (B A x + b)`: the base layer with that for a weight, summed up group by group and rank by rank.
 
     Gates that depend on the input are the formula that test_gates.py checks, on the whole update.
     """
     net = net_of(kind)
-    base: Any = net[0]
+    base: Any = plain(net[0])
     a, b = (factor[adapter].weight.detach() for factor in (layer.lora_A, layer.lora_B))
     gate = layer.lora_gate[adapter]
     weight = torch.zeros_like(base.weight)
@@ -80,12 +123,17 @@ def update_of(kind: str, layer: Any, x: Tensor, adapter: str, alpha: float) -> T
             if isinstance(base, nn.modules.conv._ConvTransposeNd):
                 n_in = base.in_channels // groups
                 weight[g * n_in : (g + 1) * n_in, o - g * n_out] += kernel
-            elif isinstance(base, Conv1D):
+            elif isinstance(base, (Conv1D, nn.Embedding)):
                 weight[:, o] += kernel
             else:
                 weight[o] += kernel
     base.weight.data = weight * alpha / math.sqrt(r)
-    if base.bias is not None:
+    bias = layer.lora_B[adapter].bias
+    if bias is not None:  # a gate per rank leaves it alone
+        along_ranks = gate.mergeable and gate.shape(2, 2, 2)[2] > 1
+        opening = 1.0 if along_ranks else openings[:, :, 0].flatten()
+        base.bias.data = opening * bias.detach() * alpha / math.sqrt(r)
+    elif getattr(base, "bias", None) is not None:
         nn.init.zeros_(base.bias)
     u = net(x).detach()
     return u if gate.mergeable else gate(u, lambda u: u, 1.0).detach()
@@ -123,16 +171,17 @@ class TestEveryLayerAndGate:
     def test_unbatched(self, kind: str, gate: str) -> None:
         model, x = adapted(kind, gate), input_of(kind)
         whole = model(x)
-        if kind == "linear-sequence":
+        if kind in ("linear-sequence", "embedding"):
             x, whole = x[:, 0], model(x[:, :1])[:, 0]  # a sequence without a batch is a batch
         torch.testing.assert_close(model(x[0]), whole[0], **EXACT)
 
     def test_starts_as_the_scalar_gate(self, kind: str, gate: str) -> None:
         torch.manual_seed(1)
-        model = get_peft_model(net_of(kind), GatedLoraConfig(r=4, gate_type=gate, gate_init=0.3))
+        model = get_peft_model(net_of(kind), config(kind, gate, gate_init=0.3))
         x = input_of(kind)
         assert torch.equal(model(x), net_of(kind)(x))
         layer = layer_of(model)
+        nn.init.normal_(layer.lora_A["default"].weight)
         nn.init.normal_(layer.lora_B["default"].weight)
         (module,) = layer.lora_gate.values()
         opening = 1 / (1 + math.exp(-0.3)) if list(module.parameters()) else 1.0
@@ -154,17 +203,33 @@ class TestEveryLayerAndGate:
             assert not layer.merged
             torch.testing.assert_close(model(x), y, **EXACT)
             return
-        model.merge_adapter(safe_merge=True)
-        torch.testing.assert_close(model(x), y, **EXACT)
-        model.unmerge_adapter()
-        torch.testing.assert_close(layer.weight, net_of(kind)[0].weight, **EXACT)
-        plain = model.merge_and_unload(safe_merge=True)
-        torch.testing.assert_close(plain(x), y, **EXACT)
-        assert type(plain[0]) is type(net_of(kind)[0])
+        if "weight" not in dict(net_of(kind)[0].named_parameters()):
+            for operation in (model.merge_adapter, layer.merge):
+                with pytest.raises(ValueError, match=r"computed at each forward by .* merge_and_unload\(\) makes"):
+                    operation()
+            assert not layer.merged
+        else:
+            model.merge_adapter(safe_merge=True)
+            torch.testing.assert_close(model(x), y, **EXACT)
+            model.unmerge_adapter()
+        for name, value in net_of(kind)[0].named_parameters():
+            torch.testing.assert_close(attrgetter(name)(layer.base_layer), value, **EXACT)
+        merged: Any = model.merge_and_unload(safe_merge=True)
+        torch.testing.assert_close(merged(x), y, **EXACT)
+        assert type(merged[0]) is type(plain(net_of(kind)[0]))
+        assert merged[0].state_dict().keys() == plain(net_of(kind)[0]).state_dict().keys()
 
     def test_folding(self, kind: str, gate: str) -> None:
-        model, x = adapted(kind, gate).train(), input_of(kind).requires_grad_()
-        y = model(x)
+        train = "spectral" not in kind  # where each forward iterates; test_computed.py compares those
+        model, x = adapted(kind, gate).train(train), input_of(kind)
+        if not x.is_floating_point():
+            y = model(x)
+            with folded(model):
+                again = model(x)
+            torch.testing.assert_close(again, y, **EXACT)
+            assert not again.requires_grad
+            return
+        y = model(x.requires_grad_())
         (gradient,) = torch.autograd.grad(y.square().sum(), x)
         with folded(model):
             again = model(x)
@@ -174,9 +239,10 @@ class TestEveryLayerAndGate:
         assert all(p.grad is None for p in model.parameters())
 
     def test_gradients(self, kind: str, gate: str) -> None:
-        model, x = adapted(kind, gate), input_of(kind)[:2].requires_grad_()
+        model, x = adapted(kind, gate), input_of(kind)[:2]
+        x.requires_grad_(x.is_floating_point())
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        assert len(trained) == 2 + len(list(layer_of(model).lora_gate.parameters()))
+        assert len(trained) == 2 + ("lora_bias" in kind) + len(list(layer_of(model).lora_gate.parameters()))
 
         def run(x: Tensor, *values: Tensor) -> Tensor:
             return torch.func.functional_call(model, dict(zip(trained, values, strict=True)), (x,))
@@ -232,6 +298,10 @@ class TestEveryLayerAndGate:
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
     def test_half_precision(self, kind: str, gate: str, dtype: torch.dtype) -> None:
+        if "orthogonal" in kind:  # torch has no matrix exponential in half precision
+            with pytest.raises(RuntimeError):
+                net_of(kind).to(dtype)(input_of(kind).to(dtype))
+            return
         model, x = adapted(kind, gate), input_of(kind)
         y = expected(kind, model, x)
         for autocast in (True, False):
@@ -241,14 +311,14 @@ class TestEveryLayerAndGate:
                 net_of(kind).to(dtype), copy.deepcopy(model.peft_config["default"]), autocast_adapter_dtype=autocast
             )
             set_peft_model_state_dict(half, state)
-            got = half.eval()(x.to(dtype))
+            got = half.eval()(x.to(dtype) if x.is_floating_point() else x)
             assert got.dtype == dtype
             torch.testing.assert_close(got.double(), y, rtol=0.05, atol=0.08)
 
     def test_hotswap(self, kind: str, gate: str, tmp_path: Any) -> None:
         other, x = adapted(kind, gate, lora_alpha=7), input_of(kind)
         other.save_pretrained(tmp_path)
-        model = get_peft_model(net_of(kind), GatedLoraConfig(r=4, gate_type=gate)).eval()
+        model = get_peft_model(net_of(kind), config(kind, gate)).eval()
         hotswap_adapter(model, str(tmp_path), "default", torch_device="cpu")
         with torch.no_grad():
             torch.testing.assert_close(model(x), expected(kind, other, x, alpha=7), **EXACT)

@@ -1,0 +1,69 @@
+"""Whether audited photos are among those that something was trained or fitted on, told by what is in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from loraguard.data import PhotoHashes
+
+from .checks import WHITE_BOX, Check
+
+MOST = 5_000
+"""Photos of a data set that are looked at; a fit or a calibration takes fewer."""
+
+
+def hashes_of(images: Tensor) -> tuple[PhotoHashes, PhotoHashes]:
+    """Hashes of images (N, 3, H, W) as they are and mirrored: training data are mirrored at random."""
+    return PhotoHashes.of(images), PhotoHashes.of(images.flip(3))
+
+
+def hashes_in(dataset: Dataset[Any]) -> PhotoHashes:
+    """Hashes of the photos of a data set, of the first :data:`MOST`."""
+    count = min(len(dataset), MOST)  # type: ignore[arg-type]
+    return PhotoHashes.of(dataset[index]["image"] for index in range(count))
+
+
+def overlaps(
+    audited: Sequence[tuple[PhotoHashes, PhotoHashes]],
+    trained_on: Mapping[str, PhotoHashes],
+    fitted_on: PhotoHashes | None,
+    generators: Sequence[str],
+) -> Iterator[Check]:
+    """A check for each network whose photos are known, and one for what defenses and detectors are fitted on.
+
+    Args:
+        audited: hashes of the audited photos, batch after batch.
+        trained_on: by network, those of the photos that it was trained on.
+        fitted_on: those that defenses are fitted on, detectors calibrated on and adversaries trained on.
+        generators: all names.
+    """
+    everything = ("clean", "noise", "no-leak", *WHITE_BOX)
+    for name, known in trained_on.items():
+        same, near, n = _counts(audited, known)
+        yield Check(
+            "trained-on-these-photos", near == 0, name, None, everything,
+            f"{near} of {n} audited photos are among the {len(known)} that it was trained on ({same} bit by bit).",
+        )  # fmt: skip
+    if fitted_on is not None:
+        same, near, n = _counts(audited, fitted_on)
+        for name in generators:
+            yield Check(
+                "fitted-on-these-photos", near == 0, name, None, everything,
+                f"{near} of {n} audited photos are among the {len(fitted_on)} that were kept for fitting, calibration "
+                f"and training ({same} bit by bit).",
+            )  # fmt: skip
+
+
+def _counts(audited: Sequence[tuple[PhotoHashes, PhotoHashes]], known: PhotoHashes) -> tuple[int, int, int]:
+    """How many photos are known bit by bit, how many as versions, and how many there are."""
+    same = near = n = 0
+    for plain, mirrored in audited:
+        found = [one.seen_in(known) for one in (plain, mirrored)]
+        same += int((found[0][0] | found[1][0]).sum())
+        near += int((found[0][0] | found[0][1] | found[1][0] | found[1][1]).sum())
+        n += len(plain)
+    return same, near, n

@@ -1,0 +1,114 @@
+"""The network beneath an adapter stays as it was: what `disable_adapter` could not undo is refused before training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTuner
+from peft.utils import ModulesToSaveWrapper
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
+
+from loraguard.tuner import GatedLoraLayer
+
+_WRAPPERS = (nn.DataParallel, DistributedDataParallel, AveragedModel, PeftModel, BaseTuner)
+_BY_NAME = ("FullyShardedDataParallel", "FSDPModule", "DeepSpeedEngine")
+"""Wrappers whose packages are not imported for this."""
+_WITHIN = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+"""Names by which wrappers hold the network: of `torch.compile`, FSDP and activation checkpointing."""
+_COUNTER = "num_batches_tracked"  # no output depends on it
+
+
+def wrapper_of(module: nn.Module) -> str | None:
+    """The class of a module that only wraps another, under a name that a plain network does not have; or None.
+
+    Example:
+        >>> wrapper_of(nn.DataParallel(nn.Linear(1, 1))), wrapper_of(nn.Linear(1, 1))
+        ('DataParallel', None)
+    """
+    named = any(cls.__name__ in _BY_NAME for cls in type(module).__mro__)
+    wraps = named or isinstance(module, _WRAPPERS) or any(name in module._modules for name in _WITHIN)
+    return type(module).__name__ if wraps else None
+
+
+def check_plain(network: nn.Module) -> None:
+    """Refuse wrappers in a network that has an adapter: the patch's names would have their prefixes.
+
+    Raises:
+        ValueError: with the first wrapper's class and name.
+    """
+    for name, module in network.named_modules():
+        if wrapper := wrapper_of(module):
+            where = f"{name!r} of the generator" if name else "the generator"
+            raise ValueError(
+                f"{where} is a {wrapper} around a network: the patch would have its prefix in the names of layers, and "
+                "fit no plain network. Call get_peft_model on the network itself. PatchTrainer compiles it "
+                "(torch_compile=True) and spreads it over processes (accelerate launch) by itself; a PEFT adapter that "
+                "is there already is merged or unloaded first."
+            )
+
+
+def check_frozen(model: PeftModel, adapter: str) -> None:
+    """Refuse parameters that learn and are not the adapter's: without it they would not be as they were.
+
+    Raises:
+        ValueError: with the first one's name.
+    """
+    own: set[int] = set()
+    for module in model.modules():
+        if isinstance(module, GatedLoraLayer):
+            parts: list[Any] = [getattr(module, name) for name in module.adapter_layer_names]
+        elif isinstance(module, ModulesToSaveWrapper):
+            parts = [module.modules_to_save]
+        else:
+            continue
+        own |= {id(parameter) for part in parts if adapter in part for parameter in part[adapter].parameters()}
+    bias = getattr(model.peft_config[adapter], "bias", "none")
+    for name, parameter in model.get_base_model().named_parameters():
+        if parameter.requires_grad and id(parameter) not in own:
+            advice = (
+                f"Leave out bias={bias!r}; modules_to_save=[...] trains copies of whole layers."
+                if bias != "none"
+                else "Freeze it: parameter.requires_grad_(False)."
+            )
+            raise ValueError(
+                f"{name!r} of the base network would be trained, which disable_adapter() cannot undo: neither targets "
+                f"nor audits would see the untouched generator. {advice}"
+            )
+
+
+@contextmanager
+def buffers_stay(model: PeftModel) -> Iterator[None]:
+    """Refuse a base network whose buffers move when it is called; they are put back.
+
+    Raises:
+        ValueError: at the end of the block, with the first one's name.
+    """
+    buffers = {
+        name: buffer
+        for name, buffer in model.get_base_model().named_buffers()
+        if ".modules_to_save." not in name and not name.endswith(_COUNTER)
+    }
+    before = {name: buffer.clone() for name, buffer in buffers.items()}
+    try:
+        yield
+    finally:
+        moved = [name for name, buffer in buffers.items() if not _same(buffer, before[name])]
+        for name in moved:
+            with torch.no_grad():
+                buffers[name].copy_(before[name])
+    if moved:
+        raise ValueError(
+            f"Calling the generator moves its buffer {moved[0]!r}, which disable_adapter() cannot undo: neither "
+            "targets nor audits would see the untouched generator. For the statistics of norms leave "
+            "freeze_norm_stats=True in GatedLoraConfig; otherwise give it a forward that leaves its buffers alone."
+        )
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return bool(((one == other) | ((one != one) & (other != other))).all())
