@@ -132,7 +132,10 @@ def test_edits_after_references(hisd: HiSD, photos: Tensor) -> None:
 
 def test_photos_without_labels(photos: Tensor, tmp_path: Path) -> None:
     """Edits after references are trained and audited on images alone."""
-    model = get_peft_model(drawn(HiSD(**TINY)), GatedLoraConfig(r=2, exclude_modules=HiSD.unseeing))
+    network = drawn(HiSD(**TINY))
+    for parameter in network.decoder[-1].parameters():
+        parameter.data *= 0.2  # outputs in [-1, 1], as those of a trained network are
+    model = get_peft_model(network, GatedLoraConfig(r=2, exclude_modules=HiSD.unseeing))
     make = HiSD(**TINY).reference_conditions({"Eyeglasses": photos[0].float()})
     images = list(photos.float())
     settings = PatchTrainingArguments(
