@@ -10,6 +10,11 @@ from torch.nn import functional as F
 
 from .base import keeps_format
 
+WIDEST = 1025
+"""Pixels of the largest kernel: a photo is extended by half of it at each side."""
+WIDEST_MEDIAN = 31
+"""Of a median, for which each pixel's whole square is held."""
+
 
 @dataclass(frozen=True)
 class GaussianBlur:
@@ -35,8 +40,8 @@ class GaussianBlur:
     kernel: int | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.sigma < math.inf:
-            raise ValueError(f"sigma={self.sigma!r} must be above 0; it is in pixels.")
+        if not 0 < self.sigma <= WIDEST / 6:
+            raise ValueError(f"sigma={self.sigma!r} must be above 0 and at most {WIDEST // 6}; it is in pixels.")
         if self.kernel is not None:
             check_kernel(self.kernel)
 
@@ -108,7 +113,7 @@ class MedianBlur:
     kernel: int = 3
 
     def __post_init__(self) -> None:
-        check_kernel(self.kernel)
+        check_kernel(self.kernel, WIDEST_MEDIAN)
 
     @keeps_format
     def __call__(self, images: Tensor) -> Tensor:
@@ -124,10 +129,12 @@ class MedianBlur:
         return self
 
 
-def check_kernel(kernel: int) -> None:
-    """Refuse anything but an odd number of pixels."""
+def check_kernel(kernel: int, widest: int = WIDEST) -> None:
+    """Refuse anything but an odd number of pixels, and more than a photo's worth of memory suffices for."""
     if not (isinstance(kernel, int) and kernel >= 1 and kernel % 2):
         raise ValueError(f"kernel={kernel!r} must be an odd number of pixels.")
+    if kernel > widest:
+        raise ValueError(f"kernel={kernel!r} must be at most {widest} pixels; what it computes grows with its size.")
 
 
 def _extended(images: Tensor, reach: int) -> Tensor:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from loraguard.pixels import LEVELS_PER_UNIT
 
 from .base import keeps_format
+from .blur import WIDEST
 
 PASSES = 3
 """Box blurs one after another that stand in for a Gaussian, in Pillow as here."""
@@ -43,8 +44,8 @@ class Unsharp:
     threshold: float = 3.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.radius < math.inf:
-            raise ValueError(f"radius={self.radius!r} must be above 0; it is in pixels.")
+        if not 0 < self.radius <= WIDEST / 6:
+            raise ValueError(f"radius={self.radius!r} must be above 0 and at most {WIDEST // 6}; it is in pixels.")
         if not (0 <= self.percent < math.inf and 0 <= self.threshold < math.inf):
             raise ValueError(f"Expected percent >= 0 and threshold >= 0, got {self.percent!r} and {self.threshold!r}.")
 

@@ -182,8 +182,10 @@ def _table(root: Path, labels: str | Path | None, attributes: Sequence[str], ide
         return None
     path = root / METADATA if labels is None else Path(labels).expanduser()
     if not path.is_file():
+        others = sorted(file.name for file in root.glob("metadata.*")) if labels is None else []
+        beside = f" (there is {others[0]}, which is not read)" if others else ""
         raise FileNotFoundError(
-            f"There is no table {path}, where {', '.join(columns) or 'labels'} should come from: values separated by "
-            "commas, a column 'file_name' and columns of 0/1 or -1/1."
+            f"There is no table {path}{beside}, where {', '.join(columns) or 'labels'} should come from: values "
+            "separated by commas, a column 'file_name' and columns of 0/1 or -1/1."
         )
     return read_csv(path, ("file_name",), columns if attributes or labels is None else None)

@@ -73,7 +73,7 @@ class Table:
 
 
 def read_csv(path: Path, keys: Sequence[str], wanted: Sequence[str] | None = None) -> Table:
-    """A table with a header, values separated by commas, in UTF-8.
+    """A table with a header, values separated by commas (or semicolons or tabs throughout), in UTF-8.
 
     Args:
         path: the file.
@@ -85,7 +85,10 @@ def read_csv(path: Path, keys: Sequence[str], wanted: Sequence[str] | None = Non
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = (row for row in csv.reader(file) if row)
+            first = file.readline()
+            file.seek(0)
+            delimiter = max(",;\t", key=first.count)  # a spreadsheet may write others than commas
+            rows = (row for row in csv.reader(file, delimiter=delimiter) if row)
             header = [name.strip() for name in next(rows, [])]
             key = next((header.index(name) for name in keys if name in header), None)
             if key is None:

@@ -20,6 +20,15 @@ COUNTERS = ("num_batches_tracked", "total_ops", "total_params")
 WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 """What DataParallel, `torch.compile`, FSDP and activation checkpointing put into names."""
 
+_NO_WEIGHTS = {
+    b"<!doctype html": "a web page: the download was refused, or asked for a confirmation; fetch it in a browser",
+    b"<html": "a web page: the download was refused, or asked for a confirmation; fetch it in a browser",
+    b"version https://git-lfs": "a pointer of Git LFS, and not the file; fetch that by git lfs pull",
+    b"\x1f\x8b": "compressed by gzip; unpack it first",
+    b"7z\xbc\xaf": "an archive of 7-Zip; unpack it first",
+}
+"""What lies in the place of weights, by its first bytes in lower case."""
+
 _DEEPEST = 4
 """Dicts within dicts that are looked into."""
 
@@ -89,13 +98,19 @@ def read_checkpoint(path: str | Path) -> Any:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no checkpoint file {path}.")
+    with path.open("rb") as file:
+        head = file.read(32)
+    for start, what in _NO_WEIGHTS.items():
+        if head.lower().startswith(start):
+            raise ValueError(f"{path} holds no weights. It is {what}.")
     foreign = _foreign(path)
     try:
-        if path.suffix == ".safetensors":
+        # Told by content, as files are renamed: in safetensors, JSON comes after its length in eight bytes.
+        if head[8:9] == b"{" or (path.suffix == ".safetensors" and head[:2] != b"PK"):
             return load_file(path)
         stand_ins = [(dict if name.lower().endswith("dict") else _PassedOver, name) for name in foreign]
-        with safe_globals([pair for pair in stand_ins if _BESIDE.fullmatch(pair[1])]):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        with safe_globals([pair for pair in stand_ins if _BESIDE.fullmatch(pair[1])]), path.open("rb") as file:
+            return torch.load(file, map_location="cpu", weights_only=True)  # not by name, which torch goes by
     except SafetensorError as error:
         raise ValueError(f"{path} is no whole safetensors file: {error}") from error
     except Exception as error:  # what torch.load raises is not laid down, and its words advise to read it unsafely

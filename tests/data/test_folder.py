@@ -327,3 +327,22 @@ def test_a_transform_that_memory_does_not_suffice_for(tmp_path: Path) -> None:
     photos = ImageFolder(tmp_path, transform=enlarge)
     with pytest.warns(UserWarning, match="a.png .*200 x 50 pixels, which the transform needs more memory for"):
         assert not photos[0]["image"].any()
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_a_table_as_a_spreadsheet_writes_it(tmp_path: Path, delimiter: str) -> None:
+    for name in ("a.png", "b,c.png"):
+        Image.new("RGB", (40, 40)).save(tmp_path / name)
+    rows = [["file_name", "Smiling", "Male"], ["a.png", "1", "0"], ['"b,c.png"', "0", "1"]]
+    (tmp_path / "metadata.csv").write_text("\n".join(delimiter.join(row) for row in rows), encoding="utf-8-sig")
+    photos = ImageFolder(tmp_path, attributes=["Male", "Smiling"])
+    assert photos.labels.tolist() == [[0, 1], [1, 0]]
+
+
+def test_a_table_of_another_kind_is_told(tmp_path: Path) -> None:
+    Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "Smiling": 1}')
+    with pytest.raises(
+        FileNotFoundError, match=r"no table .*metadata\.csv \(there is metadata\.jsonl, which is not read\)"
+    ):
+        ImageFolder(tmp_path, attributes=["Smiling"])

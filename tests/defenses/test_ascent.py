@@ -1,14 +1,16 @@
 """Rules that make steps of gradients, each against its formula written out in float64, or against torch's."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from loraguard.defenses import MIFGSM, Disrupting
+from loraguard.defenses import MIFGSM, Disrupting, IterativeDefense
 from loraguard.defenses.ascent import Adam, Momentum, Update, ascend, normalized, sign
 from loraguard.generators import DemoEditor
 
@@ -74,6 +76,37 @@ def test_no_gradient_moves_nothing(rule: Callable[[], Update], dtype: torch.dtyp
     found = ascend(lambda x: (0 * x).sum(), start, low=-1, high=1, steps=3, step_size=0.1, update=rule())
     assert torch.equal(found, start)
     assert found.dtype == dtype
+
+
+def test_hooks_are_called_once_an_attack_and_once_a_step() -> None:
+    calls: list[Any] = []
+
+    @dataclass(frozen=True)
+    class Traced(IterativeDefense):
+        eps: float = 0.05
+        steps: int = 3
+        step_size: float | None = None
+        restarts: int = 2
+
+        def start(self, images: Tensor) -> Tensor:
+            calls.append("start")
+            return images + 0.01
+
+        def update(self) -> Any:
+            calls.append("update")
+            return torch.sign
+
+        def step_length(self, step: int) -> float:
+            calls.append(step)
+            return 0.01 / (step + 1)
+
+        def objective(self, terms: Sequence[Any]) -> Any:
+            calls.append("objective")
+            return lambda images: images.sum()
+
+    defended = Traced()(nn.Identity(), torch.zeros(1, 3, 2, 2), {})
+    assert calls == ["objective", "start", "update", 0, 1, 2] * 2
+    assert torch.allclose(defended, torch.full_like(defended, 0.01 * (1 + 1 + 1 / 2 + 1 / 3)))
 
 
 # MI-FGSM

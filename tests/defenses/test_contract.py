@@ -1,9 +1,7 @@
 """Defenses against closed forms on linear generators, and what every defense promises."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import fields, is_dataclass, replace
 from functools import cache
-from typing import Any
 
 import pytest
 import torch
@@ -388,34 +386,3 @@ def test_images_of_other_than_three_channels(name: str, channels: int) -> None:
 def test_colours_are_three() -> None:
     with pytest.raises(ValueError, match=r"AntiForgery moves colours of RGB images .* got \(1, 1, 8, 8\)"):
         made("anti-forgery")(nn.Identity(), torch.zeros(1, 1, 8, 8), {})
-
-
-def test_hooks_are_called_once_an_attack_and_once_a_step() -> None:
-    calls: list[Any] = []
-
-    @dataclass(frozen=True)
-    class Traced(IterativeDefense):
-        eps: float = EPS
-        steps: int = 3
-        step_size: float | None = None
-        restarts: int = 2
-
-        def start(self, images: Tensor) -> Tensor:
-            calls.append("start")
-            return images + 0.01
-
-        def update(self) -> Any:
-            calls.append("update")
-            return torch.sign
-
-        def step_length(self, step: int) -> float:
-            calls.append(step)
-            return 0.01 / (step + 1)
-
-        def objective(self, terms: Sequence[Any]) -> Any:
-            calls.append("objective")
-            return lambda images: images.sum()
-
-    defended = Traced()(nn.Identity(), torch.zeros(1, 3, 2, 2), {})
-    assert calls == ["objective", "start", "update", 0, 1, 2] * 2
-    assert torch.allclose(defended, torch.full_like(defended, 0.01 * (1 + 1 + 1 / 2 + 1 / 3)))

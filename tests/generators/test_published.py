@@ -7,6 +7,7 @@ import torch
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import LocalEntryNotFoundError
 from peft import PeftModel, get_peft_model
+from safetensors.torch import save_file
 
 from loraguard import GatedLoraConfig, PatchTrainer, PatchTrainingArguments
 from loraguard.generators import StarGAN
@@ -67,3 +68,50 @@ def test_a_generator_that_cannot_be_fetched(tmp_path: Path, monkeypatch) -> None
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(FileNotFoundError, match="me/stargan is neither in the local cache"):
         StarGAN.from_pretrained("me/stargan")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"<!DOCTYPE html><html><title>Google Drive - Quota exceeded</title></html>", "It is a web page: the download"),
+        (b"<html>Sign in</html>", "It is a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 3\n", "a pointer of Git LFS"),
+        (b"\x1f\x8b\x08\x00 and so on", "compressed by gzip"),
+        (b"", "cannot be read as tensors alone"),
+        (b"PK\x03\x04 and so on", "cannot be read as tensors alone"),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["ckpt", "safetensors"])
+def test_what_lies_in_the_place_of_weights_is_told(content: bytes, words: str, suffix: str, tmp_path: Path) -> None:
+    file = tmp_path / f"200000-G.{suffix}"
+    file.write_bytes(content)
+    if suffix == "safetensors" and not content:
+        words = "no whole safetensors file"
+    with pytest.raises(ValueError, match=words):
+        StarGAN.from_checkpoint(file)
+
+
+def test_files_are_told_by_their_content(tmp_path: Path) -> None:
+    state = StarGAN(**StarGAN.small).state_dict()
+    torch.save(state, tmp_path / "pickled.safetensors")
+    save_file(state, tmp_path / "safe.pth")
+    for file in tmp_path.iterdir():
+        loaded = StarGAN.from_checkpoint(file).state_dict()
+        assert all(torch.equal(value, loaded[name]) for name, value in state.items())
+
+
+def test_objects_that_would_run_code_are_named_and_do_not_run(tmp_path: Path) -> None:
+    class Harmful:
+        def __reduce__(self) -> tuple:
+            return exec, (f"open({str(tmp_path / 'ran')!r}, 'w')",)
+
+    state = StarGAN(**StarGAN.small).state_dict()
+    torch.save({"G": state, "hooks": Harmful()}, tmp_path / "bad.ckpt")
+    with pytest.raises(ValueError, match=r"holds objects that would run code \(here builtins\.exec\)"):
+        StarGAN.from_checkpoint(tmp_path / "bad.ckpt")
+    torch.save(StarGAN(**StarGAN.small), tmp_path / "whole.ckpt")
+    with pytest.raises(
+        ValueError, match=r"\(here .*loraguard\.generators\..* and \d+ more\).* Save its state_dict anew"
+    ):
+        StarGAN.from_checkpoint(tmp_path / "whole.ckpt")
+    assert not (tmp_path / "ran").exists()
