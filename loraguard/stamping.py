@@ -85,8 +85,9 @@ def check_images(
         >>> file = Path(tempfile.mkdtemp(), "face.png")
         >>> stamp = Stamp("AI", size=0.5, background="#b00020")
         >>> write_png(stamp.compose(DemoFaces(1)[0]["image"][None])[0], file)
-        >>> check_images([file], {"AI": stamp}).images[0].stamp
-        'AI'
+        >>> found = check_images([file], {"AI": stamp})
+        >>> found.images[0].stamp, found.checked_on
+        ('AI', 200)
     """
     files = [file for path in paths for file in _files(Path(path).expanduser())]
     errors: dict[str, ImageReadError] = {}
