@@ -1,5 +1,6 @@
 """For tests and doctests alike: one thread for each test process, as several processes share the cores."""
 
+import gc
 import logging
 import os
 
@@ -11,3 +12,9 @@ if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # for processes that tests start
 
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish() -> None:
+    """By now everything is imported: collecting garbage, as each training does, need not look through it again."""
+    gc.collect()
+    gc.freeze()

@@ -22,6 +22,8 @@ from loraguard.metrics import defense_succeeds, psnr
 
 WEIGHTS = Path(loraguard.generators.__file__).parent / "demo_weights"
 N = 60
+SMALL = replace(DemoSettings().quick(), test_images=8, calibration_images=20)
+"""The quick demo on fewer faces."""
 
 
 @pytest.fixture(scope="module")
@@ -89,11 +91,10 @@ def test_edits_by_hand() -> None:
 
 @pytest.fixture(scope="module")
 def twice(tmp_path_factory: pytest.TempPathFactory) -> list[DemoResult]:
-    """The quick demo, in one process and in two."""
-    settings, folder = DemoSettings().quick(), tmp_path_factory.mktemp
+    """The small demo, in one process and in two."""
+    folder = tmp_path_factory.mktemp
     return [
-        run_demo(folder("demo"), settings, processes=number, say=lambda line: None, disable_tqdm=True)
-        for number in (1, 2)
+        run_demo(folder("demo"), SMALL, processes=number, say=lambda line: None, disable_tqdm=True) for number in (1, 2)
     ]
 
 
@@ -107,7 +108,7 @@ def test_running_it_twice_gives_the_same(twice: list[DemoResult]) -> None:
 
 def test_an_interrupt_is_made_up_for(twice: list[DemoResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the second patch: the same command trains it from where it was, to the same bits; another one does not."""
-    settings, read = DemoSettings().quick(), DemoFaces.__getitems__
+    read = DemoFaces.__getitems__
     done = tmp_path / "standard" / "adapter_model.safetensors"
     later = iter(range(1000))
 
@@ -119,12 +120,12 @@ def test_an_interrupt_is_made_up_for(twice: list[DemoResult], tmp_path: Path, mo
     with monkeypatch.context() as patch:
         patch.setattr(DemoFaces, "__getitems__", reading)
         with pytest.raises(KeyboardInterrupt):
-            run_demo(tmp_path, settings, processes=1, say=len, disable_tqdm=True)
+            run_demo(tmp_path, SMALL, processes=1, say=len, disable_tqdm=True)
     assert list((tmp_path / "defensive").glob("checkpoint-[123]"))
     with pytest.warns(UserWarning, match="checkpoints of an earlier run"):
-        run_demo(shutil.copytree(tmp_path, tmp_path.with_name("other")), replace(settings, seed=1), processes=1,
+        run_demo(shutil.copytree(tmp_path, tmp_path.with_name("other")), replace(SMALL, seed=1), processes=1,
                  say=len, disable_tqdm=True)  # fmt: skip
-    run_demo(tmp_path, settings, processes=1, say=len, disable_tqdm=True)
+    run_demo(tmp_path, SMALL, processes=1, say=len, disable_tqdm=True)
     log = json.loads((tmp_path / "defensive" / "training_log.json").read_text())
     assert log["settings"]["resume_from_checkpoint"] is not None
     for name in ("standard", "defensive"):
@@ -193,10 +194,10 @@ def test_plain_peft_loads_its_patches(twice: list[DemoResult]) -> None:
 def test_its_settings_are_stated(twice: list[DemoResult]) -> None:
     found = json.loads((twice[0].report.parent / "audit.json").read_text())
     settings = found["settings"]
-    assert settings["n"] == 24
+    assert settings["n"] == SMALL.test_images
     assert settings["budget"] == "L-infinity 0.1 on [-1, 1], that is 12.75/255"
     assert settings["patches"]["defensive"]["text"] == STAMP.text
-    assert settings["detectors"]["defensive"]["calibrated_on"] == 40
+    assert settings["detectors"]["defensive"]["calibrated_on"] == SMALL.calibration_images
     with (twice[0].report.parent / "images.csv").open(newline="") as file:
         edits = {row["edit"].split("+")[0] for row in csv.DictReader(file)}
     assert edits >= {"Black_Hair", "Blond_Hair"}

@@ -4,24 +4,24 @@ import ast
 import inspect
 import re
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
+from limits import at_most, short_attacks
 from typer.testing import CliRunner
 
 from loraguard import PatchTrainingArguments
 from loraguard.cli import app
 from loraguard.data import DemoFaces
-from loraguard.defenses import APGD, Disrupting, Square
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(str(path.relative_to(ROOT)) for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
-SLOW = ("README.md", "docs/index.md", "docs/tutorials/a*.md", "docs/tutorials/s*.md")
-"""Pages that train and audit at the demo's size: here with fewer steps and photos, and otherwise as printed."""
+SLOW = ("README.md", "docs/index.md", "docs/audit.md", "docs/tutorials/a*.md", "docs/tutorials/s*.md")
+"""Pages that train and audit at the demo's size: here with fewer steps and smaller photos, and otherwise as printed."""
 ELSEWHERE = ("docs/sharing.md",)
 """Pages that need a Hub: tests/hub/test_docs.py has one."""
 BLOCK = re.compile(r"^(?P<fence>```+)(?P<language>\w*)[^\n]*\n(?P<code>.*?)^(?P=fence)[ ]*$", re.DOTALL | re.MULTILINE)
@@ -56,33 +56,15 @@ def python_of(page: str) -> list[Block]:
 WITH_PYTHON = [page for page in PAGES if page not in ELSEWHERE and any(not block.not_run for block in python_of(page))]
 
 
-def at_most(monkeypatch: pytest.MonkeyPatch, cls: type, **limits: int) -> None:
-    """No object of the class has more of these than the limit, whatever it was made with."""
-    for name in ("__post_init__", "__init__"):
-        if name in vars(cls):
-            made: Callable[..., None] = vars(cls)[name]
-            break
-
-    def limited(self: Any, *args: Any, **kwargs: Any) -> None:
-        made(self, *args, **kwargs)
-        for attribute, limit in limits.items():
-            value = getattr(self, attribute)
-            object.__setattr__(self, attribute, limit if value is None else min(limit, value))
-
-    monkeypatch.setattr(cls, name, limited)
-
-
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("page", WITH_PYTHON)
 def test_every_block_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Names carry over from one block to the next; files go into an empty folder."""
     monkeypatch.chdir(tmp_path)
     if any(Path(page).match(pattern) for pattern in SLOW):
-        at_most(monkeypatch, PatchTrainingArguments, max_train_steps=2)
-        at_most(monkeypatch, Disrupting, steps=2)
-        at_most(monkeypatch, DemoFaces, length=8)
-        at_most(monkeypatch, APGD, steps=2)
-        at_most(monkeypatch, Square, queries=4)
+        at_most(monkeypatch, PatchTrainingArguments, max_train_steps=1)
+        at_most(monkeypatch, DemoFaces, length=4, size=32)
+        short_attacks(monkeypatch)
     names: dict[str, object] = {"__name__": "docs"}
     for block in python_of(page):
         if not block.not_run:
@@ -162,8 +144,10 @@ def test_every_page_is_in_the_menu() -> None:
 
 
 def test_every_command_of_the_command_lines_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In order, with the photos and the YAML file that the page makes."""
+    """In order, with the photos and the YAML file that the page makes; attacks end after their first steps."""
     monkeypatch.chdir(tmp_path)
+    short_attacks(monkeypatch)
+    monkeypatch.setattr("loraguard.stamping.DRAWN_FACES", 40)
     blocks = list(blocks_of("docs/cli.md"))
     for block in blocks:
         if block.language == "python":

@@ -39,18 +39,15 @@ def test_public_names_are_there_and_lazy_ones_are_listed() -> None:
         _ = loraguard.Nonesuch
 
 
-def test_importing_loads_nothing_heavy_and_nothing_that_peft_does_not() -> None:
-    """Neither torch nor PEFT; and with PEFT, once somebody imports it, not yet the tuner."""
+def test_importing_loads_nothing_heavy() -> None:
+    """Neither torch nor PEFT; test_registering.py says what comes with PEFT."""
     added = run(
         "import sys; before = set(sys.modules)\n"
         "import loraguard\n"
         "print(*sorted({name for name in set(sys.modules) - before if name.partition('.')[0] not in\n"
-        "              sys.stdlib_module_names}))\n"
-        "import peft\n"
-        "print(*[name for name in sys.modules if name.startswith('loraguard')])"
-    ).splitlines()
-    assert added[0].split() == ["lazy_loader", "loraguard", "loraguard._registering"]
-    assert set(added[1].split()) - set(added[0].split()) == {"loraguard.tuner", "loraguard.tuner.registration"}
+        "              sys.stdlib_module_names}))"
+    )
+    assert added.split() == ["lazy_loader", "loraguard", "loraguard._registering"]
 
 
 def test_imports_run_one_way() -> None:

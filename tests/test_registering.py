@@ -4,22 +4,30 @@ The order of events is made by a stand-in for PEFT, a small package that says wh
 that it holds for PEFT itself is seen in processes of their own.
 """
 
+import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from peft import get_peft_model
+from torch import nn
+
+from loraguard import GatedLoraConfig
 
 PATIENCE = 1200  # seconds, against a hang alone
 
 REAL = {
     "loraguard first": """
         import loraguard
-        assert "torch" not in sys.modules and "peft" not in sys.modules
+        assert "peft" not in sys.modules
         with multiprocessing.get_context("fork").Pool(1) as pool:
             assert pool.apply(eval, ("__import__('peft.tuners.lora').PeftType('GATED_LORA').value",)) == "GATED_LORA"
         assert "peft" not in sys.modules
         import peft
+        ours = {name for name in sys.modules if name.startswith("loraguard")}
+        assert ours == {"loraguard", "loraguard._registering", "loraguard.tuner", "loraguard.tuner.registration"}
         registered()
         assert type(peft.__spec__.loader) is type(sys.modules["json"].__spec__.loader)
         assert peft.__loader__ is peft.__spec__.loader
@@ -48,9 +56,17 @@ REAL = {
             assert pool.apply(str, (loraguard.GatedLoraConfig(r=3).peft_type,)) == "PeftType.GATED_LORA"
             assert pool.apply(type, (loraguard.GatedLoraConfig(r=3),)) is loraguard.GatedLoraConfig
     """,
+    "by a config that was pickled": """
+        with open(sys.argv[1] + "/config.pickle", "rb") as file:
+            config = pickle.load(file)
+        from peft import PeftModel, PeftType
+        assert config.peft_type is PeftType.GATED_LORA
+        PeftModel.from_pretrained(nn.Sequential(nn.Conv2d(3, 3, 1)), sys.argv[1])
+    """,
 }
 PREAMBLE = """
-import importlib.util, multiprocessing, sys, threading
+import importlib.util, multiprocessing, pickle, sys, threading
+from torch import nn
 failures = []
 threading.excepthook = lambda args: failures.append(args)
 def registered():
@@ -73,13 +89,51 @@ def run(code: str, *path: Path) -> str:
     return done.stdout.strip()
 
 
-@pytest.mark.parametrize("order", REAL)
-def test_with_peft_itself(order: str, tmp_path: Path) -> None:
-    lines = [line[4:] for line in REAL[order].splitlines()]
-    script = tmp_path / "script.py"  # a file, as "spawn" wants one
-    script.write_text(PREAMBLE + "\n".join(lines) + "\n    assert not failures, failures\n")
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=PATIENCE)
+EACH = """
+import json, os, runpy, sys, traceback
+import accelerate, huggingface_hub, torch, torch._dynamo, torch.testing, torchvision, transformers
+from transformers import PreTrainedModel
+from transformers.integrations import deepspeed
+ended = {}
+for script in sys.argv[2:]:
+    assert not {"loraguard", "peft"} & set(sys.modules)
+    if not (child := os.fork()):
+        try:
+            runpy.run_path(script, run_name="__main__")
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    ended[script] = os.waitpid(child, 0)[1]
+print(json.dumps(ended))
+"""
+"""Runs scripts in forks of a process that has imported most of what PEFT imports, and neither PEFT nor loraguard."""
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str]]:
+    """By order of the imports: how the process ended, and what all of them have said."""
+    folder = tmp_path_factory.mktemp("orders")
+    config = GatedLoraConfig(r=2)
+    (folder / "config.pickle").write_bytes(pickle.dumps(config))
+    get_peft_model(nn.Sequential(nn.Conv2d(3, 3, 1)), config).save_pretrained(str(folder))
+    scripts = {}
+    for at, (order, code) in enumerate(REAL.items()):
+        scripts[order] = folder / f"script{at}.py"  # a file, as "spawn" wants one
+        lines = [line[4:] for line in code.splitlines()]
+        scripts[order].write_text(PREAMBLE + "\n".join(lines) + "\n    assert not failures, failures\n")
+    done = subprocess.run(
+        [sys.executable, "-c", EACH, folder, *scripts.values()], capture_output=True, text=True, timeout=PATIENCE
+    )
     assert done.returncode == 0, done.stderr
+    codes = json.loads(done.stdout.splitlines()[-1])
+    return {order: (codes[str(script)], done.stderr) for order, script in scripts.items()}
+
+
+@pytest.mark.parametrize("order", REAL)
+def test_with_peft_itself(order: str, ended: dict[str, tuple[int, str]]) -> None:
+    code, said = ended[order]
+    assert code == 0, said
 
 
 @pytest.fixture

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from loraguard.defenses import sign_ascent
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
@@ -18,7 +20,10 @@ def test_a_shortest_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     script = importlib.import_module("stamps")
     monkeypatch.setattr(script, "ATTACKER_STEPS", (0, 1))
     monkeypatch.setattr(script, "ATTACKER_IMAGES", (2,))
+    monkeypatch.setattr(script, "TRAINED", (48,))
     monkeypatch.setattr(script, "SIZES", (64, 80))
+    monkeypatch.setattr(script, "CHANNELS", {name: script.CHANNELS[name] for name in ("as it is", "JPEG 50")})
+    monkeypatch.setattr(script, "sign_ascent", lambda *args, **given: sign_ascent(*args, **given | {"steps": 2}))
     monkeypatch.setattr(script, "DEFENSES", ["noise", "tafim"])
     monkeypatch.setattr(script, "STRONGER", {})
     arguments = {"output-dir": tmp_path, "steps": 1, "calibrated": 40, "images": 2, "attacked": 2}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import jinja2
@@ -36,16 +37,11 @@ def render_page(
         downloads: files that the page holds, by name: their media type and content.
         beside: what is written beside it: names, and what each is.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("loraguard.audit"), autoescape=True, trim_blocks=True, lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )  # fmt: skip
-    environment.filters["by_generator"] = _by_generator
     generators = _generators(result)
     reads, figures = claim(result)
     columns = columns_of(result)
     failed = {check.name for check in result.checks if not check.passed}
-    return environment.get_template("report.html.j2").render(
+    return _templates().get_template("report.html.j2").render(
         **_pictures(result),
         reads=reads,
         figures=figures,
@@ -77,6 +73,17 @@ def render_page(
                    for name, (kind, content) in downloads.items()},
         beside=beside,
     )  # fmt: skip
+
+
+@cache
+def _templates() -> jinja2.Environment:
+    """The page's templates, which are compiled once."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("loraguard.audit"), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )  # fmt: skip
+    environment.filters["by_generator"] = _by_generator
+    return environment
 
 
 def _generators(result: AuditResult) -> list[str]:

@@ -144,7 +144,9 @@ class Photos:
 
 
 def _items(dataset: Any, indices: Sequence[int]) -> dict[str, Tensor]:
-    return collate([dataset[index] for index in indices])
+    """A batch of some items, which are fetched together where the data set can."""
+    together = getattr(dataset, "__getitems__", None)
+    return collate([dataset[index] for index in indices] if together is None else together(list(indices)))
 
 
 def pick_edits(edits: Mapping[str, Condition], draws: Tensor) -> tuple[list[str], Condition]:

@@ -52,7 +52,7 @@ def write_report(
     with whole_files(folder) as draft:
         write_json(draft / "audit.json", {**result.to_dict(), "verdict": verdict(result)})
         result.write_per_image(draft)
-        draw_grid(result).save(draft / "grid.png", optimize=True)
+        draw_grid(result).save(draft / "grid.png")
         (draft / "report.md").write_text(markdown(result), encoding="utf-8")
         summary = summary_csv(result).encode()
         (draft / "summary.csv").write_bytes(summary)

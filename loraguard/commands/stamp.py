@@ -85,8 +85,9 @@ def read_stamps(
         >>> file = Path(tempfile.mkdtemp(), "face.png")
         >>> stamp = Stamp("AI", size=0.5, background="#b00020")
         >>> write_png(stamp.compose(DemoFaces(1)[0]["image"][None])[0], file)
-        >>> read_stamps([file], {"AI": stamp}).images[0].stamp
-        'AI'
+        >>> found = read_stamps([file], {"AI": stamp})
+        >>> found.images[0].stamp, found.checked_on
+        ('AI', 200)
     """
     files = [file for path in paths for file in _files(Path(path).expanduser())]
     errors: dict[str, ImageReadError] = {}

@@ -74,6 +74,8 @@ _RANGES = {
 }
 Traits = dict[str, Tensor]
 
+_PIXELS = 2**18  # drawn together: as many as stay in a processor's cache
+
 
 def draw_traits(family: str, indices: list[int]) -> Traits:
     """The traits of the faces with these indices, each ``(N,)``; a face depends on (family, index) alone."""
@@ -117,6 +119,15 @@ def render(traits: Traits, labels: Tensor, size: int) -> Tensor:
     Returns:
         Images (N, 3, size, size) in [-1, 1], on the 256 levels of a photo's file.
     """
+    few = max(1, _PIXELS // size**2)
+    parts = {name: value.split(few) for name, value in traits.items()}
+    return torch.cat([
+        _drawn({name: part[i] for name, part in parts.items()}, some, size)
+        for i, some in enumerate(labels.split(few))
+    ])  # fmt: skip
+
+
+def _drawn(traits: Traits, labels: Tensor, size: int) -> Tensor:
     t = {name: per_image(value) for name, value in traits.items()}
     axis = (torch.arange(size) + 0.5) * (2 / size) - 1
     y, x = torch.meshgrid(axis, axis, indexing="ij")

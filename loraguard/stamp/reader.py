@@ -124,10 +124,9 @@ class StampReader:
         seen, rate = scores[::2], false_positive_rate / len(self.stamps)
         normal = seen.mean(0) + NormalDist().inv_cdf(1 - rate) * seen.std(0)
         bounds = torch.maximum(seen.quantile(1 - rate, dim=0), normal).tolist()
-        stamped = [
-            torch.cat([self.scores(stamp.compose(one[None])) for one in unstamped[:FEWEST_OUTPUTS]])
-            for stamp in self.stamps.values()
-        ]
+        some = unstamped[:FEWEST_OUTPUTS]
+        parts = [some] if isinstance(some, Tensor) else [one[None] for one in some]
+        stamped = [torch.cat([self.scores(stamp.compose(part)) for part in parts]) for stamp in self.stamps.values()]
         thresholds = {}
         for i, (name, bound) in enumerate(zip(self.stamps, bounds, strict=True)):
             own = float(stamped[i][:, i].double().quantile(0.01))
@@ -184,11 +183,14 @@ class _Correlator:
     """What correlating images (N, 3, H, W) with any template needs: their spectrum and their integral images."""
 
     def __init__(self, images: Tensor, margin: list[int]) -> None:
+        from scipy.fft import next_fast_len
+
         around = (margin[1], margin[1], margin[0], margin[0])
         padded = F.pad(images, around)
         inside = F.pad(torch.ones_like(images[:1, :1]), around)
         self.size = padded.shape[-2:]
-        self.spectrum, self.inside_spectrum = torch.fft.rfft2(padded), torch.fft.rfft2(inside)
+        self.fast = [next_fast_len(side, real=True) for side in self.size]  # a transform of a prime takes several times
+        self.spectrum, self.inside_spectrum = (torch.fft.rfft2(x, s=self.fast) for x in (padded, inside))
         summed = (padded, padded.square().sum(1, keepdim=True), inside)
         self.sums, self.squares, self.counts = (F.pad(x.double().cumsum(-1).cumsum(-2), (1, 0, 1, 0)) for x in summed)
 
@@ -203,10 +205,10 @@ class _Correlator:
     def _highest(self, template: Tensor) -> Tensor:
         """Covariance over the root of both variances, each over the part of the template that is inside the image."""
         height, width = template.shape[1:]
-        pattern = torch.fft.rfft2(template, s=self.size).conj()
+        pattern = torch.fft.rfft2(template, s=self.fast).conj()
         together = self._correlation((self.spectrum * pattern).sum(1), template)
         part = self._correlation(self.inside_spectrum * pattern, template)
-        own = self._correlation(self.inside_spectrum * torch.fft.rfft2(template.square(), s=self.size).conj(), template)
+        own = self._correlation(self.inside_spectrum * torch.fft.rfft2(template.square(), s=self.fast).conj(), template)
         count, sums, squares = (_boxes(x, height, width) for x in (self.counts, self.sums, self.squares))
         count = count.clamp_min(1)
         covariance = together - (sums * part / count).sum(1)
@@ -217,7 +219,7 @@ class _Correlator:
 
     def _correlation(self, product: Tensor, template: Tensor) -> Tensor:
         rows, columns = (side - length + 1 for side, length in zip(self.size, template.shape[1:], strict=True))
-        return torch.fft.irfft2(product, s=self.size)[..., :rows, :columns].double()
+        return torch.fft.irfft2(product, s=self.fast)[..., :rows, :columns].double()
 
 
 def _boxes(integral: Tensor, height: int, width: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -85,7 +86,7 @@ def test_what_cannot_be_compared(audit: Audit, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no .*nowhere.audit\.json; `loraguard audit` writes it"):
         compare(a, tmp_path / "nowhere")
     for broken in ("{", "[]", '{"settings": {}}', '{"settings": {"data_sha256": "0"}, "situations": []}'):
-        b = written(audit, tmp_path / "b")
+        b = shutil.copytree(a, tmp_path / "b", dirs_exist_ok=True)
         (b / "audit.json").write_text(broken)
         with pytest.raises(ValueError, match=r"b cannot be compared: "):
             compare(a, b)
@@ -95,10 +96,10 @@ def test_what_cannot_be_compared(audit: Audit, tmp_path: Path) -> None:
     about = json.loads((a / "audit.json").read_text())
     for row in about["situations"]:
         row["channel"] = "elsewhere"
-    write_report(audit(), tmp_path / "c")
-    (tmp_path / "c" / "audit.json").write_text(json.dumps(about))
+    c = shutil.copytree(a, tmp_path / "c")
+    (c / "audit.json").write_text(json.dumps(about))
     with pytest.raises(ValueError, match=r"of different audits"):
-        compare(a, tmp_path / "c")
+        compare(a, c)
 
 
 @pytest.mark.parametrize(

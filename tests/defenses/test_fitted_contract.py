@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from limits import short_attacks
 from linear import EPS
 from torch import nn
 
@@ -168,8 +169,11 @@ def test_audited(patched: nn.Module) -> None:
     json.dumps(result.to_dict(), allow_nan=False)
 
 
-def test_tafim_alone_is_audited_beside_noise_and_further_attacks_of_its_budget(patched: nn.Module) -> None:
+def test_tafim_alone_is_audited_beside_noise_and_further_attacks_of_its_budget(
+    patched: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It clips to L-infinity on images, whatever the paper does."""
+    short_attacks(monkeypatch)
     result = run_audit(
         patched, DemoFaces(2, size=16, split="test"), defenses={"tafim": fitted("tafim")}, patches={"default": None},
         no_leak_only=["tafim"], checks=1, disable_tqdm=True,

@@ -10,7 +10,6 @@ import torch
 from peft import PeftConfig, PeftModel, PeftType, get_peft_model, inject_adapter_in_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils.hotswap import check_hotswap_configs_compatible, hotswap_adapter
-from processes import run_python
 from torch import nn
 
 from loraguard.tuner import GatedLoraConfig, GatedLoraModel, register
@@ -57,20 +56,6 @@ def test_a_saved_config_is_the_same_in_every_process(tmp_path: Any) -> None:
     assert saved["target_modules"] == sorted(names)
     assert saved["exclude_modules"] == sorted(names[::2])
     assert GatedLoraConfig.from_pretrained(tmp_path).target_modules == set(names)
-
-
-def test_a_fresh_process(tmp_path: Any) -> None:
-    """A config unpickles and a patch loads where loraguard.tuner was not imported before, and where it was."""
-    path = tmp_path / "config.pickle"
-    path.write_bytes(pickle.dumps(config()))
-    get_peft_model(nn.Sequential(nn.Conv2d(3, 3, 1)), config()).save_pretrained(tmp_path)
-    done = run_python(
-        "-c",
-        f"import pickle; c = pickle.load(open({str(path)!r}, 'rb')); from peft import *; from torch import nn\n"
-        "assert c.peft_type is PeftType.GATED_LORA\n"
-        f"PeftModel.from_pretrained(nn.Sequential(nn.Conv2d(3, 3, 1)), {str(tmp_path)!r})",
-    )
-    assert done.returncode == 0, done.stderr
 
 
 def test_config_survives(tmp_path: Any) -> None:

@@ -1,0 +1,33 @@
+"""Attacks and trainings that end sooner than they were asked to, where a test is not about what they find."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from loraguard.defenses import APGD, Disrupting, Square
+
+
+def at_most(monkeypatch: pytest.MonkeyPatch, cls: type, **limits: int) -> None:
+    """No object of the class has more of these than the limit, whatever it was made with."""
+    for name in ("__post_init__", "__init__"):
+        if name in vars(cls):
+            made: Callable[..., None] = vars(cls)[name]
+            break
+
+    def limited(self: Any, *args: Any, **kwargs: Any) -> None:
+        made(self, *args, **kwargs)
+        for attribute, limit in limits.items():
+            value = getattr(self, attribute)
+            object.__setattr__(self, attribute, limit if value is None else min(limit, value))
+
+    monkeypatch.setattr(cls, name, limited)
+
+
+def short_attacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every attack that an audit's checks try takes its first steps, of its usual budget."""
+    at_most(monkeypatch, Disrupting, steps=2, restarts=2)
+    at_most(monkeypatch, APGD, steps=2)
+    at_most(monkeypatch, Square, queries=4)
