@@ -14,7 +14,7 @@ from processes import run_script
 from safetensors.torch import load_file
 
 import loraguard.generators
-from loraguard.commands.demo import STAMP, DemoResult, DemoSettings, every_edit, run_demo
+from loraguard.commands.demo import STAMP, DemoResult, DemoSettings, Work, every_edit, run_demo
 from loraguard.data import DemoFaces
 from loraguard.data.demo_faces import render
 from loraguard.generators import DemoEditor
@@ -22,8 +22,16 @@ from loraguard.metrics import defense_succeeds, psnr
 
 WEIGHTS = Path(loraguard.generators.__file__).parent / "demo_weights"
 N = 60
-SMALL = replace(DemoSettings().quick(), test_images=8, calibration_images=20)
+QUICK = DemoSettings().quick()
+SMALL = replace(
+    QUICK, test_images=8, calibration_images=20, standard=replace(QUICK.standard, batch_size=1, edits=1),
+    defensive=replace(QUICK.defensive, batch_size=1),
+)  # fmt: skip
 """The quick demo on fewer faces."""
+
+
+class TrainedError(Exception):
+    """Both patches are trained, and the audit would begin."""
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +116,13 @@ def test_running_it_twice_gives_the_same(twice: list[DemoResult]) -> None:
 
 def test_an_interrupt_is_made_up_for(twice: list[DemoResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the second patch: the same command trains it from where it was, to the same bits; another one does not."""
+
+    def train(folder: Path, settings: DemoSettings) -> None:
+        run_demo(folder, settings, processes=1, say=len, disable_tqdm=True)
+
+    def audit(*_: object) -> None:
+        raise TrainedError
+
     read = DemoFaces.__getitems__
     done = tmp_path / "standard" / "adapter_model.safetensors"
     later = iter(range(1000))
@@ -120,12 +135,14 @@ def test_an_interrupt_is_made_up_for(twice: list[DemoResult], tmp_path: Path, mo
     with monkeypatch.context() as patch:
         patch.setattr(DemoFaces, "__getitems__", reading)
         with pytest.raises(KeyboardInterrupt):
-            run_demo(tmp_path, SMALL, processes=1, say=len, disable_tqdm=True)
+            train(tmp_path, SMALL)
     assert list((tmp_path / "defensive").glob("checkpoint-[123]"))
-    with pytest.warns(UserWarning, match="checkpoints of an earlier run"):
-        run_demo(shutil.copytree(tmp_path, tmp_path.with_name("other")), replace(SMALL, seed=1), processes=1,
-                 say=len, disable_tqdm=True)  # fmt: skip
-    run_demo(tmp_path, SMALL, processes=1, say=len, disable_tqdm=True)
+    monkeypatch.setattr(Work, "audit", audit)
+    other = shutil.copytree(tmp_path, tmp_path.with_name("other"))
+    with pytest.raises(TrainedError), pytest.warns(UserWarning, match="checkpoints of an earlier run"):
+        train(other, replace(SMALL, seed=1))
+    with pytest.raises(TrainedError):
+        train(tmp_path, SMALL)
     log = json.loads((tmp_path / "defensive" / "training_log.json").read_text())
     assert log["settings"]["resume_from_checkpoint"] is not None
     for name in ("standard", "defensive"):

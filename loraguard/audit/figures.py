@@ -43,25 +43,27 @@ def dsr_curve(result: AuditResult, defense: str, role: str) -> str | None:
 
     Solid lines are without a leak, dashed ones with it; bars are 95% intervals.
     """
+    curves = [
+        (at, line, points)
+        for at, generator in enumerate(dict.fromkeys(one.generator for one in result.situations))
+        for knowledge, line in (("no-leak", "-"), ("leak", "--"))
+        if len(points := curve_points(result, generator, defense, knowledge, role)) > 1
+    ]
+    if not curves:
+        return None
     figure = _figure(3.6, 2.5)
     axes = figure.subplots()
     ticks: set[float] = set()
-    for at, generator in enumerate(dict.fromkeys(one.generator for one in result.situations)):
-        for knowledge, line in (("no-leak", "-"), ("leak", "--")):
-            points = curve_points(result, generator, defense, knowledge, role)
-            if len(points) < 2:
-                continue
-            x = [value for value, _ in points]
-            found = [one.estimates["dsr"] for _, one in points]
-            mean = [100 * (one.mean or 0.0) for one in found]
-            low = [max(0.0, m - 100 * (one.low or 0.0)) for m, one in zip(mean, found, strict=True)]
-            high = [max(0.0, 100 * (one.high or 0.0) - m) for m, one in zip(mean, found, strict=True)]
-            colour, marker = COLOURS[at % len(COLOURS)], MARKERS[at % len(MARKERS)]
-            bars: Any = {"linewidth": 1.4, "linestyle": line, "elinewidth": 0.8, "capsize": 2, "markersize": 4}
-            axes.errorbar(x, mean, (low, high), color=colour, marker=marker, **bars)
-            ticks |= set(x)
-    if not ticks:
-        return None
+    for at, line, points in curves:
+        x = [value for value, _ in points]
+        found = [one.estimates["dsr"] for _, one in points]
+        mean = [100 * (one.mean or 0.0) for one in found]
+        low = [max(0.0, m - 100 * (one.low or 0.0)) for m, one in zip(mean, found, strict=True)]
+        high = [max(0.0, 100 * (one.high or 0.0) - m) for m, one in zip(mean, found, strict=True)]
+        colour, marker = COLOURS[at % len(COLOURS)], MARKERS[at % len(MARKERS)]
+        bars: Any = {"linewidth": 1.4, "linestyle": line, "elinewidth": 0.8, "capsize": 2, "markersize": 4}
+        axes.errorbar(x, mean, (low, high), color=colour, marker=marker, **bars)
+        ticks |= set(x)
     axes.set(xscale="log", ylim=(-4, 104), yticks=(0, 50, 100), xlabel="eps" if role == "budget" else "steps")
     axes.set_yticks((0, 50, 100), ("0%", "50%", "100%"))
     axes.set_xticks(sorted(ticks), [f"{one:g}" for one in sorted(ticks)])
