@@ -17,13 +17,14 @@ LIGHT = {
 """What typer is made of, and our own lazy package; none of these imports anything heavy."""
 
 LIGHT_MODULES = {
-    "loraguard", "loraguard._registering", "loraguard.channels", "loraguard.channels.registry", "loraguard.cli",
-    "loraguard.cli.audit", "loraguard.cli.demo", "loraguard.cli.early", "loraguard.cli.errors", "loraguard.cli.flags",
-    "loraguard.cli.hub", "loraguard.cli.info", "loraguard.cli.options", "loraguard.cli.patches",
-    "loraguard.cli.protect", "loraguard.cli.root", "loraguard.cli.stamp", "loraguard.data", "loraguard.data.registry",
-    "loraguard.defenses", "loraguard.defenses.registry", "loraguard.files", "loraguard.generators",
-    "loraguard.generators.registry", "loraguard.hub", "loraguard.hub.names", "loraguard.kinds", "loraguard.registry",
-    "loraguard.training", "loraguard.training.arguments", "loraguard.training.recipes",
+    "loraguard", "loraguard._registering", "loraguard.audit", "loraguard.audit.extent", "loraguard.audit.names",
+    "loraguard.channels", "loraguard.channels.registry", "loraguard.cli", "loraguard.cli.audit", "loraguard.cli.demo",
+    "loraguard.cli.early", "loraguard.cli.errors", "loraguard.cli.flags", "loraguard.cli.hub", "loraguard.cli.info",
+    "loraguard.cli.options", "loraguard.cli.patches", "loraguard.cli.protect", "loraguard.cli.root",
+    "loraguard.cli.stamp", "loraguard.commands", "loraguard.commands.audit_settings", "loraguard.data",
+    "loraguard.data.registry", "loraguard.defenses", "loraguard.defenses.registry", "loraguard.files",
+    "loraguard.generators", "loraguard.generators.registry", "loraguard.hub", "loraguard.hub.names", "loraguard.kinds",
+    "loraguard.registry", "loraguard.training", "loraguard.training.arguments", "loraguard.training.recipes",
 }  # fmt: skip
 
 MOST_MEMORY = 100e6

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from peft import get_peft_model
 from PIL import Image
 
 from loraguard import GatedLoraConfig, PatchTrainer, PatchTrainingArguments, Stamp
+from loraguard.cli.stamp import Look
 from loraguard.commands.stamp import read_tensor, write_png
 from loraguard.data import DemoFaces
 from loraguard.defenses import Disrupting
@@ -27,8 +28,14 @@ FACES = 40
 
 @pytest.fixture(autouse=True)
 def _fewer_faces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of those that set thresholds and are read afterwards; the example of `check_images` takes all 400."""
-    monkeypatch.setattr("loraguard.stamping.DRAWN_FACES", FACES)
+    """Of those that set thresholds and are read afterwards; the example of `read_stamps` takes all 400."""
+    monkeypatch.setattr("loraguard.commands.stamp.DRAWN_FACES", FACES)
+
+
+def test_a_look_is_that_of_a_stamp() -> None:
+    """Its fields and defaults, so that flags and `Stamp` do not drift apart; what is shown is given by other flags."""
+    defaults = {one.name: one.default for one in fields(Stamp) if one.name not in ("text", "image")}
+    assert {name: None if value == "none" else value for name, value in asdict(Look()).items()} == defaults
 
 
 @pytest.fixture

@@ -90,6 +90,45 @@ def test_what_is_not_given_is_left_out_over_a_file() -> None:
     assert shown["named"].opts == ["--name"]
 
 
+@dataclass
+class More(Settings):
+    """With a word.
+
+    Args:
+        word: said twice. Or more often.
+    """
+
+    word: str = "b"
+
+
+def test_what_is_inherited_is_documented_where_it_is_defined() -> None:
+    assert documented(More) == {**documented(Settings), "word": "said twice. Or more often."}
+
+
+def test_a_flag_has_several_names_and_a_place_among_the_command_s_own() -> None:
+    runs = typer.Typer()
+
+    @runs.command()
+    @with_flags(
+        More, ["seeds", "last", "steps", "device"], optional=True, repeated=" *", steps={"flag": ("--steps", "--n")},
+        device={"choices": False},
+    )  # fmt: skip
+    def show(*, settings: dict[str, Any], last: int = 0) -> None:
+        """Print."""
+        typer.echo(repr((last, settings)))
+
+    shown = get_command(runs).params
+    assert [one.name for one in shown if one.name in vars(More()) or one.name == "last"] == [
+        "seeds", "last", "steps", "device"
+    ]  # fmt: skip
+    assert [one.help for one in shown if one.name in ("seeds", "steps")] == [  # type: ignore[attr-defined]
+        "One run for each. *", "How many: more take longer."
+    ]  # fmt: skip
+    # Ranges and choices are checked by the settings, as those of a file.
+    done = CliRunner().invoke(runs, ["--n", "10", "--seeds", "-1", "--device", "abacus", "--last", "5"])
+    assert done.output.strip() == repr((5, {"seeds": [-1], "steps": 10, "device": "abacus"})), done.output
+
+
 @pytest.mark.parametrize("words", [["--steps", "10"], ["--steps", "0"], ["--seeds", "-1"], ["--device", "abacus"]])
 def test_ranges_and_choices_are_checked_at_once(words: list[str]) -> None:
     done = CliRunner().invoke(command(), words)
@@ -99,7 +138,7 @@ def test_ranges_and_choices_are_checked_at_once(words: list[str]) -> None:
 
 def test_a_field_that_no_flag_takes_is_named() -> None:
     with pytest.raises(KeyError, match="thing"):
-        with_flags(Settings, ["thing"])
+        with_flags(Settings, ["thing"])(lambda settings: None)
 
 
 def test_training_and_its_flags_do_not_drift_apart(tmp_path: Path) -> None:

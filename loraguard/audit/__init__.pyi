@@ -4,9 +4,11 @@ from .compare import compare as compare
 from .controls import Controls as Controls
 from .controls import train_controls as train_controls
 from .detection import calibrate_detector as calibrate_detector
+from .extent import AuditExtent as AuditExtent
 from .matrix import curves as curves
 from .matrix import matrix as matrix
 from .matrix import worst_cases as worst_cases
+from .options import AuditOptions as AuditOptions
 from .paired import Difference as Difference
 from .paired import paired_difference as paired_difference
 from .protocol import run_audit as run_audit

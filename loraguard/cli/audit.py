@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from loraguard.channels.registry import CHANNELS
+from loraguard.commands.audit_settings import SETTINGS, AuditSettings
 from loraguard.data.registry import DATA as DATA_SETS
 from loraguard.defenses.registry import DEFENSES
 from loraguard.files import writable_folder
@@ -15,12 +16,11 @@ from loraguard.generators.registry import GENERATORS
 
 from .early import check_audit, check_files, names_in
 from .errors import said_in_a_line
-from .options import CHECKPOINT, DATA, DEVICE, GENERATOR, IMAGE_SIZE, JUDGE, SEED, SPLIT, Device, examples
+from .flags import with_flags
+from .options import JUDGE, examples
 
 if TYPE_CHECKING:
     from loraguard.audit import AuditResult
-
-Names = list[str]
 
 MOST_ROWS = 40
 """Of the whole table on the screen; more are in the report."""
@@ -28,152 +28,52 @@ MOST_ROWS = 40
 MOST_DIFFERENCES = 12
 """Of the settings in which two audits differ, on the screen."""
 
-WHAT, PHOTOS, AGAINST, HOW_MUCH, WHERE = "What", "On which photos", "Against what", "How much", "Where and how"
+WHERE = "Where and how"
+
+FLAGS: dict[str, dict[str, dict[str, Any]]] = {
+    "What": {
+        "generator": {"autocompletion": names_in(GENERATORS)},
+        "checkpoint": {},
+        "image_size": {},
+        "patches": {"flag": "--patch", "metavar": "PATCH"},
+        "ignore_fingerprint": {"flag": "--ignore-fingerprint"},
+        "train": {"metavar": "KIND", "choices": False},
+        "train_steps": {},
+    },
+    "On which photos": {
+        "data": {"autocompletion": names_in(DATA_SETS)},
+        "split": {},
+        "images": {},
+        "fit_images": {},
+    },
+    "Against what": {
+        "defenses": {"flag": "--defense", "metavar": "SPEC", "autocompletion": names_in(DEFENSES)},
+        "no_leak_only": {"metavar": "NAME"},
+        "perturbed": {"metavar": "NAME=FOLDER"},
+        "allow_large_change": {"flag": "--allow-large-change"},
+        "channels": {"flag": "--channel", "metavar": "SPEC", "autocompletion": names_in(CHANNELS)},
+        "adaptive_channels": {"flag": "--adaptive/--no-adaptive", "show_default": "adaptive"},
+    },
+    "How much": {
+        "budgets": {"flag": "--budget", "metavar": "EPS"},
+        "steps": {"flag": ("--steps", "--strength"), "metavar": "STEPS"},
+        "seeds": {"flag": "--seed", "metavar": "SEED"},
+        "success": {"metavar": "METRIC:NUMBER"},
+        "checks": {},
+        "lpips": {"metavar": "FILE"},
+        "fid": {"metavar": "FILE"},
+    },
+    WHERE: {"output_dir": {}, "config": {}, "resume": {}, "batch_size": {}, "pictures": {}, "device": {}},
+}
+"""By panel of the help: a field of `AuditSettings`, and what its flag has beside it; or a parameter of the command."""
+
+OPTIONS = {name: {"rich_help_panel": panel, **more} for panel, flags in FLAGS.items() for name, more in flags.items()}
 
 
+@with_flags(AuditSettings, list(OPTIONS), optional=True, repeated=" *", **OPTIONS)
 def audit(
-    generator: Annotated[
-        str | None,
-        typer.Option(help=GENERATOR, show_default="demo", autocompletion=names_in(GENERATORS), rich_help_panel=WHAT),
-    ] = None,
-    checkpoint: Annotated[str | None, typer.Option(help=CHECKPOINT, rich_help_panel=WHAT)] = None,
-    image_size: Annotated[int | None, typer.Option(help=IMAGE_SIZE, rich_help_panel=WHAT)] = None,
-    patch: Annotated[
-        Names | None,
-        typer.Option(
-            help="A patch to audit: a folder or a Hub id, or NAME=one. *", metavar="PATCH", rich_help_panel=WHAT
-        ),
-    ] = None,
-    ignore_fingerprint: Annotated[
-        bool | None,
-        typer.Option("--ignore-fingerprint", help="Take patches made for other weights.", rich_help_panel=WHAT),
-    ] = None,
-    train: Annotated[
-        Names | None,
-        typer.Option(
-            help="An adversary to train: standard, ungated, clean-only or fine-tune. *",
-            metavar="KIND",
-            rich_help_panel=WHAT,
-        ),
-    ] = None,
-    train_steps: Annotated[
-        int | None, typer.Option(help="Steps of each; by default the fast recipe's epochs.", rich_help_panel=WHAT)
-    ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(help=DATA, show_default="demo", autocompletion=names_in(DATA_SETS), rich_help_panel=PHOTOS),
-    ] = None,
-    split: Annotated[str | None, typer.Option(help=SPLIT, rich_help_panel=PHOTOS)] = None,
-    images: Annotated[
-        int | None, typer.Option(help="How many photos to audit on.", show_default="100", rich_help_panel=PHOTOS)
-    ] = None,
-    fit_images: Annotated[
-        int | None,
-        typer.Option(help="How many others to fit and train on.", show_default="200", rich_help_panel=PHOTOS),
-    ] = None,
-    defense: Annotated[
-        Names | None,
-        typer.Option(
-            help="NAME:SETTINGS, or OTHER_NAME=that; `loraguard info defenses` lists names. *",
-            metavar="SPEC",
-            autocompletion=names_in(DEFENSES),
-            show_default="disrupting",
-            rich_help_panel=AGAINST,
-        ),
-    ] = None,
-    no_leak_only: Annotated[
-        Names | None,
-        typer.Option(
-            help="A defense that is not made anew against each patch. *", metavar="NAME", rich_help_panel=AGAINST
-        ),
-    ] = None,
-    perturbed: Annotated[
-        Names | None,
-        typer.Option(
-            help="A folder of photos that another tool has perturbed. *", metavar="NAME=FOLDER", rich_help_panel=AGAINST
-        ),
-    ] = None,
-    allow_large_change: Annotated[
-        bool | None,
-        typer.Option(
-            "--allow-large-change",
-            help="Take perturbed photos that are not like their originals.",
-            rich_help_panel=AGAINST,
-        ),
-    ] = None,
-    channel: Annotated[
-        Names | None,
-        typer.Option(
-            help="What happens to photos before the generator, such as jpeg:75+resize:0.5. *",
-            metavar="SPEC",
-            autocompletion=names_in(CHANNELS),
-            rich_help_panel=AGAINST,
-        ),
-    ] = None,
-    adaptive_channels: Annotated[
-        bool | None,
-        typer.Option(
-            "--adaptive/--no-adaptive",
-            help="Make defenses through each channel, too.",
-            show_default="adaptive",
-            rich_help_panel=AGAINST,
-        ),
-    ] = None,
-    budget: Annotated[
-        list[float] | None,
-        typer.Option(
-            help="A further budget, for a curve: the largest change on [-1, 1]. *",
-            metavar="EPS",
-            rich_help_panel=HOW_MUCH,
-        ),
-    ] = None,
-    steps: Annotated[
-        list[int] | None,
-        typer.Option(
-            "--steps",
-            "--strength",
-            help="A further number of a defense's steps, for a curve. *",
-            metavar="STEPS",
-            rich_help_panel=HOW_MUCH,
-        ),
-    ] = None,
-    seed: Annotated[
-        list[int] | None,
-        typer.Option(help=f"{SEED} *", metavar="SEED", show_default="0", rich_help_panel=HOW_MUCH),
-    ] = None,
-    success: Annotated[
-        str | None,
-        typer.Option(
-            help="When a defense counts as having succeeded: mse:T, lpips:T, ssim:T or noise:Q.",
-            metavar="METRIC:NUMBER",
-            show_default="mse:0.05",
-            rich_help_panel=HOW_MUCH,
-        ),
-    ] = None,
-    checks: Annotated[
-        int | None,
-        typer.Option(
-            help="On how many photos to try other attacks, which takes most of the time.",
-            show_default="50",
-            rich_help_panel=HOW_MUCH,
-        ),
-    ] = None,
-    lpips: Annotated[
-        str | None,
-        typer.Option(
-            help="Measure LPIPS, by AlexNet's weights in this file, or 'cache'.",
-            metavar="FILE",
-            rich_help_panel=HOW_MUCH,
-        ),
-    ] = None,
-    fid: Annotated[
-        str | None,
-        typer.Option(
-            help="Measure FID, by Inception's weights in this file, or 'cache'.",
-            metavar="FILE",
-            rich_help_panel=HOW_MUCH,
-        ),
-    ] = None,
+    *,
+    settings: dict[str, Any],
     output_dir: Annotated[
         Path | None, typer.Option(help="A folder for the report and all findings. Needed.", rich_help_panel=WHERE)
     ] = None,
@@ -183,13 +83,6 @@ def audit(
     resume: Annotated[
         Path | None, typer.Option(help="Go on with the audit in this folder.", rich_help_panel=WHERE)
     ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Photos at a time.", show_default="25", rich_help_panel=WHERE)
-    ] = None,
-    pictures: Annotated[
-        int | None, typer.Option(help="Photos to show in the report.", show_default="6", rich_help_panel=WHERE)
-    ] = None,
-    device: Annotated[Device | None, typer.Option(help=DEVICE, show_default="auto", rich_help_panel=WHERE)] = None,
 ) -> None:
     """Measure what defenses are worth against a generator, as it is and as adversaries adapt it, and write a report.
 
@@ -197,37 +90,22 @@ def audit(
     is kept: the same command goes on where it was stopped, and so does --resume FOLDER. docs/cli.md has the keys of the
     YAML file, and docs/audit.md says how to read a report.
     """
-    from loraguard.commands.audit_settings import SETTINGS, AuditSettings
-
-    flags: dict[str, Any] = {
-        "generator": generator, "checkpoint": checkpoint, "image_size": image_size, "patches": patch,
-        "ignore_fingerprint": ignore_fingerprint, "train": train, "train_steps": train_steps, "data": data,
-        "split": split, "images": images, "fit_images": fit_images, "defenses": defense,
-        "no_leak_only": no_leak_only,
-        "perturbed": perturbed, "allow_large_change": allow_large_change,
-        "channels": channel, "adaptive_channels": adaptive_channels, "budgets": budget, "steps": steps,
-        "seeds": seed, "success": success, "checks": checks, "lpips": lpips, "fid": fid,
-        "batch_size": batch_size, "pictures": pictures,
-        "device": device and device.value,
-    }  # fmt: skip
-    given = {key: value for key, value in flags.items() if value is not None and value != []}
     with said_in_a_line():
         if resume is not None:
-            if given or config or output_dir:
+            if settings or config or output_dir:
                 raise ValueError("--resume takes its settings from the folder; give no other flags with it.")
             output_dir, config = resume, resume / SETTINGS
             if not config.is_file():
                 raise FileNotFoundError(f"There is no audit in {resume}: it has no {SETTINGS}.")
         if output_dir is None:
             raise ValueError("Say where the report goes: --output-dir FOLDER.")
-        settings = AuditSettings() if config is None else AuditSettings.read(config)
-        settings = settings.updated(given, "flags")
-        check_audit(settings)
+        whole = (AuditSettings() if config is None else AuditSettings.read(config)).updated(settings, "flags")
+        check_audit(whole)
         writable_folder(output_dir)
         from loraguard.commands.audit import audit_by_settings
 
         try:
-            result, report = audit_by_settings(settings, output_dir, say=typer.echo)
+            result, report = audit_by_settings(whole, output_dir, say=typer.echo)
         except KeyboardInterrupt:
             begun = (output_dir / SETTINGS).is_file()
             raise KeyboardInterrupt(
@@ -283,7 +161,7 @@ def compare(
     second: Annotated[Path, typer.Argument(help="Another one.")],
     metric: Annotated[str, typer.Option(help="What to compare: dsr, mse, psnr, ssim, stamp_rate, ...")] = "dsr",
     rename: Annotated[
-        Names | None,
+        list[str] | None,
         typer.Option(help="Take the second's patch or defense SECOND for the first's FIRST. *", metavar="SECOND=FIRST"),
     ] = None,
 ) -> None:

@@ -91,7 +91,7 @@ def flags_of(settings: type) -> dict[str, Flag]:
 
 
 def documented(settings: type) -> dict[str, str]:
-    """What the docstring of a class says of each of its arguments, each on one line.
+    """What the docstrings of a class and of what it inherits from say of each argument, each on one line.
 
     Example:
         >>> from loraguard import PatchTrainingArguments
@@ -100,7 +100,8 @@ def documented(settings: type) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     name, inside = "", False
-    for line in inspect.cleandoc(settings.__doc__ or "").splitlines():
+    said = [inspect.cleandoc(owner.__doc__ or "") for owner in reversed(settings.__mro__)]
+    for line in "\n".join(said).splitlines():
         if line and not line.startswith(" "):
             inside = line == "Args:"
         elif inside and (match := re.fullmatch(r" {4}(\w+): (.*)", line)):
@@ -111,7 +112,7 @@ def documented(settings: type) -> dict[str, str]:
 
 
 def with_flags(
-    settings: type, names: Sequence[str], *, optional: bool = False, **options: Mapping[str, Any]
+    settings: type, names: Sequence[str], *, optional: bool = False, repeated: str = "", **options: Mapping[str, Any]
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command flags of settings, in place of its parameter `settings`.
 
@@ -120,9 +121,13 @@ def with_flags(
 
     Args:
         settings: a dataclass.
-        names: the fields that become flags, in this order.
-        optional: leave out what was not given, so that settings of a file stand where no flag overrides them.
-        options: by field, further arguments of `typer.Option`; and `flag`, where the flag has another name.
+        names: the fields that become flags, in this order; a parameter of the command that is named among them stands
+            there, too.
+        optional: leave out what was not given, so that settings of a file stand where no flag overrides them. Ranges of
+            numbers are then checked by the settings, as those of a file are.
+        repeated: what the help of a flag that may be repeated ends with.
+        options: by field, further arguments of `typer.Option`; `flag`, or several, where the flag has other names;
+            and `choices=False`, where the settings check the choice.
 
     Raises:
         KeyError: for a field that is not there, or whose kind no flag can take.
@@ -141,16 +146,21 @@ def with_flags(
         out {'steps': 3, 'edits': ['a', 'b']}
     """
     known = flags_of(settings)
-    made = [_parameter(known[name], optional, **options.get(name, {})) for name in names]
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(command, eval_str=True).parameters
+        made = {
+            name: own[name] if name in own else _parameter(known[name], optional, repeated, **options.get(name, {}))
+            for name in names
+        }
+
         @functools.wraps(command)
         def run(**given: Any) -> None:
-            values = {name: _plain(given.pop(name)) for name in names}
+            values = {name: _plain(given.pop(name)) for name in names if name not in own}
             command(**given, settings={name: value for name, value in values.items() if value is not None})
 
-        own = inspect.signature(command, eval_str=True).parameters.values()
-        parameters = [one for mine in own for one in (made if mine.name == "settings" else [mine])]
+        outside = [one for one in own.values() if one.name not in made]
+        parameters = [one for mine in outside for one in (made.values() if mine.name == "settings" else [mine])]
         kept = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in parameters]
         run.__signature__ = inspect.Signature(kept)  # type: ignore[attr-defined]  # which typer reads
         run.__annotations__ = {one.name: one.annotation for one in kept}
@@ -159,14 +169,16 @@ def with_flags(
     return decorate
 
 
-def _parameter(flag: Flag, optional: bool, /, **options: Any) -> inspect.Parameter:
-    names = (options.pop("flag"),) if "flag" in options else ()
-    options.setdefault("help", first_sentence(flag.help))
-    if flag.kind is int and not flag.choices:
+def _parameter(flag: Flag, optional: bool, repeated: str, /, **options: Any) -> inspect.Parameter:
+    named = options.pop("flag", ())
+    names = (named,) if isinstance(named, str) else named
+    choices = flag.choices if options.pop("choices", True) else ()
+    options.setdefault("help", first_sentence(flag.help) + (repeated if flag.many else ""))
+    if flag.kind is int and not choices and not optional:
         options = {"min": flag.least, "max": flag.most, **options}
     if optional and flag.default:
         options.setdefault("show_default", ", ".join(map(str, flag.default)) if flag.many else str(flag.default))
-    kind: Any = Enum(flag.name, {one: one for one in flag.choices}, type=str) if flag.choices else flag.kind
+    kind: Any = Enum(flag.name, {one: one for one in choices}, type=str) if choices else flag.kind
     kind = list[kind] if flag.many else kind
     default = None if optional or flag.many else flag.default
     annotation = Annotated[kind | None if default is None else kind, typer.Option(*names, **options)]  # type: ignore[valid-type]  # made as it runs

@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-GENERATOR = "The network that edits photos, NAME or NAME:SETTINGS; `loraguard info generators` lists names."
-CHECKPOINT = "Its weights: a file, a folder or a Hub id; `demo` brings its own."
-IMAGE_SIZE = "Height and width of its images in pixels, where its weights do not tell."
-DATA = "Photos: a folder, a Hub id, NAME or NAME:PATH; `loraguard info data` lists names."
-SPLIT = "The part of the data set to take, such as train; all of a folder otherwise."
-SEED = "What everything drawn at random depends on."
-DEVICE = "cpu, or auto for the accelerator that is there."
+from loraguard.commands.audit_settings import AuditSettings
+
+from .flags import first_sentence, flags_of
+
+_SAID = {name: first_sentence(flag.help) for name, flag in flags_of(AuditSettings).items()}
+GENERATOR, CHECKPOINT, IMAGE_SIZE = _SAID["generator"], _SAID["checkpoint"], _SAID["image_size"]
+DATA, SPLIT, SEED, DEVICE = _SAID["data"], _SAID["split"], _SAID["seeds"], _SAID["device"]
 
 
 class Device(str, Enum):

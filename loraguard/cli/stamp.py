@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,7 @@ from loraguard.hub.names import check_patch
 
 from .early import check_files
 from .errors import said_in_a_line
+from .flags import with_flags
 from .options import PATCHES, examples
 
 if TYPE_CHECKING:
@@ -24,15 +26,37 @@ Logo = Annotated[
 Patch = Annotated[
     list[str] | None, typer.Option(help="The stamp of a patch: a folder or a Hub id. Repeatable in check.")
 ]
-Place = Annotated[str, typer.Option(help="bottom, bottom-left, top-right, center, ...")]
-Size = Annotated[float, typer.Option(help="Its width, as a fraction of the image's.")]
-Margin = Annotated[float, typer.Option(help="To the edge, as a fraction of the image's width.")]
-Colour = Annotated[str, typer.Option(help="Of the text.")]
-Opacity = Annotated[float, typer.Option(help="In (0, 1].")]
-Outline = Annotated[str, typer.Option(help="A colour, or none.")]
-Background = Annotated[str, typer.Option(help="Of the box behind the text: a colour, or none.")]
-Font = Annotated[str | None, typer.Option(help="A font file or an installed family.")]
-OfWidth = Annotated[int | None, typer.Option(help="Pixels that size and margin are fractions of.")]
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a stamp looks: fields of `loraguard.Stamp`, which is not imported for help; "none" stands for None.
+
+    Args:
+        place: `bottom`, bottom-left, top-right, center, ...
+        size: its width, as a fraction of the image's.
+        margin: to the edge, as a fraction of the image's width.
+        colour: of the text.
+        opacity: in (0, 1].
+        outline: a colour, or none.
+        background: of the box behind the text: a colour, or none.
+        font: a font file or an installed family.
+        of_width: pixels that size and margin are fractions of.
+    """
+
+    place: str = "bottom"
+    size: float = 0.9
+    margin: float = 0.02
+    colour: str = "white"
+    opacity: float = 1.0
+    outline: str = "black"
+    background: str = "none"
+    font: str | None = None
+    of_width: int | None = None
+
+
+LOOK = [one.name for one in fields(Look)]
+_NOTHING = (("outline", "none"), ("background", "none"))
 
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode="markdown", help="Design the visible warning, and look for it in images."
@@ -40,27 +64,20 @@ app = typer.Typer(
 
 
 @app.command(epilog=examples("loraguard stamp preview out.png --image photo.jpg --text AI --place top"))
+@with_flags(Look, LOOK)
 def preview(
+    *,
     output: Annotated[Path, typer.Argument(help="The picture to write, .png.")] = Path("stamp.png"),
     image: Annotated[Path | None, typer.Option(help="To lay the stamp on; by default a drawn face.")] = None,
     text: Text = None,
     logo: Logo = None,
     patch: Patch = None,
-    place: Place = "bottom",
-    size: Size = 0.9,
-    margin: Margin = 0.02,
-    colour: Colour = "white",
-    opacity: Opacity = 1.0,
-    outline: Outline = "black",
-    background: Background = "none",
-    font: Font = None,
-    of_width: OfWidth = None,
+    settings: dict[str, Any],
 ) -> None:
     """Lay a stamp onto an image, as a patch that is trained with it will.
 
     Say which by one of --text, --logo and --patch; the other options are the fields of loraguard.Stamp.
     """
-    look = _look(place, size, margin, colour, opacity, outline, background, font, of_width)
     with said_in_a_line():
         _check_stamps(text, logo, patch)
         check_files([image], "image")
@@ -69,7 +86,7 @@ def preview(
         from loraguard.commands.stamp import read_tensor, write_png
         from loraguard.data import DemoFaces
 
-        stamps = _stamps(text, logo, patch, look)
+        stamps = _stamps(text, logo, patch, settings)
         if len(stamps) > 1:
             raise ValueError(f"A preview shows one stamp, and {len(stamps)} are given: {', '.join(stamps)}.")
         (name, stamp), *_ = stamps.items()
@@ -79,7 +96,9 @@ def preview(
 
 
 @app.command(epilog=examples("loraguard stamp check edited.png --text AI-EDITED"))
+@with_flags(Look, LOOK)
 def check(
+    *,
     images: Annotated[list[Path], typer.Argument(help="Image files, and folders of them.")],
     text: Text = None,
     logo: Logo = None,
@@ -90,15 +109,7 @@ def check(
     false_positive_rate: Annotated[
         float, typer.Option(min=1e-6, max=0.5, help="Of reading any stamp on an image without one.")
     ] = 0.01,
-    place: Place = "bottom",
-    size: Size = 0.9,
-    margin: Margin = 0.02,
-    colour: Colour = "white",
-    opacity: Opacity = 1.0,
-    outline: Outline = "black",
-    background: Background = "none",
-    font: Font = None,
-    of_width: OfWidth = None,
+    settings: dict[str, Any],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Read which of several stamps images carry, whatever happened to them; docs/stamps.md says how.
@@ -106,7 +117,6 @@ def check(
     As grep does, it leaves with 0 if every image carries one of the stamps, 1 if an image carries none, and 2 if it
     could not tell; of some files that cannot be read, it reads the others.
     """
-    look = _look(place, size, margin, colour, opacity, outline, background, font, of_width)
     with said_in_a_line():
         check_files(images, "image")
         check_files([unstamped], "folder")
@@ -114,7 +124,7 @@ def check(
         from loraguard.commands.stamp import read_stamps
         from loraguard.data import ImageReadError
 
-        found = read_stamps(images, _stamps(text, logo, patch, look), unstamped, false_positive_rate)
+        found = read_stamps(images, _stamps(text, logo, patch, settings), unstamped, false_positive_rate)
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=1, ensure_ascii=False))
     else:
@@ -133,19 +143,6 @@ def check(
     raise typer.Exit(0 if all(row.stamp for row in found.images) else 1)
 
 
-def _look(
-    place: str, size: float, margin: float, colour: str, opacity: float, outline: str, background: str,
-    font: str | None, of_width: int | None,
-) -> dict[str, Any]:  # fmt: skip
-    """Fields of a stamp from options."""
-    nothing = {"none": None}
-    return {
-        "place": place, "size": size, "margin": margin, "colour": colour, "opacity": opacity,
-        "outline": nothing.get(outline, outline), "background": nothing.get(background, background),
-        "font": font, "of_width": of_width,
-    }  # fmt: skip
-
-
 def _stamps(
     texts: list[str] | None, logos: list[Path] | None, patches: list[str] | None, look: dict[str, Any]
 ) -> dict[str, Stamp]:
@@ -153,6 +150,7 @@ def _stamps(
     from loraguard.commands.stamp import patch_stamp
     from loraguard.stamp import Stamp
 
+    look = {name: None if (name, value) in _NOTHING else value for name, value in look.items()}
     named = [(text, Stamp(text.replace("\\n", "\n"), **look)) for text in texts or ()]
     named += [(logo.name, Stamp(image=logo, **look)) for logo in logos or ()]
     named += [(Path(patch).name, patch_stamp(patch)) for patch in patches or ()]

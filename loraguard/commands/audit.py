@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,16 @@ from peft import PeftModel, get_peft_model
 from torch import nn
 from torch.utils.data import Dataset
 
-from loraguard.audit import AuditResult, Controls, calibrate_detector, place, run_audit, train_controls, write_report
+from loraguard.audit import (
+    AuditExtent,
+    AuditResult,
+    Controls,
+    calibrate_detector,
+    place,
+    run_audit,
+    train_controls,
+    write_report,
+)
 from loraguard.channels import parse_channel
 from loraguard.data import PerturbedPhotos, PhotoHashes, open_data, split_photos
 from loraguard.defenses import Disrupting, parse_defense
@@ -104,23 +114,14 @@ def audit_by_settings(
         patches=stamps,
         generators=networks,
         channels=channels,
-        adaptive_channels=settings.adaptive_channels,
-        budgets=settings.budgets,
-        steps=settings.steps,
-        no_leak_only=settings.no_leak_only,
-        seeds=settings.seeds,
         fit_on=others,
         detectors=stamped,
         lpips=lpips,
         features=inception,
-        checks=settings.checks,
         output_dir=folder,
-        batch_size=settings.batch_size,
-        pictures=settings.pictures,
         trained_on=hashes_beside(settings.patches, folder / "trained", settings.train),
-        success=settings.success,
-        allow_large_change=settings.allow_large_change,
         disable_tqdm=disable_tqdm,
+        **{one.name: getattr(settings, one.name) for one in fields(AuditExtent)},
     )
     return result, write_report(result, folder) if main else folder / "report.html"
 

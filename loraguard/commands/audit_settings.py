@@ -7,12 +7,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, Literal
 
-import yaml
-from pydantic import AfterValidator, Field
-
-from loraguard.audit.names import SUCCESS, UNTOUCHED, Adversary, check_success
+from loraguard.audit.extent import AuditExtent, Count, Many, Number
+from loraguard.audit.names import UNTOUCHED, Adversary
 from loraguard.files import whole_files
 from loraguard.kinds import checked
 
@@ -25,48 +23,34 @@ FORMER = {"strengths": "steps"}
 _NAMED = ("patches", "defenses", "perturbed")
 _CONTROLS = ("none", "noise")
 
-T = TypeVar("T")
-Many = Annotated[tuple[T, ...], AfterValidator(lambda values: tuple(dict.fromkeys(values)))]
-"""A list, each of its values once."""
-Number = Annotated[int, Field(ge=1)]
-Budget = Annotated[float, Field(gt=0, le=2)]
-"""A distance between two images in [-1, 1] that are not the same."""
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
-
-@dataclass(frozen=True)
-class AuditSettings:
+@dataclass(frozen=True, kw_only=True)
+class AuditSettings(AuditExtent):
     """What an audit is made of. The YAML file has these keys; flags are called alike, in the singular.
 
+    Flags have the first sentences of what stands here as their help. A field that takes several values is described
+    for one of them. Further fields are those of :class:`~loraguard.audit.AuditExtent`.
+
     Args:
-        generator: by name, one of `loraguard.generators.GENERATORS`, perhaps with settings, as NAME:KEY=VALUE,...
-        checkpoint: its weights: a file, a folder or an id of the Hub; none for one that ships with them.
-        image_size: of the generator, where its weights do not tell.
-        data: as :func:`~loraguard.data.open_data` takes it.
-        split: of the data set's own.
-        images: how many photos are audited.
-        fit_images: how many others defenses are fitted on, detectors calibrated on and patches trained on.
-        patches: by name, a folder or an id of the Hub.
-        ignore_fingerprint: take patches that were made for other weights than the generator's.
-        train: adversaries to train here: "standard", "ungated", "clean-only", "fine-tune".
-        train_steps: of each of these; by default the fast recipe's epochs.
-        defenses: by name, a spec as :func:`~loraguard.defenses.parse_defense` takes it.
-        no_leak_only: defenses, by name, that are not crafted anew with a leak.
-        perturbed: by name, a folder with photos that a defense has perturbed elsewhere.
-        allow_large_change: take perturbed photos that are not like their originals, under 20 dB PSNR.
-        channels: specs, such as "jpeg:75+resize:0.5".
-        adaptive_channels: defenses are crafted through each channel as well.
-        budgets: further values of `eps`, as a curve.
-        steps: further values of `steps` of the defenses, as a curve; `strengths` in files of earlier versions.
-        seeds: of everything that is drawn; the first one also draws photos and edits.
-        success: when a defense counts as having succeeded: "mse:0.05", "lpips:T", "ssim:T" or "noise:Q", beyond what
-            random noise of the same budget does to a share Q of the photos.
-        checks: on how many photos to try other attacks.
-        lpips: "cache", or a file with AlexNet's weights, to measure LPIPS.
-        fid: "cache", or a file with Inception's weights, to measure FID.
-        batch_size: photos at a time.
-        pictures: photos to show.
-        device: "auto" or "cpu".
+        generator: the network that edits photos, NAME or NAME:SETTINGS; `loraguard info generators` lists names.
+        checkpoint: its weights: a file, a folder or a Hub id; `demo` brings its own.
+        image_size: height and width of its images in pixels, where its weights do not tell.
+        data: photos: a folder, a Hub id, NAME or NAME:PATH; `loraguard info data` lists names. As
+            :func:`~loraguard.data.open_data` takes them.
+        split: the part of the data set to take, such as train; all of a folder otherwise.
+        images: how many photos to audit on.
+        fit_images: how many others to fit and train on. Detectors are calibrated on them, too.
+        patches: a patch to audit: a folder or a Hub id, or NAME=one. In a file: names, each with a folder or an id.
+        ignore_fingerprint: take patches made for other weights.
+        train: an adversary to train: standard, ungated, clean-only or fine-tune.
+        train_steps: steps of each; by default the fast recipe's epochs.
+        defenses: NAME:SETTINGS, or OTHER_NAME=that; `loraguard info defenses` lists names. In a file: names, each with
+            a spec as :func:`~loraguard.defenses.parse_defense` takes it.
+        perturbed: a folder of photos that another tool has perturbed. In a file: names, each with a folder.
+        channels: what happens to photos before the generator, such as jpeg:75+resize:0.5.
+        lpips: measure LPIPS, by AlexNet's weights in this file, or 'cache'.
+        fid: measure FID, by Inception's weights in this file, or 'cache'.
+        device: `cpu`, or auto for the accelerator that is there.
 
     Raises:
         ValueError: for a value of the wrong kind or out of range, a name that is taken, or nothing to audit.
@@ -92,21 +76,12 @@ class AuditSettings:
     train: Many[Adversary] = ()
     train_steps: Number | None = None
     defenses: dict[str, str] = field(default_factory=lambda: {"disrupting": "disrupting"})
-    no_leak_only: Many[str] = ()
     perturbed: dict[str, str] = field(default_factory=dict)
-    allow_large_change: bool = False
     channels: Many[str] = ()
-    adaptive_channels: bool = True
-    budgets: Many[Budget] = ()
-    steps: Many[Number] = ()
-    seeds: Annotated[Many[Seed], Field(min_length=1)] = (0,)
-    success: Annotated[str, AfterValidator(check_success)] = SUCCESS
-    checks: Annotated[int, Field(ge=0)] = 50
+    checks: Count = 50
     lpips: str | None = None
     fid: str | None = None
-    batch_size: Number = 25
-    pictures: Number = 6
-    device: Literal["auto", "cpu"] = "auto"
+    device: Literal["cpu", "auto"] = "auto"
 
     def __post_init__(self) -> None:
         for name, value in checked(type(self), vars(self)).items():
@@ -139,6 +114,8 @@ class AuditSettings:
         """
         if not file.is_file():
             raise FileNotFoundError(f"There is no file {file} with settings of an audit.")
+        import yaml  # on use: help needs the fields alone
+
         try:
             found = yaml.safe_load(file.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -179,7 +156,11 @@ class AuditSettings:
 
     def write(self, folder: Path) -> None:
         """Leave the settings in the audit's folder, for `--resume`."""
-        plain = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        import yaml
+
+        extent = {one.name for one in fields(AuditExtent)}
+        inputs_first = sorted(asdict(self).items(), key=lambda item: item[0] in extent)
+        plain = {key: list(value) if isinstance(value, tuple) else value for key, value in inputs_first}
         with whole_files(folder) as draft:
             (draft / SETTINGS).write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), encoding="utf-8")
 

@@ -76,7 +76,7 @@ def train(folder: Path, stamp: Stamp | None = None) -> Path:
         ({"seeds": []}, r"seeds=\(\) must have at least 1 item"),
         ({"seeds": [-1]}, r"seeds\[0\]=-1 must be greater than or equal to 0"),
         ({"seeds": [0, 2**32]}, r"seeds\[1\]=4294967296 must be less than 4294967296"),
-        ({"device": "gpu"}, r"device='gpu' must be 'auto' or 'cpu'"),
+        ({"device": "gpu"}, r"device='gpu' must be 'cpu' or 'auto'"),
         ({"checkpoint": 5}, r"checkpoint=5 must be a text"),
         ({"adaptive_channels": 1}, r"must be true or false"),
     ],

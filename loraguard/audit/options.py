@@ -1,0 +1,107 @@
+"""What an audit is told from Python."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.utils.data import Dataset
+
+from loraguard.channels import Channel, parse_channel
+from loraguard.data import PhotoHashes
+from loraguard.defenses import AnyDefense, as_defense
+from loraguard.generators import Conditions
+from loraguard.metrics import LPIPS
+from loraguard.stamp import Stamp, StampDetector
+
+from .extent import AuditExtent
+from .share import Share
+
+_CONTROLS = {"none", "noise"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditOptions(AuditExtent):
+    """Everything that :func:`~loraguard.audit.run_audit` takes beside model and photos.
+
+    Further fields, such as `budgets`, `steps`, `seeds`, `success`, `checks` and `batch_size`, are those of
+    :class:`~loraguard.audit.AuditExtent`.
+
+    Args:
+        defenses: by name; or a single one. A data set in place of a defense holds the same photos, perturbed by
+            somebody else, in the same order.
+        patches: the adapters' names, with the stamp of each or None for a standard patch; a name of `generators` says
+            what that one stamps.
+        generators: further networks to audit, by name, called as the generator is: one that was fine-tuned, say.
+        channels: by name, or specs such as "jpeg:75+resize:0.5", whose names they are.
+        fit_on: photos for defenses that have to be fitted; not those of the audit.
+        conditions: from labels to edits, by default the generator's own.
+        detectors: by patch, what looks for its stamp in every output, or None; without any no stamp rate is measured.
+        lpips: from `LPIPS.load`, to measure LPIPS.
+        features: an encoder, images (N, 3, H, W) to (N, D), to measure the Fréchet distance between the outputs and
+            what they should have been.
+        identity: a face encoder, images (N, 3, H, W) to embeddings (N, D), to measure the cosine between the embeddings
+            of outputs and of what they should have been.
+        trained_on: by patch or network, hashes of the photos that it was trained on; audited photos among them, or
+            versions of them, are flagged. The trainer leaves them beside a patch, in `photos.safetensors`.
+        output_dir: where what is found is kept; in memory only where there is none.
+        share: this process' part of an audit that several processes do together, each with the same options and
+            `output_dir`; by default what `accelerate launch` or `torchrun` say.
+        disable_tqdm: no progress bar.
+
+    Raises:
+        TypeError: for a defense that cannot be called, or has no budget.
+        ValueError: for a value that cannot be, an unknown channel, or a name that is taken.
+
+    Example:
+        >>> from loraguard.defenses import Disrupting
+        >>> options = AuditOptions(defenses=Disrupting(), patches={"mine": None}, channels=["jpeg:75"], seeds=[0, 1])
+        >>> list(options.defenses), list(options.channels), options.seeds
+        (['disrupting'], ['jpeg:75'], (0, 1))
+    """
+
+    defenses: Mapping[str, AnyDefense | Dataset[Any]] | Any  # a single one becomes a mapping
+    patches: Mapping[str, Stamp | None]
+    generators: Mapping[str, nn.Module] | None = None
+    channels: Sequence[str] | Mapping[str, Channel] | Any = ()  # specs become a mapping
+    fit_on: Dataset[Any] | None = None
+    conditions: Conditions | None = None
+    detectors: Mapping[str, StampDetector | None] | None = None
+    lpips: LPIPS | None = None
+    features: nn.Module | None = None
+    identity: nn.Module | None = None
+    trained_on: Mapping[str, PhotoHashes] | None = None
+    output_dir: str | Path | None = None
+    share: Share | None = None
+    disable_tqdm: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        single = not isinstance(self.defenses, Mapping)
+        given = {type(self.defenses).__name__.lower(): self.defenses} if single else self.defenses
+        if taken := _CONTROLS & set(given):
+            raise ValueError(f"The names {sorted(taken)} are those of the controls; call the defense something else.")
+        if unknown := sorted(set(self.no_leak_only) - set(given)):
+            raise ValueError(f"no_leak_only names {unknown}; the defenses are {sorted(given)}.")
+        defenses = {name: one if _holds_photos(one) else as_defense(one) for name, one in given.items()}
+        named = isinstance(self.channels, Mapping)
+        channels = dict(self.channels) if named else {spec: parse_channel(spec) for spec in self.channels}
+        detectors = {name: one for name, one in (self.detectors or {}).items() if one is not None}
+        for name, value in {"defenses": defenses, "channels": channels, "detectors": detectors}.items():
+            object.__setattr__(self, name, value)
+        metric = self.success.partition(":")[0]
+        if (metric, None) in (("lpips", self.lpips), ("identity", self.identity)):
+            how = "from LPIPS.load; on the command line --lpips" if metric == "lpips" else "a face encoder"
+            raise ValueError(f"success={self.success!r} needs {metric}=, {how}.")
+
+    @property
+    def perturbed(self) -> dict[str, Any]:
+        """The data sets among the defenses that can be indexed: photos that somebody else has perturbed."""
+        return {name: one for name, one in self.defenses.items() if hasattr(one, "__getitem__")}
+
+
+def _holds_photos(defense: Any) -> bool:
+    return isinstance(defense, Dataset) or hasattr(defense, "__getitem__")
