@@ -147,7 +147,7 @@ def test_every_command_of_the_command_lines_page_runs(tmp_path: Path, monkeypatc
     """In order, with the photos and the YAML file that the page makes; attacks end after their first steps."""
     monkeypatch.chdir(tmp_path)
     short_attacks(monkeypatch)
-    monkeypatch.setattr("loraguard.stamping.DRAWN_FACES", 40)
+    monkeypatch.setattr("loraguard.commands.stamp.DRAWN_FACES", 40)
     blocks = list(blocks_of("docs/cli.md"))
     for block in blocks:
         if block.language == "python":

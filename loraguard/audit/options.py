@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,12 @@ from typing import Any
 from torch import nn
 from torch.utils.data import Dataset
 
-from loraguard.channels import Channel, parse_channel
+from loraguard.channels import parse_channel
 from loraguard.data import PhotoHashes
-from loraguard.defenses import AnyDefense, as_defense
+from loraguard.defenses import as_defense
 from loraguard.generators import Conditions
 from loraguard.metrics import LPIPS
-from loraguard.stamp import Stamp, StampDetector
+from loraguard.stamp import Stamp
 
 from .extent import AuditExtent
 from .share import Share
@@ -63,13 +63,13 @@ class AuditOptions(AuditExtent):
         (['disrupting'], ['jpeg:75'], (0, 1))
     """
 
-    defenses: Mapping[str, AnyDefense | Dataset[Any]] | Any  # a single one becomes a mapping
+    defenses: Any  # AnyDefense, or a mapping of these and of Dataset; always a mapping once it is made
     patches: Mapping[str, Stamp | None]
     generators: Mapping[str, nn.Module] | None = None
-    channels: Sequence[str] | Mapping[str, Channel] | Any = ()  # specs become a mapping
+    channels: Any = ()  # specs, or a mapping of Channel; always a mapping once it is made
     fit_on: Dataset[Any] | None = None
     conditions: Conditions | None = None
-    detectors: Mapping[str, StampDetector | None] | None = None
+    detectors: Any = None  # a mapping of StampDetector; without those that are None once it is made
     lpips: LPIPS | None = None
     features: nn.Module | None = None
     identity: nn.Module | None = None
