@@ -78,7 +78,7 @@ def audit(
         Path | None, typer.Option(help="A folder for the report and all findings. Needed.", rich_help_panel=WHERE)
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="A YAML file with settings; flags go before it.", rich_help_panel=WHERE)
+        Path | None, typer.Option(help="A YAML file with settings; flags override it.", rich_help_panel=WHERE)
     ] = None,
     resume: Annotated[
         Path | None, typer.Option(help="Go on with the audit in this folder.", rich_help_panel=WHERE)
