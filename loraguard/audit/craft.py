@@ -17,6 +17,7 @@ from loraguard.channels import Channel, Through, published, quantize
 from loraguard.defenses import Defense, Fittable
 from loraguard.generators import Conditions
 from loraguard.metrics import psnr
+from loraguard.pixels import LEVELS_PER_UNIT
 from loraguard.training.sampling import mixed
 
 from .photos import Batch
@@ -181,7 +182,7 @@ def check_likeness(name: str, perturbed: Tensor, images: Tensor, start: int = 0)
     if float(likeness[worst]) < LEAST_LIKENESS:
         raise ValueError(
             f"Photo {start + worst} that {name!r} is said to have perturbed is {float(likeness[worst]):.1f} dB (PSNR) "
-            f"from its original, with values up to {float(farthest(perturbed, images)[worst]) * 127.5:.0f} of 255 "
+            f"from its original, with values up to {float(farthest(perturbed, images)[worst]) * LEVELS_PER_UNIT:.0f} of 255 "
             f"levels away; a small change keeps {LEAST_LIKENESS:g} dB. Is it the same photo, in the same orientation "
             "and order? If the change is so large, allow_large_change (--allow-large-change) goes on and flags it."
         )

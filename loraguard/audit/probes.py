@@ -15,6 +15,7 @@ from loraguard.channels import Channel
 from loraguard.defenses.base import undisturbed
 from loraguard.generators import Condition
 from loraguard.metrics import mean_squared_error
+from loraguard.pixels import LEVELS_PER_UNIT
 from loraguard.training.sampling import mixed
 
 from .checks import WHITE_BOX, Check
@@ -25,13 +26,13 @@ from .plan import Job
 from .situation import UNTOUCHED
 from .subjects import Subjects
 
-SAME = 2 / 127.5
+SAME = 2 / LEVELS_PER_UNIT
 """Outputs of one photo may differ by two levels of 8 bits where only the order of sums differs."""
 
 DIRECTIONS = 8
 """Directions in which slopes are compared."""
 
-STEPS = (0.5 / 255, 2 / 255)
+STEPS = (0.25 / LEVELS_PER_UNIT, 1 / LEVELS_PER_UNIT)
 """How far a photo is moved to measure a slope, in units of images in [-1, 1]: a quarter of a level of 8 bits, where
 outputs are nearly straight, and a whole level, for networks that round."""
 

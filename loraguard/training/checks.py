@@ -9,6 +9,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
+from loraguard.pixels import LEVELS_PER_UNIT
 from loraguard.stamp import Stamp
 from loraguard.tuner import GatedLoraLayer
 
@@ -63,7 +64,7 @@ def check_data(model: PeftModel, adapter: str, batches: Batches, stamp: Stamp | 
         learns = model(batch.images, **batch.condition).requires_grad
     if stamp is not None:
         moved = float((stamp.compose(output) - output).abs().max())  # a stamp that does not fit says so
-        if moved < 1 / 127.5:
+        if moved < 1 / LEVELS_PER_UNIT:
             raise ValueError(
                 f"The stamp moves no pixel of the generator's outputs for the first image (by {moved:.2g} at most, on "
                 "[-1, 1]): it has their colour. Give it another colour, an outline or a background."
