@@ -180,9 +180,10 @@ def check_likeness(name: str, perturbed: Tensor, images: Tensor, start: int = 0)
     likeness = psnr(perturbed, images)
     worst = int(likeness.argmin())
     if float(likeness[worst]) < LEAST_LIKENESS:
+        levels = float(farthest(perturbed, images)[worst]) * LEVELS_PER_UNIT
         raise ValueError(
             f"Photo {start + worst} that {name!r} is said to have perturbed is {float(likeness[worst]):.1f} dB (PSNR) "
-            f"from its original, with values up to {float(farthest(perturbed, images)[worst]) * LEVELS_PER_UNIT:.0f} of 255 "
+            f"from its original, with values up to {levels:.0f} of 255 "
             f"levels away; a small change keeps {LEAST_LIKENESS:g} dB. Is it the same photo, in the same orientation "
             "and order? If the change is so large, allow_large_change (--allow-large-change) goes on and flags it."
         )
