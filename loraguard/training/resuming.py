@@ -63,13 +63,18 @@ def resume(
     state = checkpoints.read(checkpoint)
     _check(checkpoint, state, settings, about, total_steps)
     checkpoints.load(checkpoint)
-    before = {name: then for name, then in state["settings"].items() if _differ(name, then, settings.get(name))}
+    before = {name: then for name, then in _used(state).items() if _differ(name, then, settings.get(name))}
     state.setdefault("resumed", [])
     if before:
         state["resumed"].append({"step": state["step"], "before": before})
         changed = "; ".join(f"{name}: {then!r:.80} then, {settings[name]!r:.80} now" for name, then in before.items())
         warnings.warn(f"Resuming {checkpoint} with other settings, used from here on: {changed:.400}.", stacklevel=3)
     return state
+
+
+def _used(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings as they were used; earlier versions wrote them as they were given."""
+    return dict(state.get("used", state["settings"]))
 
 
 def _differ(name: str, then: Any, now: Any) -> bool:
@@ -83,7 +88,7 @@ def _check(
     checkpoint: Path, state: Mapping[str, Any], settings: Mapping[str, Any], about: Mapping[str, Any], total_steps: int
 ) -> None:
     """Refuse what cannot be gone on with, and settings that would not be used."""
-    then = state["settings"]
+    then = _used(state)
     if state["images"] != about["images"]:
         raise ValueError(f"{checkpoint} was trained on {state['images']} images, this run has {about['images']}.")
     if state.get("generator", about["generator"]) != about["generator"]:

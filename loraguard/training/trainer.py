@@ -259,7 +259,8 @@ class PatchTrainer:
 
     def _state(self, log: TrainingLog, watch: StepWatch) -> dict[str, Any]:
         """What a checkpoint needs beside weights and random states."""
-        return {"settings": self.record(), **self._about(), **log.state_dict(), "watch": watch.state_dict()}
+        settings = {"settings": self.args.to_dict(), "used": self.record()}  # as they were given, and as they are used
+        return {**settings, **self._about(), **log.state_dict(), "watch": watch.state_dict()}
 
     def _about(self) -> dict[str, Any]:
         """What a checkpoint is for."""
