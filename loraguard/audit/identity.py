@@ -30,7 +30,7 @@ from loraguard.fingerprint import digest
 _PLAIN = (str, int, float, bool, type(None), bytes, complex, type(...), type(NotImplemented))
 _OWN = __name__.partition(".")[0]
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
-_OF_MODULES = frozenset(vars(nn.Module()))
+_OF_MODULES = frozenset({*vars(nn.Module()), "peft_config"})  # the latter is PEFT's note on the network beneath
 _ADAPTER = re.compile(r"(?:^|\.)(?:lora_\w+|modules_to_save)(?:\.|$)")
 _RUN = uuid.uuid4().hex
 

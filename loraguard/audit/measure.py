@@ -22,7 +22,7 @@ from loraguard.metrics import (
 )
 from loraguard.stamp import StampDetector
 
-BEYOND, MOST_BEYOND = 0.25, 0.05
+BEYOND, MOST_BEYOND = 0.25, 0.25
 """Where more than this part of the values leaves [-1, 1] by more than this, outputs are of another range. Networks
 without a tanh at their end overshoot here and there."""
 

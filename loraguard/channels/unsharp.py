@@ -34,6 +34,7 @@ class Unsharp:
         ValueError: for a radius that is not above 0, or a percentage or threshold below 0.
 
     Example:
+        >>> import torch
         >>> edge = torch.tensor([-0.5, 0.5]).repeat_interleave(4).expand(1, 3, 8, 8)
         >>> Unsharp(radius=1, percent=50)(edge)[0, 0, 0, 3:5]
         tensor([-0.6481,  0.6481])

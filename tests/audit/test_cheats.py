@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from loraguard import GatedLoraConfig
 from loraguard.audit import AuditResult, run_audit
+from loraguard.audit.identity import architecture
 from loraguard.audit.words import tried
 from loraguard.channels import JPEG
 from loraguard.data import DemoFaces, PhotoHashes
@@ -64,9 +65,9 @@ class Faces(DemoFaces):
         super().__init__(n, size=size)
         self.reads: list[int] = []
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        self.reads.append(index)
-        return super().__getitem__(index)
+    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
+        self.reads += indices
+        return super().__getitems__(indices)
 
 
 def audit(
@@ -117,6 +118,15 @@ def test_photos_are_read_once() -> None:
 
 
 # A. A figure belongs to what it names.
+
+
+def test_a_further_patch_leaves_what_is_known_of_the_network(tmp_path: Path) -> None:
+    """The network is the same one, whatever adapters PEFT notes on it: its figures are found again."""
+    torch.manual_seed(0)
+    model = get_peft_model(Editor(), GatedLoraConfig(r=1, target_modules=["conv"]), adapter_name="one")
+    before = architecture(model)
+    model.add_adapter("two", GatedLoraConfig(r=2, target_modules=["conv"]))
+    assert architecture(model) == before
 
 
 def mean_dsr(result: AuditResult, generator: str, *key: str) -> float:

@@ -81,7 +81,7 @@ def test_names_that_differ_are_said_and_can_be_matched(audit: Audit, tmp_path: P
 
 def test_what_cannot_be_compared(audit: Audit, tmp_path: Path) -> None:
     a = written(audit, tmp_path / "a")
-    with pytest.raises(ValueError, match=r"metric 'lpips'; they have dsr, masked_dsr, masked_mse, mse, "):
+    with pytest.raises(ValueError, match=r"metric 'lpips'; they have dsr, dsr_without_cast, masked_dsr, "):
         compare(a, a, "lpips")
     with pytest.raises(FileNotFoundError, match=r"no .*nowhere.audit\.json; `loraguard audit` writes it"):
         compare(a, tmp_path / "nowhere")

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from loraguard import GatedLoraConfig, PatchTrainingArguments, Stamp
 from loraguard.audit import Controls, run_audit, train_controls
 from loraguard.audit.controls import KINDS
+from loraguard.channels import quantize
 from loraguard.data import DemoFaces, collate
 from loraguard.defenses import Disrupting, Unperturbed
 from loraguard.generators import DemoEditor, conditions_of, expand
@@ -108,7 +109,8 @@ def test_controls_are_audited_beside_a_patch(editor: DemoEditor, faces: DemoFace
         if network is None:
             network = PeftModel.from_pretrained(copy.deepcopy(bare), controls.adapters[kind])
         with torch.no_grad():
-            difference = network(batch["image"], **condition) - bare(batch["image"], **condition)
+            wanted = quantize(bare(batch["image"], **condition))
+            difference = quantize(network(batch["image"], **condition)) - wanted
         mse = difference.square().mean((1, 2, 3))
         assert mse.min() > 0
         assert torch.allclose(result[kind, "clean"].values["mse"], mse, atol=1e-5)

@@ -92,7 +92,7 @@ def test_what_is_saved_is_what_was_trained(patched: PeftModel, faces: DemoFaces,
     )
     result = PatchTrainer(patched, faces, arguments(tmp_path / "a" / "b")).train()
     assert {f.name for f in result.output_dir.iterdir()} == {
-        "adapter_model.safetensors", "adapter_config.json", "training_log.json", "README.md"
+        "adapter_model.safetensors", "adapter_config.json", "training_log.json", "README.md", "photos.safetensors",
     }  # fmt: skip
     again = PeftModel.from_pretrained(editor, result.output_dir)
     images, condition = faces[0]["image"][None], {"labels": faces[0]["labels"][None]}
@@ -108,6 +108,7 @@ def test_what_is_saved_is_what_was_trained(patched: PeftModel, faces: DemoFaces,
         "method": "pgd",
         "restarts": 1,
         "layer": None,
+        "eot": 1,
     }
     assert [entry["step"] for entry in log["steps"]] == [1, 2, 3]
 
