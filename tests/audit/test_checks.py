@@ -29,7 +29,7 @@ OF_PROBES = {
     "trained-on-these-photos", "made-for-other-weights", "fitted-on-these-photos",
 }  # fmt: skip
 OF_OUTPUTS = {"over-budget", "only-a-colour-cast", "only-where-the-edit-is", "stamp-found-everywhere"}
-"""Of figures that a real audit always has, and the ones made up here do not; test_cheats.py plants what raises them."""
+"""Of figures that a real audit has and the ones made up here lack; test_cheats_*.py plant what raises them."""
 
 
 def audit(
