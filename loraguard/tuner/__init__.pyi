@@ -1,3 +1,4 @@
+from .attention import GatedLoraMultiheadAttention as GatedLoraMultiheadAttention
 from .authors import AuthorsPatch as AuthorsPatch
 from .authors import convert_checkpoint as convert_checkpoint
 from .config import GatedLoraConfig as GatedLoraConfig

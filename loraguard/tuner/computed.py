@@ -16,13 +16,13 @@ from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 
 
 def is_computed(layer: nn.Module) -> bool:
-    """Whether the weight of a linear or convolution layer is no parameter of its own.
+    """Whether the weight of a layer that can be adapted is no parameter of its own.
 
     Example:
         >>> is_computed(nn.Linear(2, 2)), is_computed(torch.nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)))
         (False, True)
     """
-    return "weight" not in layer._parameters
+    return "weight" not in layer._parameters and "in_proj_weight" not in layer._parameters
 
 
 def computed_by(layer: Any) -> str:
@@ -41,6 +41,8 @@ def is_known(layer: Any) -> bool:
 
 def own_tensors(layer: Any) -> list[Tensor]:
     """What the weight is stored as: itself, or what it is computed from."""
+    if isinstance(layer, nn.MultiheadAttention):
+        return [layer.q_proj_weight if layer.in_proj_weight is None else layer.in_proj_weight]
     if not is_computed(layer):
         return [layer.weight]
     if parametrize.is_parametrized(layer, "weight"):

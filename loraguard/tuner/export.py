@@ -10,6 +10,7 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from .attention import GatedLoraMultiheadAttention
 from .config import GatedLoraConfig
 from .embedding import GatedLoraEmbedding
 from .layer import GatedLoraLayer
@@ -95,6 +96,8 @@ def _check_layer(name: str, layer: GatedLoraLayer) -> None:
             unlike.append(f"padding_mode={base.padding_mode!r}")
         if set(base.dilation) != {1}:
             unlike.append(f"dilation={base.dilation}")
+    if isinstance(layer, GatedLoraMultiheadAttention):
+        unlike.append("the update of its out_proj is added twice, by PEFT 0.21.2")
     if unlike:
         raise ValueError(
             f"PEFT's LoRA is not the same on {name!r} ({type(base).__name__}: {', '.join(unlike)}), so that the "

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from .layer import GatedLoraLayer
 from .loading import Header, Shape, check_header
 from .targets import base_layer_of, token_layers, unwrapped, walk
 
@@ -20,8 +21,10 @@ def expected_shapes(model: nn.Module, config: Any, targets: Mapping[str, Any]) -
         targets: By name, the layers to adapt as they would be, with an adapter "new".
     """
     shapes: dict[str, Any] = {
-        f"{name}.{kind}.{parameter_name}": parameter.shape
-        for name, layer in targets.items()
+        ".".join((name, *([inner] if inner else []), kind, parameter_name)): parameter.shape
+        for name, target in targets.items()
+        for inner, layer in target.named_modules()
+        if isinstance(layer, GatedLoraLayer)
         for kind in ("lora_A", "lora_B", "lora_gate")
         for parameter_name, parameter in getattr(layer, kind)["new"].named_parameters()
     }

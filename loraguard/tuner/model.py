@@ -24,8 +24,10 @@ from .loading import Before, check_finite
 from .registration import register_classes
 from .targets import (
     ADAPTABLE,
+    bare_copy,
     base_layer_of,
     bypassed,
+    call_adapted,
     check_base_layer,
     check_not_shared,
     is_default,
@@ -63,6 +65,9 @@ class GatedLoraModel(WeightedAdapters, LoraModel):
     # The network before the adapter that is being loaded, until its tensors have arrived.
     _before: Before | None = None
 
+    # Encoders of torch's that make nested tensors when there is no adapter in them.
+    _encoders: tuple[Any, ...] = ()
+
     # Finding layers. Every refusal comes before the first layer is replaced.
 
     def _prepare_adapter_config(self, peft_config: Any, model_config: dict[str, Any]) -> Any:
@@ -71,16 +76,16 @@ class GatedLoraModel(WeightedAdapters, LoraModel):
         targets = self._targets(peft_config)
         if skipped := targets.keys() & bypassed(self.model):
             raise ValueError(
-                f"Adapters on {sorted(skipped)} would be ignored, because nn.MultiheadAttention and "
-                "nn.TransformerEncoderLayer read these weights instead of calling the layers. "
-                f"Leave them out: exclude_modules={sorted(skipped)}."
+                f"Adapters on {sorted(skipped)} would be ignored, because nn.MultiheadAttention reads these weights "
+                "instead of calling the layers. Name the attention itself in target_modules, which adapts all of its "
+                f"projections, or leave them out: exclude_modules={sorted(skipped)}."
             )
         for name, module in targets.items():
             check_base_layer(name, module).check_adaptable(base_layer_of(module), peft_config)
         if both := targets.keys() & token_layers(self.model, peft_config.trainable_token_indices):
             raise ValueError(
-                f"{min(both)!r} is adapted and has tokens that are trained as they are; PEFT does one or the other "
-                "on an embedding. Take it out of target_modules or of trainable_token_indices."
+                f"{min(both)!r} is adapted, and has tokens that are trained as they are: PEFT does one or the other. "
+                "Take it out of target_modules or of trainable_token_indices."
             )
         check_not_shared(self.model, set(targets))
         self._round_ranks(peft_config, targets)
@@ -98,7 +103,7 @@ class GatedLoraModel(WeightedAdapters, LoraModel):
                 name: self._create_new_module(
                     peft_config,
                     "new",
-                    base_layer_of(module),
+                    bare_copy(module),
                     target_name=name,
                     **self._rank_and_alpha(peft_config, name),
                 )
@@ -131,6 +136,8 @@ class GatedLoraModel(WeightedAdapters, LoraModel):
             if isinstance(tuner, GatedLoraModel) and tuner._before is not None:
                 tuner.delete_adapter(adapter_name)
                 tuner._before.restore()
+                if tuner.peft_config == {}:
+                    tuner._restore_encoders()
             raise
         finally:
             if isinstance(tuner, GatedLoraModel):
@@ -156,8 +163,8 @@ class GatedLoraModel(WeightedAdapters, LoraModel):
         names = {name for name, module in self._targets(everything).items() if is_default(base_layer_of(module))}
         if skipped := names & bypassed(self.model):
             warnings.warn(
-                f"No adapters on {sorted(skipped)}: nn.MultiheadAttention and nn.TransformerEncoderLayer read these "
-                "weights instead of calling the layers.",
+                f"No adapters on {sorted(skipped)}: nn.MultiheadAttention reads these weights instead of calling the "
+                "layers. Name the attention itself in target_modules to adapt it.",
                 stacklevel=2,
             )
         names -= skipped
@@ -165,7 +172,8 @@ class GatedLoraModel(WeightedAdapters, LoraModel):
             found = sorted({type(module).__name__ for name, module in walk(self.model) if name})
             raise ValueError(
                 f"No layer to adapt in {type(self.model).__name__}: GATED_LORA adapts {ADAPTABLE} inside a model "
-                f"(embeddings where target_modules names them), and found {', '.join(found) or 'no submodule'}."
+                "(embeddings and attentions where target_modules names them), and found "
+                f"{', '.join(found) or 'no submodule'}."
             )
         others = {name for name, _ in walk(self.model)} - names
         endings = tuple(f".{name}" for name in names)
@@ -231,13 +239,20 @@ class GatedLoraModel(WeightedAdapters, LoraModel):
     ) -> Any:
         if merge:
             self._check_merge(adapter_names, safe_merge, unloading=True)
-        return super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
+        unloaded = super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
+        self._restore_encoders()
+        return unloaded
+
+    def _restore_encoders(self) -> None:
+        for encoder in self._encoders:
+            encoder.use_nested_tensor = True
 
     # Norms.
 
     def _post_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
         super()._post_injection_hook(model, config, adapter_name)
         self._freeze_norm_stats()
+        self._encoders = (*self._encoders, *call_adapted(model))
 
     def train(self, mode: bool = True) -> "GatedLoraModel":
         """As `nn.Module.train`, but the base model's norms with running statistics stay in eval mode."""

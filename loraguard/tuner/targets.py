@@ -1,5 +1,6 @@
 """Which layers of a network can be adapted, and why another cannot."""
 
+import copy
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -9,6 +10,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
+from .attention import GatedLoraMultiheadAttention
 from .computed import computed_by, is_computed, is_known, own_tensors
 from .conv import GatedLoraConv, GatedLoraConvTranspose
 from .embedding import GatedLoraEmbedding
@@ -16,12 +18,8 @@ from .layer import GatedLoraLayer
 from .linear import GatedLoraLinear
 
 _BY_DEFAULT: tuple[type[GatedLoraLayer], ...] = (GatedLoraLinear, GatedLoraConv, GatedLoraConvTranspose)
-LAYER_CLASSES: tuple[type[GatedLoraLayer], ...] = (*_BY_DEFAULT, GatedLoraEmbedding)
+LAYER_CLASSES: tuple[type[GatedLoraLayer], ...] = (*_BY_DEFAULT, GatedLoraEmbedding, GatedLoraMultiheadAttention)
 ADAPTABLE = ", ".join(base.__name__ for layer in LAYER_CLASSES for base in layer.base_classes)
-
-# Modules that read the weights of these children instead of calling them, always or in eval mode: an adapter there
-# would be ignored without a word.
-_BYPASSED = ((nn.MultiheadAttention, ("out_proj",)), (nn.TransformerEncoderLayer, ("linear1", "linear2")))
 
 
 def walk(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
@@ -35,19 +33,46 @@ def walk(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
 
 
 def bypassed(model: nn.Module) -> set[str]:
-    """Names of the layers that their parent does not call, or not always."""
-    return {
-        f"{name}.{child}" if name else child
-        for name, module in walk(model)
-        for parent, children in _BYPASSED
-        if isinstance(module, parent)
-        for child in children
-    }
+    """Names of the layers that `nn.MultiheadAttention` reads and never calls: an adapter there does nothing."""
+    return {f"{name}.out_proj" for name, module in walk(model) if isinstance(module, nn.MultiheadAttention)}
+
+
+def call_adapted(model: nn.Module) -> list[Any]:
+    """Have torch's encoders call their adapted layers; in eval mode they read weights, unless a layer has a hook.
+
+    Returns:
+        The `nn.TransformerEncoder`s that no longer make nested tensors of padded ones, which only their own fast way
+        takes; `use_nested_tensor` is to be True again when the adapters are gone.
+    """
+    encoders = []
+    for module in model.modules():
+        if isinstance(module, (nn.TransformerEncoder, nn.TransformerEncoderLayer)):
+            adapted = [layer for layer in module.modules() if isinstance(layer, GatedLoraLayer)]
+            for layer in adapted:
+                if _is_called not in layer._forward_pre_hooks.values():
+                    layer.register_forward_pre_hook(_is_called)
+            if adapted and getattr(module, "use_nested_tensor", False):
+                cast(Any, module).use_nested_tensor = False
+                encoders.append(module)
+    return encoders
+
+
+def _is_called(layer: nn.Module, args: Any) -> None:
+    """Nothing; see `call_adapted`."""
 
 
 def base_layer_of(module: nn.Module) -> nn.Module:
     """The layer below PEFT's adapters, or the module itself."""
     return module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+
+
+def bare_copy(module: nn.Module) -> nn.Module:
+    """`base_layer_of`; of an attention a copy, whose out_proj has no adapter and may be given one."""
+    base = base_layer_of(module)
+    if isinstance(base, nn.MultiheadAttention):
+        base = copy.copy(base)
+        base._modules = {name: base_layer_of(part) for name, part in base._modules.items() if part is not None}
+    return base
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
