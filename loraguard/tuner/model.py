@@ -84,8 +84,8 @@ class GatedLoraModel(WeightedAdapters, LoraModel):
             check_base_layer(name, module).check_adaptable(base_layer_of(module), peft_config)
         if both := targets.keys() & token_layers(self.model, peft_config.trainable_token_indices):
             raise ValueError(
-                f"{min(both)!r} is adapted, and has tokens that are trained as they are: PEFT does one or the other. "
-                "Take it out of target_modules or of trainable_token_indices."
+                f"{min(both)!r} is adapted and has tokens that are trained as they are; PEFT does one or the other "
+                "on an embedding. Take it out of target_modules or of trainable_token_indices."
             )
         check_not_shared(self.model, set(targets))
         self._round_ranks(peft_config, targets)
