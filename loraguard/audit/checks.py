@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .names import SUCCESS
 from .paired import Difference, paired_difference
-from .situation import NO_CHANNEL, UNTOUCHED, Situation
+from .situation import KNOWLEDGE, NO_CHANNEL, UNTOUCHED, Situation
 
 if TYPE_CHECKING:
     from .result import AuditResult
@@ -44,6 +44,11 @@ CLEAN_DSR = 0.05
 """Where more of the clean outputs than this are spoilt, a patch is none."""
 
 WHITE_BOX = ("leak", "leak+channel")
+
+
+def white_box_of(generator: str) -> tuple[str, ...]:
+    """What a defender knows who attacks this very generator; of the untouched one everybody does."""
+    return ("no-leak", *WHITE_BOX) if generator == UNTOUCHED else WHITE_BOX
 
 
 @dataclass(frozen=True)
@@ -93,7 +98,7 @@ def _of_defenses(result: AuditResult, generator: str) -> Iterator[Check]:
     noise = {row.treatment.eps or 0.0: row for row in _main(result, generator) if row.treatment.knowledge == "noise"}
     clean = _share(rows["clean", "none"])
     yield Check(
-        "clean-output-changed", clean <= CLEAN_DSR, generator, None, ("clean", "noise", "no-leak", *WHITE_BOX),
+        "clean-output-changed", clean <= CLEAN_DSR, generator, None, KNOWLEDGE,
         f"Without any perturbation {clean:.1%} of the outputs are over the threshold (allowed: {CLEAN_DSR:.0%}).",
     )  # fmt: skip
     yield from _of_outputs(result, generator)
@@ -168,7 +173,7 @@ def _of_outputs(result: AuditResult, generator: str) -> Iterator[Check]:
         stamping = [name for name, stamp in result.settings["patches"].items() if stamp is not None]
         for name in (UNTOUCHED, *stamping):
             yield Check(
-                "stamp-found-everywhere", rate <= FALSE_STAMPS, name, None, ("clean", "noise", "no-leak", *WHITE_BOX),
+                "stamp-found-everywhere", rate <= FALSE_STAMPS, name, None, KNOWLEDGE,
                 f"The detector finds the stamp on {rate:.1%} of the untouched generator's outputs (allowed: "
                 f"{FALSE_STAMPS:.0%}).",
             )  # fmt: skip
@@ -195,7 +200,7 @@ def _of_generator(result: AuditResult, generator: str) -> Iterator[Check]:
 
 def _of_attacks(result: AuditResult, generator: str, defense: str, tried: Mapping[str, Situation]) -> Iterator[Check]:
     """What the attacks of one budget say of the rows of a defense that has this budget."""
-    white_box = ("no-leak", *WHITE_BOX) if generator == UNTOUCHED else WHITE_BOX
+    white_box = white_box_of(generator)
 
     def compared(name: str, stronger: str, weaker: str) -> Check:
         beaten, words = beats(tried[stronger], tried[weaker])

@@ -24,7 +24,7 @@ from .checks import Check
 from .result import AuditResult
 from .run import Log, Piece, Run
 from .situation import NO_CHANNEL, UNTOUCHED, Situation, Treatment
-from .store import key_of
+from .store import key_of, number
 from .success import Success
 from .words import budget_words
 
@@ -54,7 +54,7 @@ def gather(run: Run, log: Log, defenses: Mapping[str, Any], seeds: Sequence[int]
         for name, (generator, channel) in piece.passes.items():
             figures = found.setdefault((generator, t, channel), {})
             for metric, values in {**stored["passes"][name], **stored["photo"]}.items():
-                figures.setdefault(metric, defaultdict(list))[piece.job.seed] += map(_number, values)
+                figures.setdefault(metric, defaultdict(list))[piece.job.seed] += map(number, values)
             if name in kept and first:
                 pictures[generator, t.defense, t.knowledge, channel][t].append(from_bytes(kept[name]))
             if f"is {name}" in kept:
@@ -167,10 +167,6 @@ def _described(defense: Any, identity: list[Any] | None) -> dict[str, Any]:
     """A defense's settings, and its identity as it was when the run began; photos that were given have none."""
     known = {} if identity is None else {"identity": identity[-1]["sha256"]}
     return {**(defense.settings() if isinstance(defense, Defense) else describe(defense)), **known}
-
-
-def _number(value: float | None) -> float:
-    return float("inf") if value is None else value
 
 
 def _frechet(features: list[dict[str, Tensor]] | None) -> float | None:

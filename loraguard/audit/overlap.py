@@ -10,7 +10,8 @@ from torch.utils.data import Dataset
 
 from loraguard.data import PhotoHashes
 
-from .checks import WHITE_BOX, Check
+from .checks import Check
+from .situation import KNOWLEDGE
 
 MOST = 5_000
 """Photos of a data set that are looked at; a fit or a calibration takes fewer."""
@@ -41,18 +42,17 @@ def overlaps(
         fitted_on: those that defenses are fitted on, detectors calibrated on and adversaries trained on.
         generators: all names.
     """
-    everything = ("clean", "noise", "no-leak", *WHITE_BOX)
     for name, known in trained_on.items():
         same, near, n = _counts(audited, known)
         yield Check(
-            "trained-on-these-photos", near == 0, name, None, everything,
+            "trained-on-these-photos", near == 0, name, None, KNOWLEDGE,
             f"{near} of {n} audited photos are among the {len(known)} that it was trained on ({same} bit by bit).",
         )  # fmt: skip
     if fitted_on is not None:
         same, near, n = _counts(audited, fitted_on)
         for name in generators:
             yield Check(
-                "fitted-on-these-photos", near == 0, name, None, everything,
+                "fitted-on-these-photos", near == 0, name, None, KNOWLEDGE,
                 f"{near} of {n} audited photos are among the {len(fitted_on)} that were kept for fitting, calibration "
                 f"and training ({same} bit by bit).",
             )  # fmt: skip

@@ -6,7 +6,8 @@ a photo whatever comes before or beside it; and for a defense that does so as we
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +19,12 @@ from loraguard.metrics import mean_squared_error
 from loraguard.pixels import LEVELS_PER_UNIT
 from loraguard.training.sampling import mixed
 
-from .checks import WHITE_BOX, Check
+from .checks import WHITE_BOX, Check, white_box_of
 from .craft import Crafter, seeded
 from .measure import as_saved
 from .photos import Batch
 from .plan import Job
-from .situation import UNTOUCHED
+from .situation import KNOWLEDGE, UNTOUCHED
 from .subjects import Subjects
 
 SAME = 2 / LEVELS_PER_UNIT
@@ -42,8 +43,6 @@ CORRELATION, RATIO = 0.95, 0.9
 EDITS = 0.5
 """A network that edits leaves at most this part of the difference that doing nothing leaves."""
 
-EVERYTHING = ("clean", "noise", "no-leak", *WHITE_BOX)
-
 
 def probe_generator(subjects: Subjects, name: str, batch: Batch, target: Tensor) -> list[Check]:
     """Try a generator on some photos.
@@ -55,28 +54,22 @@ def probe_generator(subjects: Subjects, name: str, batch: Batch, target: Tensor)
         target: what it should give, (N, 3, H', W') in [-1, 1].
     """
     with subjects.one(name) as network:
-        network = network.eval() if name != UNTOUCHED else network
         return list(_generator_checks(subjects, name, network, batch, target))
 
 
 def what_draws(subjects: Subjects, channels: Mapping[str, Channel], batch: Batch) -> set[str]:
     """The generators and channels, by name, that give something else with another seed."""
-    found = set()
-    for name in subjects.names:
-        outputs = []
+
+    def moved(call: Callable[[], Tensor]) -> float:
+        drawn = []
         for seed in (0, 1):
             with seeded(seed):
-                outputs.append(subjects.outputs(name, batch.images, batch.condition))
-        if float((outputs[0] - outputs[1]).abs().max()) > SAME:
-            found.add(name)
-    for name, channel in channels.items():
-        seen = []
-        for seed in (0, 1):
-            with seeded(seed):
-                seen.append(channel(batch.images))
-        if not torch.equal(*seen):
-            found.add(name)
-    return found
+                drawn.append(call())
+        return float((drawn[0] - drawn[1]).abs().max())
+
+    networks = {name: partial(subjects.outputs, name, batch.images, batch.condition) for name in subjects.names}
+    random = {name for name, call in networks.items() if moved(call) > SAME}
+    return random | {name for name, channel in channels.items() if moved(partial(channel, batch.images)) > 0}
 
 
 def _generator_checks(
@@ -91,12 +84,12 @@ def _generator_checks(
     first = outputs(images, condition)
     again = float((outputs(images, condition) - first).abs().max())
     yield Check(
-        "outputs-not-repeatable", again <= SAME, name, None, EVERYTHING,
+        "outputs-not-repeatable", again <= SAME, name, None, KNOWLEDGE,
         f"The same photos with the same seed give outputs that differ by up to {again:.3g} (allowed: {SAME:.3g}).",
     )  # fmt: skip
     drawn = float((outputs(images, condition, seed=1) - first).abs().max())
     yield Check(
-        "random-generator", drawn <= SAME, name, None, WHITE_BOX if name != UNTOUCHED else ("no-leak", *WHITE_BOX),
+        "random-generator", drawn <= SAME, name, None, white_box_of(name),
         f"With another seed outputs differ by up to {drawn:.3g} (allowed: {SAME:.3g}): gradients of one draw mislead.",
     )  # fmt: skip
     if drawn <= SAME:
@@ -105,7 +98,7 @@ def _generator_checks(
         alone = torch.cat([outputs(images[i : i + 1], _rows(condition, [i])) for i in range(len(images))])
         moved = max(float((one - first).abs().max()) for one in (turned, alone))
         yield Check(
-            "depends-on-the-batch", moved <= SAME, name, None, EVERYTHING,
+            "depends-on-the-batch", moved <= SAME, name, None, KNOWLEDGE,
             f"In another order, or alone, the same photos give outputs that differ by up to {moved:.3g} (allowed: "
             f"{SAME:.3g}).",
         )  # fmt: skip
@@ -113,34 +106,37 @@ def _generator_checks(
     correlation, ratio = slopes(network, images, condition)
     yield Check(
         "gradients-do-not-fit", correlation >= CORRELATION and RATIO <= ratio <= 1 / RATIO, name, None,
-        WHITE_BOX if name != UNTOUCHED else ("no-leak", *WHITE_BOX),
+        white_box_of(name),
         f"Along {DIRECTIONS} directions the slopes that gradients give and those that outputs show have a correlation "
         f"of {correlation:.2f} (at least {CORRELATION}) and a ratio of {ratio:.2f} ({RATIO} to {1 / RATIO:.2f}).",
     )  # fmt: skip
 
 
 def _edits(
-    subjects: Subjects, name: str, outputs: object, batch: Batch, first: Tensor, target: Tensor
+    subjects: Subjects,
+    name: str,
+    outputs: Callable[[Tensor, Condition], Tensor],
+    batch: Batch,
+    first: Tensor,
+    target: Tensor,
 ) -> Iterator[Check]:
     """Whether a network edits, and photos that it cannot know as well."""
     if name == UNTOUCHED or first.shape != batch.images.shape:
         return
-    call = outputs if callable(outputs) else None
-    assert call is not None
     nothing = mean_squared_error(as_saved(name, batch.images, batch.images), target).mean().item()
     left = mean_squared_error(as_saved(name, first, batch.images), target).mean().item()
     yield Check(
-        "does-not-edit", left <= EDITS * nothing, name, None, EVERYTHING,
+        "does-not-edit", left <= EDITS * nothing, name, None, KNOWLEDGE,
         f"On clean photos its outputs are {left:.4f} (MSE) from what they should be, and the photos themselves "
         f"{nothing:.4f} (allowed: {EDITS:.0%} of that).",
     )  # fmt: skip
     turned = batch.images.flip(1, 3)
     wanted = subjects.target(name, as_saved(UNTOUCHED, subjects.outputs(UNTOUCHED, turned, batch.condition), turned))
     with subjects.one(name):
-        unseen = mean_squared_error(as_saved(name, call(turned, batch.condition), turned), wanted).mean().item()
+        unseen = mean_squared_error(as_saved(name, outputs(turned, batch.condition), turned), wanted).mean().item()
     nothing = mean_squared_error(turned, wanted).mean().item()
     yield Check(
-        "only-known-photos", unseen <= max(EDITS * nothing, 2 * left), name, None, EVERYTHING,
+        "only-known-photos", unseen <= max(EDITS * nothing, 2 * left), name, None, KNOWLEDGE,
         f"Mirrored and with red and blue exchanged, as nobody has seen them, photos give outputs that are {unseen:.4f} "
         f"(MSE) from what they should be; as they are, {left:.4f}; and doing nothing leaves {nothing:.4f}.",
     )  # fmt: skip

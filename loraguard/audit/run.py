@@ -20,7 +20,7 @@ from loraguard.metrics import psnr
 from loraguard.pixels import to_bytes
 from loraguard.training.sampling import mixed
 
-from .craft import Crafter, check_likeness, seeded
+from .craft import Crafter, check_likeness, farthest, seeded
 from .keys import Names
 from .measure import Measures, as_saved
 from .overlap import hashes_of
@@ -29,7 +29,7 @@ from .plan import Job
 from .probes import probe_defense, probe_generator
 from .share import Share
 from .situation import NO_CHANNEL, SHARES, UNTOUCHED
-from .store import Store, key_of
+from .store import Store, jsonable, key_of, number
 from .subjects import Subjects
 
 PROBED = 4
@@ -239,9 +239,9 @@ class Run:
             with seeded(mixed(job.seed, batch.start)):
                 outputs = self.subjects.outputs(generator, self.channels[channel](photos), batch.condition)
             preds = as_saved(generator, outputs, batch.images)
-            target = as_saved(generator, clean.target(generator), whole.images)[: len(batch)]
+            target = clean.target(generator)[: len(batch)]
             figures = self.measures(generator, preds, target, untouched, batch.images)
-            passes[name] = {metric: _jsonable(values) for metric, values in figures.items()}
+            passes[name] = {metric: jsonable(values) for metric, values in figures.items()}
             if shown:
                 shown[name] = preds
             if self.measures.features is not None:
@@ -249,13 +249,12 @@ class Run:
                     features |= {f"is {name}": self.measures.features(preds).cpu().float()}
                     features |= {f"ought {name}": self.measures.features(target).cpu().float()}
         pictures = {name: to_bytes(images[: self.pictures - batch.start]).cpu() for name, images in shown.items()}
-        difference = (photos - batch.images).flatten(1)
         on_photos = {
-            "photo_linf": difference.abs().amax(1),
+            "photo_linf": farthest(photos, batch.images),
             "photo_psnr": psnr(photos, quantize(batch.images)),
             "photo_moved": crafted.moved,
         }
-        found = {"photo": {metric: _jsonable(values) for metric, values in on_photos.items()}, "passes": passes}
+        found = {"photo": {metric: jsonable(values) for metric, values in on_photos.items()}, "passes": passes}
         return found, {**pictures, **features}
 
 
@@ -265,6 +264,7 @@ class Clean:
     def __init__(self, subjects: Subjects, whole: Batch) -> None:
         self.subjects, self.whole = subjects, whole
         self.found: dict[str, Tensor] = {}
+        self.targets: dict[str, Tensor] = {}
 
     def saved(self, generator: str) -> Tensor:
         """A generator's outputs, as a file would hold them."""
@@ -275,7 +275,10 @@ class Clean:
 
     def target(self, generator: str) -> Tensor:
         """What a generator should give: the untouched one's outputs, with the stamp on them if it is to stamp."""
-        return as_saved(generator, self.subjects.target(generator, self.saved(UNTOUCHED)), self.whole.images)
+        if generator not in self.targets:
+            made = self.subjects.target(generator, self.saved(UNTOUCHED))
+            self.targets[generator] = as_saved(generator, made, self.whole.images)
+        return self.targets[generator]
 
 
 def agree(stored: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
@@ -288,7 +291,7 @@ def agree(stored: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
             before = stored.get("passes", {}).get(name, {}).get(metric)
             if before is None or len(before) != len(values):
                 return False
-            a, b = (torch.tensor([_number(one) for one in them], dtype=torch.float64) for them in (before, values))
+            a, b = (torch.tensor([number(one) for one in them], dtype=torch.float64) for them in (before, values))
             if not torch.equal(a.isfinite(), b.isfinite()):
                 continue
             rate = metric in SHARES
@@ -296,11 +299,3 @@ def agree(stored: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
             if abs(float((a - b).nan_to_num().mean())) > allowed:
                 return False
     return True
-
-
-def _jsonable(values: Tensor) -> list[float | None]:
-    return [value if abs(value) != float("inf") else None for value in values.tolist()]
-
-
-def _number(value: float | None) -> float:
-    return float("inf") if value is None else value

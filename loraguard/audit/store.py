@@ -25,6 +25,16 @@ def key_of(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
+def jsonable(values: Tensor) -> list[float | None]:
+    """Figures as strict JSON takes them: what is infinite, the PSNR of equal images, is null."""
+    return [value if abs(value) != float("inf") else None for value in values.tolist()]
+
+
+def number(value: float | None) -> float:
+    """A figure that :func:`jsonable` wrote."""
+    return float("inf") if value is None else value
+
+
 class Store:
     """A folder of findings, one file for each batch of photos and each way to perturb them.
 
