@@ -42,28 +42,26 @@ def overlaps(
         fitted_on: those that defenses are fitted on, detectors calibrated on and adversaries trained on.
         generators: all names.
     """
+    plain, mirrored = (PhotoHashes.joined(side) for side in zip(*audited, strict=True))
     for name, known in trained_on.items():
-        same, near, n = _counts(audited, known)
+        same, near = _counts(plain, mirrored, known)
         yield Check(
             "trained-on-these-photos", near == 0, name, None, KNOWLEDGE,
-            f"{near} of {n} audited photos are among the {len(known)} that it was trained on ({same} bit by bit).",
+            f"{near} of {len(plain)} audited photos are among the {len(known)} that it was trained on ({same} bit by "
+            "bit).",
         )  # fmt: skip
     if fitted_on is not None:
-        same, near, n = _counts(audited, fitted_on)
+        same, near = _counts(plain, mirrored, fitted_on)
         for name in generators:
             yield Check(
                 "fitted-on-these-photos", near == 0, name, None, KNOWLEDGE,
-                f"{near} of {n} audited photos are among the {len(fitted_on)} that were kept for fitting, calibration "
-                f"and training ({same} bit by bit).",
+                f"{near} of {len(plain)} audited photos are among the {len(fitted_on)} that were kept for fitting, "
+                f"calibration and training ({same} bit by bit).",
             )  # fmt: skip
 
 
-def _counts(audited: Sequence[tuple[PhotoHashes, PhotoHashes]], known: PhotoHashes) -> tuple[int, int, int]:
-    """How many photos are known bit by bit, how many as versions, and how many there are."""
-    same = near = n = 0
-    for plain, mirrored in audited:
-        found = [one.seen_in(known) for one in (plain, mirrored)]
-        same += int((found[0][0] | found[1][0]).sum())
-        near += int((found[0][0] | found[0][1] | found[1][0] | found[1][1]).sum())
-        n += len(plain)
-    return same, near, n
+def _counts(plain: PhotoHashes, mirrored: PhotoHashes, known: PhotoHashes) -> tuple[int, int]:
+    """How many photos are known bit by bit, and how many as versions."""
+    exact, near = zip(*(one.seen_in(known) for one in (plain, mirrored)), strict=True)
+    same = exact[0] | exact[1]
+    return int(same.sum()), int((same | near[0] | near[1]).sum())

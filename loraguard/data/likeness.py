@@ -64,6 +64,12 @@ class PhotoHashes:
         stacked = (np.stack(exact), np.stack(near)) if exact else empty
         return cls(*(torch.from_numpy(one.copy()) for one in stacked))
 
+    @classmethod
+    def joined(cls, parts: Iterable[PhotoHashes]) -> PhotoHashes:
+        """The hashes of several sets of photos, one after another."""
+        parts = list(parts)
+        return cls(torch.cat([one.exact for one in parts]), torch.cat([one.near for one in parts]))
+
     def seen_in(self, others: PhotoHashes) -> tuple[Tensor, Tensor]:
         """Which of these photos are among others: (N,), bool, bit by bit; and (N,), bool, as versions of them."""
         known = {bytes(row.tolist()) for row in others.exact}

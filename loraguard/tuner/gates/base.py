@@ -60,6 +60,32 @@ class Gate(nn.Module):
         return f"init={self.init}"
 
 
+class InputGateBase(Gate):
+    """A gate `sigmoid(w u + c)` that looks at the update u; w and c are its `weight` and `bias`.
+
+    Args:
+        init: c at the start; w is 0 then, so that it starts the same for each input.
+        layout: The layer that it is on.
+        shape: Of w.
+    """
+
+    def __init__(self, init: float, layout: Layout, shape: tuple[int, ...]) -> None:
+        super().__init__(init, layout)
+        self.weight = nn.Parameter(torch.empty(shape))
+        self.bias = nn.Parameter(torch.empty(shape[0]))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Start the same for each input."""
+        nn.init.zeros_(self.weight)
+        nn.init.constant_(self.bias, self.init)
+
+    @property
+    def opening(self) -> Tensor:
+        """sigmoid(c), the gate where the update is 0, of c's shape."""
+        return torch.sigmoid(self.bias)
+
+
 class StaticGate(Gate):
     """`sigmoid(g)`, with logits g that do not depend on the input.
 

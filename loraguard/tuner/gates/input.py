@@ -1,12 +1,12 @@
 """One number for each sample, by its update."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .base import FactorB, Gate, Layout
+from .base import FactorB, InputGateBase, Layout
 
 
-class InputGate(Gate):
+class InputGate(InputGateBase):
     """A number for each sample, from the mean of its update: `sigmoid(w * mean(u) + c) * u` with `u = s * B A x`.
 
     Attributes:
@@ -15,25 +15,12 @@ class InputGate(Gate):
 
     Example:
         >>> gate = InputGate(init=0.0, layout=Layout(out=2, dims=1))
-        >>> gate(torch.ones(4, 2, 3), nn.Identity(), scale=2.0)[0].detach()
+        >>> gate(torch.ones(4, 2, 3), torch.nn.Identity(), scale=2.0)[0].detach()
         tensor([[1., 1., 1.], [1., 1., 1.]])
     """
 
     def __init__(self, init: float, layout: Layout) -> None:
-        super().__init__(init, layout)
-        self.weight = nn.Parameter(torch.empty(1, 1))
-        self.bias = nn.Parameter(torch.empty(1))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Start as a scalar gate: the same for each input."""
-        nn.init.zeros_(self.weight)
-        nn.init.constant_(self.bias, self.init)
-
-    @property
-    def opening(self) -> Tensor:
-        """sigmoid(c), the gate where the update is 0, of shape (1,)."""
-        return torch.sigmoid(self.bias)
+        super().__init__(init, layout, (1, 1))
 
     def forward(self, hidden: Tensor, factor_b: FactorB, scale: float | Tensor) -> Tensor:
         """The gated update. The first dimension counts samples, unless there is none beyond a sample's own."""

@@ -4,14 +4,14 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from .base import FactorB, Gate, Layout
+from .base import FactorB, InputGateBase, Layout
 
 _POINTWISE: dict[int, Callable[..., Tensor]] = {0: F.linear, 1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
-class InputChannelGate(Gate):
+class InputChannelGate(InputGateBase):
     """A number for each feature and position, from a 1x1 convolution: `sigmoid(w u + c) * u` with `u = s * B A x`.
 
     Attributes:
@@ -20,26 +20,13 @@ class InputChannelGate(Gate):
 
     Example:
         >>> gate = InputChannelGate(init=0.0, layout=Layout(out=2, dims=1))
-        >>> gate(torch.ones(4, 2, 3), nn.Identity(), scale=2.0)[0].detach()
+        >>> gate(torch.ones(4, 2, 3), torch.nn.Identity(), scale=2.0)[0].detach()
         tensor([[1., 1., 1.], [1., 1., 1.]])
     """
 
     def __init__(self, init: float, layout: Layout) -> None:
-        super().__init__(init, layout)
         features = layout.groups * layout.out
-        self.weight = nn.Parameter(torch.empty(features, features, *[1] * layout.dims))
-        self.bias = nn.Parameter(torch.empty(features))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Start as a scalar gate: the same everywhere."""
-        nn.init.zeros_(self.weight)
-        nn.init.constant_(self.bias, self.init)
-
-    @property
-    def opening(self) -> Tensor:
-        """sigmoid(c), the gate where the update is 0, of shape (out,)."""
-        return torch.sigmoid(self.bias)
+        super().__init__(init, layout, (features, features, *[1] * layout.dims))
 
     def forward(self, hidden: Tensor, factor_b: FactorB, scale: float | Tensor) -> Tensor:
         """The gated update."""
