@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from PIL import Image
 from torch import Tensor, nn
 
-from .preprocessing import check_size, preprocessing
-from .published import PublishedGenerator
+from .pix2pix import DROPOUT, NORMS, Pix2PixGenerator
+from .preprocessing import check_size
 
-NORMS: dict[str, type[nn.Module]] = {"instance": nn.InstanceNorm2d, "batch": nn.BatchNorm2d}
 PADDINGS: dict[str, type[nn.Module] | None] = {
     "reflect": nn.ReflectionPad2d,
     "replicate": nn.ReplicationPad2d,
     "zero": None,
 }
-DROPOUT = 0.5
 
 
 class ResnetBlock(nn.Module):
@@ -46,7 +43,7 @@ class ResnetBlock(nn.Module):
 
 
 class CycleGAN(
-    PublishedGenerator,
+    Pix2PixGenerator,
     license="bsd-2-clause",
     paper_url="https://arxiv.org/abs/1703.10593",
     repo_url="https://github.com/junyanz/pytorch-CycleGAN-and-pix2pix",
@@ -80,7 +77,7 @@ class CycleGAN(
     """
 
     latent_layer = "model.9"  # the last before the residual blocks
-    model_tags: ClassVar[list[str]] = [*PublishedGenerator.model_tags, "cyclegan", "pix2pix"]
+    model_tags: ClassVar[list[str]] = [*Pix2PixGenerator.model_tags, "cyclegan", "pix2pix"]
     small: ClassVar[dict[str, Any]] = {"ngf": 4, "n_blocks": 1}
 
     def __init__(
@@ -126,16 +123,10 @@ class CycleGAN(
         """Turn images (N, input_nc, H, W) in [-1, 1], H and W multiples of 4, into (N, output_nc, H, W) in [-1, 1]."""
         return self.model(images)
 
-    def transform(self) -> Callable[[Image.Image], Tensor]:
-        """The official preprocessing for tests: the whole photo, resized to a square by bicubic interpolation."""
-        return preprocessing((self.size, self.size), interpolation="bicubic", channels=self.input_nc)
-
     @classmethod
-    def without_relics(cls, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Instance norms of torch < 0.4 had running statistics; the official code drops them, too."""
-        if "model.2.weight" in state:  # batch norm
-            return state
-        return {name: value for name, value in state.items() if not name.endswith((".running_mean", ".running_var"))}
+    def has_batch_norm(cls, state: Mapping[str, Tensor]) -> bool:
+        """Its norms have weights, and the convolutions before them no biases."""
+        return "model.2.weight" in state
 
     @classmethod
     def settings_from(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -151,7 +142,7 @@ class CycleGAN(
         return {
             "ngf": first.shape[0],
             "n_blocks": len({match[1] for match in found}),
-            "norm": "batch" if "model.2.weight" in state else "instance",
+            "norm": "batch" if cls.has_batch_norm(state) else "instance",
             "input_nc": first.shape[1],
             "output_nc": state[last].shape[0],
             "use_dropout": places[-1] - places[0] == (4 if zero else 5),

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
-from .cyclegan import DROPOUT, NORMS
-from .preprocessing import check_size, preprocessing
-from .published import PublishedGenerator
+from .pix2pix import DROPOUT, NORMS, Pix2PixGenerator
+from .preprocessing import check_size
 
 FEWEST_DOWNS = 5
 """The official code has no smaller network: four levels that double the feature maps, and the innermost."""
@@ -69,7 +67,7 @@ class Outermost(nn.Module):
 
 
 class UNet(
-    PublishedGenerator,
+    Pix2PixGenerator,
     license="bsd-2-clause",
     paper_url="https://arxiv.org/abs/1611.07004",
     repo_url="https://github.com/junyanz/pytorch-CycleGAN-and-pix2pix",
@@ -101,7 +99,7 @@ class UNet(
         torch.Size([1, 3, 32, 64])
     """
 
-    model_tags: ClassVar[list[str]] = [*PublishedGenerator.model_tags, "pix2pix"]
+    model_tags: ClassVar[list[str]] = [*Pix2PixGenerator.model_tags, "pix2pix"]
     small: ClassVar[dict[str, Any]] = {"num_downs": 5, "ngf": 4}
 
     def __init__(
@@ -135,16 +133,10 @@ class UNet(
         """Turn images (N, input_nc, H, W) in [-1, 1] into images (N, output_nc, H, W) of the same range and sides."""
         return self.model(images)
 
-    def transform(self) -> Callable[[Image.Image], Tensor]:
-        """The official preprocessing for tests: the whole photo, resized to a square by bicubic interpolation."""
-        return preprocessing((self.size, self.size), interpolation="bicubic", channels=self.input_nc)
-
     @classmethod
-    def without_relics(cls, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Instance norms of torch < 0.4 had running statistics; the official code drops them, too."""
-        if "model.model.0.bias" not in state:  # batch norm
-            return state
-        return {name: value for name, value in state.items() if not name.endswith((".running_mean", ".running_var"))}
+    def has_batch_norm(cls, state: Mapping[str, Tensor]) -> bool:
+        """Its norms have weights, and the convolutions before them no biases."""
+        return "model.model.0.bias" not in state
 
     @classmethod
     def settings_from(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -157,7 +149,7 @@ class UNet(
         return {
             "num_downs": max(levels),
             "ngf": first.shape[0],
-            "norm": "instance" if "model.model.0.bias" in state else "batch",
+            "norm": "batch" if cls.has_batch_norm(state) else "instance",
             "input_nc": first.shape[1],
             **({} if last is None or last.ndim != 4 else {"output_nc": last.shape[1]}),
         }

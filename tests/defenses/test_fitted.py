@@ -1,12 +1,12 @@
 """Defenses that are fitted: closed forms on linear generators, and losses by hand."""
 
 from dataclasses import replace
-from functools import cache
 
 import pytest
 import torch
 from linear import EPS, Inner, Scale, Tensors
 from scipy.optimize import minimize
+from small_fitted import SMALL
 from torch import Tensor, nn
 
 from loraguard.channels import published
@@ -20,23 +20,6 @@ from loraguard.defenses.tafim import TAFIM
 from loraguard.defenses.tsdf import TSDF, Balance, diverse
 from loraguard.generators import DemoEditor
 from loraguard.metrics import mean_squared_error
-
-NETWORK = {"steps": 2, "batch_size": 2, "width": 4, "learning_rate": 1e-2}
-SMALL: dict[str, FittedDefense] = {
-    "cmua": CMUA(EPS, steps=2, photos=6, batch_size=3),
-    "tsdf": TSDF(EPS, steps=2, photos=6, batch_size=3, layers=("main.9",)),
-    "tafim": TAFIM(EPS, depth=2, **NETWORK),
-    "id-guard": IDGuard(EPS, blocks=1, layers=("main.9",), **NETWORK),
-}
-
-
-@cache
-def fitted(name: str, seed: int = 0) -> FittedDefense:
-    """Each small defense, fitted once to an untrained editor of 16 pixels."""
-    torch.manual_seed(0)
-    generator = DemoEditor(conv_dim=4, num_blocks=1)
-    torch.manual_seed(seed)
-    return SMALL[name].fit(generator, DemoFaces(12, size=16), disable_tqdm=True)
 
 
 def assert_sign_of(pattern: Tensor, weights: Tensor) -> None:

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_hisd import TINY, drawn
 from torch import Tensor, nn
+
+from loraguard.generators import HiSD
 
 
 def scramble(network: nn.Module) -> nn.Module:
@@ -44,3 +47,13 @@ def as_tensor():
         return torch.from_numpy(np.asarray(image, dtype=np.float64).transpose(2, 0, 1) / 127.5 - 1)
 
     return convert
+
+
+@pytest.fixture
+def hisd() -> HiSD:
+    return drawn(HiSD(**TINY).double())
+
+
+@pytest.fixture
+def photos() -> Tensor:
+    return torch.rand(5, 3, 16, 16, dtype=torch.float64) * 2 - 1

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
-from tiny_hisd import TINY, drawn
+from tiny_hisd import TAGS, TINY, drawn
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,19 +20,6 @@ from loraguard.generators import GENERATORS, HiSD, expand
 from loraguard.tuner import GatedLoraLayer
 
 SIZE_128 = {"size": 128, "extractor_channels": (64, 128, 256, 512, 1024, 2048)}
-TAGS = {"Bangs": 2, "Eyeglasses": 2, "HairColor": 3}
-
-
-@pytest.fixture
-def hisd() -> HiSD:
-    return drawn(HiSD(**TINY).double())
-
-
-@pytest.fixture
-def photos() -> Tensor:
-    return torch.rand(5, 3, 16, 16, dtype=torch.float64) * 2 - 1
-
-
 # A second implementation, from the description alone.
 
 

@@ -14,18 +14,6 @@ from loraguard import GatedLoraConfig, PatchTrainer, PatchTrainingArguments, run
 from loraguard.defenses import Disrupting
 from loraguard.generators import HiSD, conditions_of, expand
 
-TAGS = {"Bangs": 2, "Eyeglasses": 2, "HairColor": 3}
-
-
-@pytest.fixture
-def hisd() -> HiSD:
-    return drawn(HiSD(**TINY).double())
-
-
-@pytest.fixture
-def photos() -> Tensor:
-    return torch.rand(5, 3, 16, 16, dtype=torch.float64) * 2 - 1
-
 
 def test_a_batch_of_several_tags_is_each_image_on_its_own(hisd: HiSD, photos: Tensor) -> None:
     tag, attribute = torch.tensor([2, 0, 1, 2, 0]), torch.tensor([2, 1, 0, 0, 1])

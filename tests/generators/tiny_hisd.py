@@ -19,6 +19,8 @@ TINY = {
     "noise_dim": 3,
 }
 
+TAGS = {"Bangs": 2, "Eyeglasses": 2, "HairColor": 3}
+
 
 def drawn(network: nn.Module, seed: int = 3) -> HiSD:
     """With every parameter random, norms and biases too, so that none can be left out unnoticed."""
