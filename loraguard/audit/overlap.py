@@ -24,8 +24,7 @@ def hashes_of(images: Tensor) -> tuple[PhotoHashes, PhotoHashes]:
 
 def hashes_in(dataset: Dataset[Any]) -> PhotoHashes:
     """Hashes of the photos of a data set, of the first :data:`MOST`."""
-    count = min(len(dataset), MOST)  # type: ignore[arg-type]
-    return PhotoHashes.of(dataset[index]["image"] for index in range(count))
+    return PhotoHashes.within(dataset, range(min(len(dataset), MOST)))  # type: ignore[arg-type]
 
 
 def overlaps(

@@ -13,9 +13,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.data import Dataset
 
 from loraguard.files import whole_files
 from loraguard.pixels import to_bytes
+
+from .batches import collate
 
 BITS = 512
 """Of a perceptual hash."""
@@ -63,6 +66,11 @@ class PhotoHashes:
         empty = np.zeros((0, 16), np.uint8), np.zeros((0, BITS // 8), np.uint8)
         stacked = (np.stack(exact), np.stack(near)) if exact else empty
         return cls(*(torch.from_numpy(one.copy()) for one in stacked))
+
+    @classmethod
+    def within(cls, dataset: Dataset[Any], indices: Iterable[int]) -> PhotoHashes:
+        """The hashes of photos of a data set, whatever form its items have that a training takes."""
+        return cls.of(collate([dataset[index]])["image"][0] for index in indices)
 
     @classmethod
     def joined(cls, parts: Iterable[PhotoHashes]) -> PhotoHashes:

@@ -78,7 +78,7 @@ def save_patch(
 def _save_hashes(dataset: Any, drawn: Iterable[int], folder: Path) -> None:
     """Write the hashes of the photos that were trained on. One that cannot be read a second time loses no training."""
     try:
-        hashes = PhotoHashes.of(dataset[index]["image"] for index in drawn)
+        hashes = PhotoHashes.within(dataset, drawn)
     except Exception as error:
         warnings.warn(f"No record of the photos is kept: one cannot be read again ({error!s:.200}).", stacklevel=5)
     else:

@@ -46,6 +46,13 @@ def test_the_same_photo_on_both_sides_is_flagged() -> None:
     assert "fitted-on-these-photos" not in flags(audit(fit_on=others))
 
 
+def test_items_that_are_tuples_are_compared_as_well() -> None:
+    """As a training takes them: (image, labels) in place of a dict."""
+    faces = [Faces(4)[i] for i in range(4)]
+    pairs = [(one["image"], one["labels"]) for one in faces]
+    assert "fitted-on-these-photos" in flags(audit(fit_on=pairs))
+
+
 @pytest.mark.parametrize("same", [True, False])
 def test_a_patch_of_other_weights_is_flagged(same: bool) -> None:
     model = get_peft_model(Editor(), GatedLoraConfig(r=1, target_modules=["conv"]), adapter_name="patch")
