@@ -91,6 +91,7 @@ DEPENDENCIES = {
         "checks settings against annotations",
         "with settings of an audit, a training or a spec",
     ),
+    "annotated-types": Dependency("annotated_types", "ranges in annotations of settings", "with any command"),
     "tqdm": Dependency("tqdm.auto", "progress bars", "with long work"),
     "numpy": Dependency("numpy", "tables, pictures to and from Pillow", "with torch, which needs it"),
     "scipy": Dependency("scipy.special", "the exact bound of a share", "with a bound of `StampReader`; and by lpips"),

@@ -4,13 +4,41 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import is_dataclass
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, is_dataclass
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+
+from annotated_types import Ge, Gt, Lt
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Then:
+    """In `Annotated`, a function that a value goes through once it is of its kind; it may raise a ValueError.
+
+    It is `pydantic.AfterValidator`, without importing pydantic where settings are only declared, as for `--help`.
+    """
+
+    function: Callable[[Any], Any]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
+        """What pydantic asks of an annotation."""
+        from pydantic_core.core_schema import no_info_after_validator_function
+
+        return no_info_after_validator_function(self.function, handler(source))
+
+
+Many = Annotated[tuple[T, ...], Then(lambda values: tuple(dict.fromkeys(values)))]
+"""A list, each of its values once."""
+Count = Annotated[int, Ge(0)]
+Number = Annotated[int, Ge(1)]
+Rate = Annotated[float, Gt(0)]
+Seed = Annotated[int, Ge(0), Lt(2**32)]
 
 _WORDS = {
     "int_type": "be a whole number", "float_type": "be a number", "string_type": "be a text",
@@ -23,7 +51,7 @@ def checked(made: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     """Values from YAML or Python literals, each of the kind and in the range that an annotation asks for.
 
     By pydantic, in strict mode: whole numbers are numbers, true and false are not, and no text is read as a number; but
-    lists do for tuples. Ranges and the like are in `Annotated`, as pydantic has them (`pydantic.Field(ge=1)`). What has
+    lists do for tuples. Ranges are in `Annotated`, as annotated_types has them (`Ge(1)`). What has
     no annotation, or one that pydantic does not know, is taken as it is.
 
     Args:

@@ -109,6 +109,13 @@ def test_help(words: list[str], tmp_path: Path) -> None:
     assert ours <= LIGHT_MODULES, ours - LIGHT_MODULES
 
 
+@pytest.mark.parametrize("words", [["--help"], ["--version"]], ids=" ".join)
+def test_settings_are_declared_without_what_checks_them(words: list[str], tmp_path: Path) -> None:
+    """Typer itself imports pydantic as it makes the parameters of a command."""
+    _, tops, _ = run(*words, folder=tmp_path)
+    assert "pydantic" not in tops
+
+
 def test_the_user_s_own_policy_of_waiting_is_kept(tmp_path: Path) -> None:
     run("--version", folder=tmp_path, OMP_WAIT_POLICY="ACTIVE")
 

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, TypeVar
+from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from annotated_types import Gt, Le, MinLen
 
-from loraguard.kinds import checked
+from loraguard.kinds import Count, Many, Number, Seed, Then, checked
 
 from .names import SUCCESS, check_success
 
-T = TypeVar("T")
-Many = Annotated[tuple[T, ...], AfterValidator(lambda values: tuple(dict.fromkeys(values)))]
-"""A list, each of its values once."""
-Count = Annotated[int, Field(ge=0)]
-Number = Annotated[int, Field(ge=1)]
-Budget = Annotated[float, Field(gt=0, le=2)]
+Budget = Annotated[float, Gt(0), Le(2)]
 """A distance between two images in [-1, 1] that are not the same."""
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +52,8 @@ class AuditExtent:
     adaptive_channels: bool = True
     budgets: Many[Budget] = ()
     steps: Many[Number] = ()
-    seeds: Annotated[Many[Seed], Field(min_length=1)] = (0,)
-    success: Annotated[str, AfterValidator(check_success)] = SUCCESS
+    seeds: Annotated[Many[Seed], MinLen(1)] = (0,)
+    success: Annotated[str, Then(check_success)] = SUCCESS
     checks: Count = 0
     batch_size: Number = 25
     pictures: Number = 6

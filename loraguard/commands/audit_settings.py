@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from loraguard.audit.extent import AuditExtent, Count, Many, Number
+from loraguard.audit.extent import AuditExtent
 from loraguard.audit.names import UNTOUCHED, Adversary
 from loraguard.files import whole_files
-from loraguard.kinds import checked
+from loraguard.kinds import Count, Many, Number, checked
 
 SETTINGS = "audit.yaml"
 """In an audit's folder, what `--resume` reads."""

@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from pydantic import Field
-
-from loraguard.kinds import checked
+from loraguard.kinds import Count, Number, Rate, Seed, checked
 
 from .recipes import RECIPES, check_recipe
 
@@ -22,9 +20,6 @@ Scheduler = Literal[
     "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial", "inverse_sqrt"
 ]
 SCHEDULERS: tuple[Scheduler, ...] = get_args(Scheduler)
-Number = Annotated[int, Field(ge=1)]
-NumberOr0 = Annotated[int, Field(ge=0)]
-Rate = Annotated[float, Field(gt=0)]
 BY_RECIPE: Any = None
 """The default of a setting that the recipe has; a `PatchTrainingArguments` never keeps it."""
 
@@ -106,12 +101,12 @@ class PatchTrainingArguments:
     learning_rate: Rate = BY_RECIPE
     gate_learning_rate: Rate | None = None
     lr_scheduler: Scheduler = BY_RECIPE
-    lr_warmup_steps: NumberOr0 = 0
+    lr_warmup_steps: Count = 0
     adam_beta1: float = 0.5
     adam_beta2: float = 0.999
     max_grad_norm: Rate = BY_RECIPE
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    dataloader_num_workers: NumberOr0 | None = None
+    seed: Seed = 0
+    dataloader_num_workers: Count | None = None
     mixed_precision: Literal["no", "fp16", "bf16"] | None = None
     torch_compile: bool = False
     cpu: bool = False
