@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from torch import Tensor
-
 from loraguard.metrics import exact_share
 
 from .glossary import CONTROLS
@@ -34,7 +32,7 @@ def headline(result: AuditResult) -> str:
 def claim(result: AuditResult) -> tuple[str, str]:
     """The two halves of the headline: what it comes to, and the figures that say so."""
     best, share = best_of(result, UNTOUCHED, "no-leak")
-    row = _row(result, UNTOUCHED, best)
+    row = result[UNTOUCHED, "no-leak", best]
     confidence = 1 - 0.05 / len(result.defenses)
     start = f"{best} spoils {share:.1%} of the untouched generator's edits"
     if len(result.defenses) > 1:
@@ -78,8 +76,8 @@ def _adapted(result: AuditResult, row: Situation, name: str, start: str, confide
     if known > unknown:
         whose = f" ({strongest})" if several else ""
         figures += f", and {known:.1%}{whose} if the defender has that generator as well"
-    left = _row(result, name, other)
-    found = paired_difference(_dsr_values(row), _dsr_values(left), share=True, confidence=confidence)
+    left = result[name, "no-leak", other]
+    found = paired_difference(row.values["dsr"], left.values["dsr"], share=True, confidence=confidence)
     least, most = (0.0 if end is None else end / share for end in (found.low, found.high))
     if least > 0.05:
         amount = "nearly all" if least > 0.8 else "much" if least > 0.4 else "some"
@@ -107,23 +105,14 @@ def hardest(result: AuditResult) -> str | None:
 
 def _interval(row: Situation, confidence: float) -> tuple[float, float]:
     """Of the share of photos whose edits are spoilt; on a photo on which seeds disagree, most of them count."""
-    spoilt = _dsr_values(row).mean(0) > 0.5
+    spoilt = row.values["dsr"].mean(0) > 0.5
     return exact_share(int(spoilt.sum()), len(spoilt), confidence)
 
 
 def _more(row: Situation, noise: Situation, confidence: float) -> bool:
     """Whether a defense spoils more than noise does, beyond chance."""
-    found = paired_difference(_dsr_values(row), _dsr_values(noise), share=True, confidence=confidence)
+    found = paired_difference(row.values["dsr"], noise.values["dsr"], share=True, confidence=confidence)
     return found.low is not None and found.low > 0
-
-
-def _dsr_values(row: Situation) -> Tensor:
-    return row.values["dsr"]
-
-
-def _row(result: AuditResult, generator: str, defense: str) -> Situation:
-    (row,) = (one for one in rows_of(result, generator, "no-leak") if one.treatment.defense == defense)
-    return row
 
 
 def called(result: AuditResult, name: str) -> str:

@@ -236,7 +236,7 @@ def _same(value: Tensor, was: Tensor) -> bool:
     if value.shape != was.shape or value.dtype != was.dtype:
         return False
     value = value.detach()
-    return torch.equal(value, was) or bool(((value == was) | (value.isnan() & was.isnan())).all())
+    return torch.equal(value, was) or torch.allclose(value, was, rtol=0, atol=0, equal_nan=True)
 
 
 @contextmanager

@@ -64,18 +64,14 @@ class Names:
         if self.fit_on is not None:
             yield "fit_on", self.fit_on[0]
 
-    def batch(self, batch: Batch) -> dict[str, Any]:
-        """Of photos with their edits."""
-        return batch.hashes
-
     def piece(self, job: Job, batch: Batch) -> str:
         """Of what a job finds on a batch."""
         if (given := batch.given.get(job.treatment.defense)) is not None:
-            return key_of(_SCHEMA, self.batch(batch), digest({"image": given}), job.seed)
+            return key_of(_SCHEMA, batch.hashes, digest({"image": given}), job.seed)
         return key_of(
             _SCHEMA,
             torch.__version__,
-            self.batch(batch),
+            batch.hashes,
             self.defenses[id(job.defense)],
             None if job.defense is None else [self.weights(job.crafted_on), self._target(job.crafted_on)],
             self.channels[job.through],

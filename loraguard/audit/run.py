@@ -206,7 +206,7 @@ class Run:
         keys = []
         sample = whole.first(whole.start + PROBED)
         for name in self.subjects.names:
-            key = key_of("probe", self.names.weights(name), self.names.batch(sample))
+            key = key_of("probe", self.names.weights(name), sample.hashes)
             if self.store.read(key) is None:
                 checks = probe_generator(self.subjects, name, sample, clean.target(name)[: len(sample)])
                 self.store.write(key, {"checks": [asdict(one) for one in checks]}, {})

@@ -111,4 +111,4 @@ def buffers_stay(model: PeftModel) -> Iterator[None]:
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
-    return bool(((one == other) | ((one != one) & (other != other))).all())
+    return torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
