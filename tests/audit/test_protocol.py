@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from audited import WHOLE, audit_photos, audit_share, killed_before_a_change
+from limits import short_attacks
 from peft import PeftModel, get_peft_model
 from processes import forked, forked_ranks
 from setups import STAMP, Audit, Flip
@@ -182,8 +183,9 @@ def test_photos_that_somebody_else_has_perturbed(audit: Audit, faces: DemoFaces)
         audit(defenses={"theirs": perturbed[:3]})
 
 
-def test_a_budget_of_another_kind_has_its_controls_too(audit: Audit) -> None:
-    """Noise and the checks' attacks, at the usual budget."""
+def test_a_budget_of_another_kind_has_its_controls_too(audit: Audit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Noise and the checks' attacks, at the usual budget; which attacks there are, not what they find."""
+    short_attacks(monkeypatch)
     result = audit(defenses=AntiForgery(0.1, steps=1), checks=1)
     assert [row.treatment.eps for row in result.find(knowledge="noise", generator="untouched")] == [0.05]
     assert {row.treatment.defense for row in result.find(role="check", eps=0.05)} >= {"apgd", "square"}
