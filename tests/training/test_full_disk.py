@@ -1,57 +1,18 @@
-"""A full disk: the last save is tried before training, and what was trained is not lost when it fails.
-
-A limit on the size of files stands for the disk: the system refuses to write on.
-"""
+"""A full disk: the last save is tried before training, and what was trained is not lost when it fails."""
 
 from __future__ import annotations
 
-import errno
-import os
 import re
-import resource
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
+from full_disk import full_at_the_end, full_for_the_first, full_from_the_start, refusing
 from killed import Once, arguments, model
 from processes import forked, forked_ranks
 
 from loraguard import PatchTrainer
 from loraguard.data import DemoFaces
 from loraguard.training import saving
-
-
-def limit(size: int) -> None:
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
-
-
-def said(trainer: PatchTrainer) -> None:
-    try:
-        trainer.train()
-    except OSError as error:
-        print(f"{type(error).__name__}: {error}")
-
-
-def full_from_the_start(folder: Path) -> None:
-    """Which step of the training is the last."""
-    steps = Once(0, None)
-    trainer = PatchTrainer(model(), DemoFaces(7, size=16), arguments(folder, adversary=steps))
-    limit(2000)
-    said(trainer)
-    print("steps", steps.calls)
-
-
-def full_at_the_end(folder: Path) -> None:
-    """Then there is space again, elsewhere."""
-    last = Once(6, lambda: limit(2000))
-    trainer = PatchTrainer(model(), DemoFaces(7, size=16), arguments(folder / "full", adversary=last))
-    said(trainer)
-    limit(resource.RLIM_INFINITY)
-    print("saved", trainer.save(folder / "elsewhere"))
 
 
 def weights(folder: Path) -> bytes:
@@ -86,20 +47,6 @@ def test_a_patch_that_could_not_be_saved_is_saved_elsewhere(tmp_path: Path) -> N
     assert not list((tmp_path / "full").iterdir())
 
 
-def refusing(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    """No space is left in one folder."""
-    writes = saving.whole_files
-
-    @contextmanager
-    def full(target: Path) -> Iterator[Path]:
-        if target == folder:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        with writes(target) as draft:
-            yield draft
-
-    monkeypatch.setattr(saving, "whole_files", full)
-
-
 def test_a_copy_is_left_where_there_is_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a command, which ends with the error, does not lose the training."""
     monkeypatch.setattr(saving.tempfile, "tempdir", str(tmp_path))
@@ -111,13 +58,6 @@ def test_a_copy_is_left_where_there_is_space(tmp_path: Path, monkeypatch: pytest
     assert copy is not None
     assert Path(copy[1]).parent == tmp_path
     assert weights(Path(copy[1])) == whole(tmp_path / "whole")
-
-
-def full_for_the_first(folder: Path, found: Any = None) -> None:
-    """Two processes, of which the first cannot write."""
-    with pytest.MonkeyPatch.context() as patch:
-        refusing(patch, folder)
-        said(PatchTrainer(model(), DemoFaces(7, size=16), arguments(folder)))
 
 
 def test_all_processes_leave_where_the_first_cannot_write(tmp_path: Path) -> None:
