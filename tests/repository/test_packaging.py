@@ -17,7 +17,7 @@ from setuptools.config.setupcfg import read_configuration
 
 import loraguard
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
