@@ -166,6 +166,7 @@ class Work:
             conditions=every_edit,
             detectors={"defensive": calibrated_detector(model, settings)},
             seeds=[settings.seed],
+            batch_size=20,  # five batches: three for one process, two and the probes for the other
             output_dir=cells,
             share=share,
             disable_tqdm=self.disable_tqdm,
