@@ -67,8 +67,8 @@ def identity(thing: Any) -> Identity:
     return {"class": name, "sha256": walk.sha.hexdigest(), **opaque}
 
 
-def architecture(model: PeftModel) -> Identity:
-    """The identity of the network beneath a model's adapters, without its weights and whatever adapters it has on.
+def architecture(model: nn.Module) -> Identity:
+    """The identity of a network, or of that beneath a model's adapters, without its weights and adapters.
 
     Example:
         >>> from peft import get_peft_model
@@ -79,7 +79,7 @@ def architecture(model: PeftModel) -> Identity:
         False
     """
     walk = _Walk()
-    base = model.get_base_model()
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
     for name, layer in base.named_modules():
         adapter = type(layer).__module__.startswith(("peft.", f"{_OWN}.tuner")) or _ADAPTER.search(name)
         if not adapter:

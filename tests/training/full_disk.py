@@ -9,17 +9,19 @@ import errno
 import os
 import resource
 import signal
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from killed import Once, arguments, model
+from killed import Deeds, Once, arguments, model
 
 from loraguard import PatchTrainer
 from loraguard.data import DemoFaces
 from loraguard.training import saving
+from loraguard.training.checkpoints import Checkpoints
 
 
 def limit(size: int) -> None:
@@ -50,6 +52,34 @@ def full_at_the_end(folder: Path) -> None:
     said(trainer)
     limit(resource.RLIM_INFINITY)
     print("saved", trainer.save(folder / "elsewhere"))
+
+
+def full_for_a_while(folder: Path) -> None:
+    """In steps 4 and 5, with everything that a training writes; what is warned of is printed."""
+    adversary = Deeds({4: lambda: limit(400), 6: lambda: limit(resource.RLIM_INFINITY)})
+    settings = arguments(
+        folder, adversary=adversary, checkpointing_steps=2, validation_steps=5, num_validation_images=1,
+    )  # fmt: skip
+    small = DemoFaces(1, size=16)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        PatchTrainer(model(), DemoFaces(7, size=16), settings, validation_dataset=small).train()
+    for one in caught:
+        print(one.message)
+
+
+def full_when_interrupted(folder: Path, copies: Path) -> None:
+    """There is space in another folder."""
+    saving.tempfile.tempdir = str(copies)
+
+    def interrupt() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        Checkpoints._complete = refuse
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    said(PatchTrainer(model(), DemoFaces(7, size=16), arguments(folder, adversary=Once(3, interrupt))))
 
 
 def refusing(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
