@@ -180,7 +180,8 @@ class FoldingLayer(GatedLoraLayer):
             return False
         involved = [p for adapter in adapters for p in self._parameters_of(adapter)]
         involved += [p for p in (weight, self.base_bias) if p is not None]
-        if torch.is_grad_enabled() and any(p.requires_grad for p in involved):
+        # torch.jit.trace runs the network again without gradients, and compares what was done.
+        if (torch.is_grad_enabled() or torch.jit.is_tracing()) and any(p.requires_grad for p in involved):
             return False
         return all(type(p) is nn.Parameter for p in involved) and any(map(self.is_mergeable, adapters))
 
