@@ -29,7 +29,7 @@ class AuditExtent:
         steps: a further number of a defense's steps, for a curve. Of defenses that take steps.
         seeds: what everything drawn at random depends on. One run of random starts, noise and channels for each; the
             first one also draws photos and edits.
-        success: when a defense counts as having succeeded: mse:T, lpips:T, ssim:T or noise:Q. As
+        success: when a defense counts as having succeeded: mse:T, lpips:T, ssim:T, identity:T or noise:Q. As
             :class:`~loraguard.audit.success.Success` reads it.
         checks: on how many photos to try other attacks, which takes most of the time. docs/audit-checks.md says which.
         batch_size: photos at a time.

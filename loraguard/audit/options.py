@@ -94,7 +94,7 @@ class AuditOptions(AuditExtent):
             object.__setattr__(self, name, value)
         metric = self.success.partition(":")[0]
         if (metric, None) in (("lpips", self.lpips), ("identity", self.identity)):
-            how = "from LPIPS.load; on the command line --lpips" if metric == "lpips" else "a face encoder"
+            how = "from LPIPS.load; on the command line --lpips" if metric == "lpips" else "a face encoder; --identity"
             raise ValueError(f"success={self.success!r} needs {metric}=, {how}.")
 
     @property

@@ -61,6 +61,7 @@ FLAGS: dict[str, dict[str, dict[str, Any]]] = {
         "success": {"metavar": "METRIC:NUMBER"},
         "checks": {},
         "lpips": {"metavar": "FILE"},
+        "identity": {"metavar": "ENCODER"},
         "fid": {"metavar": "FILE"},
     },
     WHERE: {"output_dir": {}, "config": {}, "resume": {}, "batch_size": {}, "pictures": {}, "device": {}},

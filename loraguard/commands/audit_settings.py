@@ -49,6 +49,8 @@ class AuditSettings(AuditExtent):
         perturbed: a folder of photos that another tool has perturbed. In a file: names, each with a folder.
         channels: what happens to photos before the generator, such as jpeg:75+resize:0.5.
         lpips: measure LPIPS, by AlexNet's weights in this file, or 'cache'.
+        identity: measure identity, by the face encoder in this folder or Hub repository. With @cls or @projected after
+            it, by its class token or its embedding beside text in place of its pooled features.
         fid: measure FID, by Inception's weights in this file, or 'cache'.
         device: `cpu`, or auto for the accelerator that is there.
 
@@ -80,6 +82,7 @@ class AuditSettings(AuditExtent):
     channels: Many[str] = ()
     checks: Count = 50
     lpips: str | None = None
+    identity: str | None = None
     fid: str | None = None
     device: Literal["cpu", "auto"] = "auto"
 
@@ -92,6 +95,8 @@ class AuditSettings(AuditExtent):
             raise ValueError(f"no_leak_only={sorted(unknown)}: the defenses are {', '.join(self.defenses)}.")
         if not self.defenses and not self.perturbed:
             raise ValueError("There is nothing to audit: name a defense, or a folder of perturbed photos.")
+        if self.success.startswith("identity:") and self.identity is None:
+            raise ValueError(f"success={self.success!r} needs a face encoder: --identity FOLDER, or a Hub id.")
         self._check_names()
 
     def _check_names(self) -> None:
@@ -163,6 +168,17 @@ class AuditSettings(AuditExtent):
         plain = {key: list(value) if isinstance(value, tuple) else value for key, value in inputs_first}
         with whole_files(folder) as draft:
             (draft / SETTINGS).write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def encoder_parts(source: str) -> tuple[str, str]:
+    """Where an encoder is, and which of its features to take.
+
+    Example:
+        >>> encoder_parts("me/faces@cls"), encoder_parts("faces")
+        (('me/faces', 'cls'), ('faces', 'pooled'))
+    """
+    where, _, features = source.rpartition("@")
+    return (where, features) if where and not Path(source).expanduser().is_dir() else (source, "pooled")
 
 
 def named(specs: Sequence[str]) -> dict[str, str]:
