@@ -56,7 +56,8 @@ FLAGS = (
     "--defense disrupting:0.1,steps=3 --defense weak=noise --no-leak-only weak --perturbed theirs=d --channel jpeg:75 "
     "--channel jpeg:75+resize:0.5 --no-adaptive --allow-large-change --success noise:0.9 --budget 0.1 --budget 1 "
     "--strength 5 --seed 1 --seed 2 --checks 0 "
-    "--lpips cache --identity e --fid inception.pth --batch-size 7 --pictures 1 --device cpu"
+    "--lpips cache --identity e --brisque --preset proactive-benchmark-2026 --transfer mine --transfer untouched "
+    "--fid inception.pth --batch-size 7 --pictures 1 --device cpu"
 )
 YAML = """
 generator: stargan
@@ -83,6 +84,9 @@ seeds: [1, 2]
 checks: 0
 lpips: cache
 identity: e
+brisque: true
+preset: proactive-benchmark-2026
+transfer: [mine, untouched]
 fid: inception.pth
 batch_size: 7
 pictures: 1

@@ -48,7 +48,9 @@ class AuditSettings(AuditExtent):
             a spec as :func:`~loraguard.defenses.parse_defense` takes it.
         perturbed: a folder of photos that another tool has perturbed. In a file: names, each with a folder.
         channels: what happens to photos before the generator, such as jpeg:75+resize:0.5.
-        lpips: measure LPIPS, by AlexNet's weights in this file, or 'cache'.
+        lpips: measure LPIPS, by AlexNet's weights in this file, or 'cache'; auto does where they are cached. With none
+            it is not measured.
+        brisque: measure BRISQUE, which needs the extra brisque.
         identity: measure identity, by the face encoder in this folder or Hub repository. With @cls or @projected after
             it, by its class token or its embedding beside text in place of its pooled features.
         fid: measure FID, by Inception's weights in this file, or 'cache'.
@@ -81,7 +83,8 @@ class AuditSettings(AuditExtent):
     perturbed: dict[str, str] = field(default_factory=dict)
     channels: Many[str] = ()
     checks: Count = 50
-    lpips: str | None = None
+    lpips: str | None = "auto"
+    brisque: bool = False
     identity: str | None = None
     fid: str | None = None
     device: Literal["cpu", "auto"] = "auto"

@@ -8,12 +8,20 @@ from pathlib import Path
 import pytest
 import torch
 from command_line import run
+from peft import PeftModel
+from setups import Flip
+from torch import nn
 from torch.nn.functional import cosine_similarity
+from torchvision.models import AlexNet_Weights
 from transformers import ConvNextImageProcessor, ResNetConfig, ResNetModel
 
+from loraguard.audit import run_audit
 from loraguard.audit.identity import identity
 from loraguard.audit.measure import Measures
+from loraguard.commands.audit import load_lpips
+from loraguard.data import DemoFaces
 from loraguard.losses import FeatureEncoder
+from loraguard.metrics import LPIPS
 
 QUICK = ["--defense", "disrupting:0.1,steps=2", "--batch-size", "2", "--device", "cpu", "--checks", "0"]
 
@@ -74,3 +82,43 @@ def test_what_is_no_face_encoder(flags: list[str], said: str, tiny: list[str], e
     assert done.exit_code == 2
     assert said in done.stderr.splitlines()[-1]  # after transformers' own progress bars
     assert not (tmp_path / "out" / "cells").exists()
+
+
+def test_the_benchmark_s_preset_from_the_command_line(tiny: list[str], encoder: Path, tmp_path: Path) -> None:
+    """All four of its metrics but LPIPS, whose weights are not at hand; its table on the screen and on the page."""
+    done = run("audit", *tiny, *QUICK, "--output-dir", tmp_path / "out", "--identity", encoder, "--images", 2,
+               "--preset", "proactive-benchmark-2026", "--lpips", "none")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    lines = [line.split() for line in done.stdout.splitlines()]
+    at = lines.index(["defense", "MSE", "CIDR", "BRISQUE", "AvgRank", "ROB", "TE"])
+    name, *figures = lines[at + 1]
+    assert (name, figures[3], figures[5]) == ("disrupting", "1.00", "-")
+    assert 0 < float(figures[4]) <= 1
+    assert '<h2 id="benchmark">' in (tmp_path / "out" / "report.html").read_text()
+    images = (tmp_path / "out" / "images.csv").read_text().splitlines()[0].replace('"', "").split(",")
+    assert {"identity", "cidr", "brisque"} <= set(images)
+    assert not json.loads((tmp_path / "out" / "audit.json").read_text())["settings"]["lpips"]
+
+
+def test_lpips_is_measured_where_its_weights_are_at_hand(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(LPIPS, "load", classmethod(lambda cls, **how: how))
+    assert load_lpips("auto", (64, 64)) is None
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / AlexNet_Weights.IMAGENET1K_V1.url.rpartition("/")[2]).touch()
+    assert load_lpips("auto", (64, 64)) == {"local_files_only": True}
+    assert load_lpips("auto", (64, 30)) is None  # AlexNet needs 31 pixels
+    assert load_lpips("none", (64, 64)) is load_lpips(None, (64, 64)) is None
+
+
+def test_what_an_encoder_makes_of_a_target_is_computed_once(model: PeftModel, faces: DemoFaces) -> None:
+    calls = []
+
+    class Counted(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            calls.append(len(images))
+            return images.mean((2, 3)) + 1
+
+    run_audit(model, faces, defenses=Flip(), patches={"standard": None}, identity=Counted(), disable_tqdm=True)
+    # on each of two generators: photos as they are, noise and no leak; and one leak. Two targets, and the photos.
+    assert len(calls) == 2 * 3 + 1 + 2 + 1
