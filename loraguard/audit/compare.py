@@ -90,7 +90,7 @@ def compare(
     paired = audits[0].data == audits[1].data
     keys = [key for key in audits[0].rows if key in audits[1].rows]
     if not keys:
-        raise ValueError(f"{first} and {second} share no situation: names, budgets and strengths must be the same.")
+        raise ValueError(f"{first} and {second} share no situation: names, budgets and steps must be the same.")
     there = set.intersection(*(set(audit.rows[key]["metrics"]) for audit in audits for key in keys))
     if metric not in there:
         raise ValueError(f"Not both have the metric {metric!r}; they have {', '.join(sorted(there))}.")

@@ -48,7 +48,7 @@ class AuditResult:
     def __getitem__(self, key: tuple[str, ...]) -> Situation:
         """The situation of a generator and of what whoever perturbed the photo knew; then, if several, of a defense.
 
-        `result["standard", "leak"]` or `result["standard", "leak", "cmua"]`, at each defense's own budget and strength,
+        `result["standard", "leak"]` or `result["standard", "leak", "cmua"]`, at each defense's own budget and steps,
         without a channel.
         """
         generator, knowledge, *defense = key
