@@ -28,8 +28,14 @@ def at_most(monkeypatch: pytest.MonkeyPatch, cls: type, **limits: int) -> None:
     monkeypatch.setattr(cls, name, limited)
 
 
+def short_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An audit compares slopes along 2 directions for each photo, in place of 8: most of what a tiny audit takes."""
+    monkeypatch.setattr("loraguard.audit.probes.DIRECTIONS", 2)
+
+
 def short_attacks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every attack that an audit's checks try takes its first steps, of its usual budget."""
+    """Every attack that an audit's checks try takes its first steps, of its usual budget; and probes are short."""
+    short_probes(monkeypatch)
     at_most(monkeypatch, Disrupting, steps=2, restarts=2)
     at_most(monkeypatch, APGD, steps=2)
     at_most(monkeypatch, Square, queries=4)
