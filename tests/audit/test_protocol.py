@@ -267,7 +267,7 @@ def test_a_second_run_reads_what_is_there(audit: Audit, tmp_path: Path) -> None:
     assert figures(first) == figures(audit(**{**settings, "output_dir": None}))
     assert all(torch.equal(first.pictures[key], again.pictures[key]) for key in first.pictures)
     calls.clear()
-    piece = max(tmp_path.rglob("cells/*/*.json"))
+    piece = next(one for one in tmp_path.rglob("cells/*/*.json") if '"passes"' in one.read_text())  # not a probe's
     piece.write_text(piece.read_text()[:50])  # as after a crash of the machine
     assert figures(audit(**settings)) == figures(first)
     assert len(calls) <= 3 + 1
