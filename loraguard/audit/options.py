@@ -35,7 +35,7 @@ class AuditOptions(AuditExtent):
         defenses: by name; or a single one. A data set in place of a defense holds the same photos, perturbed by
             somebody else, in the same order.
         patches: the adapters' names, with the stamp of each or None for a standard patch; a name of `generators` says
-            what that one stamps.
+            what that one stamps. Needed for a model with adapters; `{}` audits the network beneath them alone.
         generators: further networks to audit, by name, called as the generator is: one that was fine-tuned, say.
         channels: by name, or specs such as "jpeg:75+resize:0.5", whose names they are.
         fit_on: photos for defenses that have to be fitted; not those of the audit.
@@ -66,7 +66,7 @@ class AuditOptions(AuditExtent):
     """
 
     defenses: Any  # AnyDefense, or a mapping of these and of Dataset; always a mapping once it is made
-    patches: Mapping[str, Stamp | None]
+    patches: Mapping[str, Stamp | None] | None = None
     generators: Mapping[str, nn.Module] | None = None
     channels: Any = ()  # specs, or a mapping of Channel; always a mapping once it is made
     fit_on: Dataset[Any] | None = None

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from peft import PeftModel
+from torch import nn
 from torch.utils.data import Dataset
 
 from loraguard.defenses import Fittable
@@ -29,12 +30,12 @@ from .result import AuditResult
 from .run import PROBED, Run
 from .share import Share
 from .store import Store
-from .subjects import Subjects
+from .subjects import Subjects, device_of
 from .success import Success
 
 
 def run_audit(
-    model: PeftModel, dataset: Dataset[Any], options: AuditOptions | None = None, **given: Any
+    model: nn.Module, dataset: Dataset[Any], options: AuditOptions | None = None, **given: Any
 ) -> AuditResult:
     """Measure what defenses are still worth against a generator as it is and as it is patched.
 
@@ -51,7 +52,7 @@ def run_audit(
     `torchrun`) share the batches.
 
     Args:
-        model: the generator with all patches as adapters.
+        model: the generator with all patches as adapters; or as it is, where defenses alone are audited.
         dataset: images never trained on, as :class:`~loraguard.PatchTrainer` takes them.
         options: all else, as :class:`~loraguard.audit.AuditOptions` describes it.
         given: options by name; they make an `AuditOptions`, or override those of `options`.
@@ -60,7 +61,7 @@ def run_audit(
         Figures for each image in each situation.
 
     Raises:
-        TypeError: for a model without adapters, or an option that does not exist.
+        TypeError: for a model that is no network, or an option that does not exist.
         ValueError: for what :class:`~loraguard.audit.AuditOptions` refuses, a name in `patches` that is no adapter,
             images of wrong shape or range, no images, a defense that has to be fitted and no photos for that.
         FloatingPointError: for outputs that are not finite.
@@ -79,7 +80,12 @@ def run_audit(
         4
     """
     options = AuditOptions(**given) if options is None else replace(options, **given)
-    subjects = Subjects(model, options.patches, options.generators)
+    if options.patches is None and isinstance(model, PeftModel):
+        raise ValueError(
+            f"Say which of the adapters {sorted(model.peft_config)} are patches: patches={{NAME: None}}, or its Stamp "
+            "in place of None; {} audits the network beneath them alone."
+        )
+    subjects = Subjects(model, options.patches or {}, options.generators)
     photos = Photos(
         dataset,
         model,
@@ -87,7 +93,7 @@ def run_audit(
         options.perturbed,
         batch_size=options.batch_size,
         seed=options.seeds[0],
-        device=next(model.parameters()).device,
+        device=device_of(model),
     )
     jobs = _jobs(subjects, photos, options)
     measures = Measures(options.detectors or {}, options.lpips, options.features, options.identity, options.brisque)

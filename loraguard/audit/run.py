@@ -142,15 +142,15 @@ class Run:
                     else:
                         self.store.write(piece.key, *self._found(piece, whole, clean))
                     bar.update(piece.job.cost)
-                if start == starts[0]:
+                if start == starts[0] and share.of == 1:
                     log.probes = self._probed(whole, clean)
+            if 0 < share.number == min(share.of, len(starts)) - 1:  # which has fewest batches
+                self._probe_first()
             log.anew = self._again(stored)
         share.wait()
         for start in set(starts) - set(own):  # what the other processes have done
-            whole = self.photos.batch(start)
-            self._enter(log, whole)
-            if start == starts[0]:
-                log.probes = self._probed(whole, Clean(self.subjects, whole))
+            self._enter(log, self.photos.batch(start))
+        log.probes = log.probes or self._probe_first()
         return log
 
     def _check_given(self, starts: Sequence[int]) -> None:
@@ -201,6 +201,10 @@ class Run:
                 whole = self.photos.batch(piece.start)
                 self.store.write(piece.key, *self._found(piece, whole, Clean(self.subjects, whole)))
         return anew
+
+    def _probe_first(self) -> list[str]:
+        whole = self.photos.batch(0)
+        return self._probed(whole, Clean(self.subjects, whole))
 
     def _probed(self, whole: Batch, clean: Clean) -> list[str]:
         """Try every generator and every defense on some photos; what came out is stored under these keys."""
