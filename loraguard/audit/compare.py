@@ -21,7 +21,8 @@ from .situation import NO_CHANNEL, SHARES
 KEY = ("generator", "defense", "knowledge", "eps", "steps", "role", "channel", "crafted_on")
 _NAMES = ("generator", "defense", "crafted_on")
 
-UNIMPORTANT = ("n", "data_sha256", "budget", "device", "computed_anew", "not_described", "batch_size")
+UNIMPORTANT = ("n", "data_sha256", "budget", "device", "computed_anew", "not_described", "batch_size",
+               "power")  # fmt: skip
 """Settings that are said elsewhere, or that no figure depends on."""
 
 Key = tuple[Any, ...]

@@ -34,6 +34,8 @@ class AuditExtent:
         preset: measure as a published benchmark does, and lay its table beside ours. It brings its channels.
         transfer: a generator or patch between which photos are carried: crafted on one, judged on each. By its name in
             the audit, or all.
+        detect: on how many other photos a small network learns to tell protected photos from plain ones. 0 for not at
+            all; it takes photos of `fit_on` that are no versions of audited ones.
         checks: on how many photos to try other attacks, which takes most of the time. docs/audit-checks.md says which.
         batch_size: photos at a time.
         pictures: photos to show in the report.
@@ -59,6 +61,7 @@ class AuditExtent:
     success: Annotated[str, Then(check_success)] = SUCCESS
     preset: Preset | None = None
     transfer: Many[str] = ()
+    detect: Count = 0
     checks: Count = 0
     batch_size: Number = 25
     pictures: Number = 6

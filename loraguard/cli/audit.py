@@ -61,6 +61,7 @@ FLAGS: dict[str, dict[str, dict[str, Any]]] = {
         "transfer": {"metavar": "NAME"},
         "success": {"metavar": "METRIC:NUMBER"},
         "checks": {},
+        "detect": {},
         "preset": {},
         "lpips": {"metavar": "FILE"},
         "identity": {"metavar": "ENCODER"},
