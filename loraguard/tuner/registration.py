@@ -2,8 +2,8 @@
 
 In two steps, as `import loraguard` is to load neither PEFT nor torch, and what runs within the import of PEFT must wait
 for no module that another thread may be importing: :func:`register` tells PEFT the name, with stand-ins for the classes
-that import the tuner when PEFT first uses them; :func:`register_classes`, the last line of `model.py`, puts the classes
-in their place. Nothing here imports PEFT before a function is called.
+that import the tuner when PEFT first uses them, and wraps PEFT's loaders (`peft_loaders`); :func:`register_classes`,
+the last line of `model.py`, puts the classes in their place. Nothing here imports PEFT before a function is called.
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ def register() -> None:
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
     from peft.utils import register_peft_method
 
+    from . import peft_loaders
+
+    peft_loaders.install()
     if NAME not in PeftType.__members__:
         _extend_peft_types()
         register_peft_method(
