@@ -16,7 +16,7 @@ from loraguard.tuner.messages import in_a_line, named, refusing, shown
 from loraguard.tuner.settings_file import FILE_HASH, check_hash, read_settings
 
 from .findings import read_audit
-from .names import AUDIT_FILES, CONFIG, NEEDED, WEIGHTS, check_files
+from .names import AUDIT_FILES, CONFIG, NEEDED, WEIGHTS, check_files, is_folder
 from .recorded import generator_of, kind_of
 
 _DTYPES = {"F64": "torch.float64", "F32": "torch.float32", "F16": "torch.float16", "BF16": "torch.bfloat16"}
@@ -49,7 +49,7 @@ def describe_patch(
         '12 layers, rank 2, alpha 2, gate scalar'
     """
     folder = Path(patch).expanduser()
-    if not folder.is_dir():
+    if not is_folder(patch, revision):
         from .pull import fetch
 
         folder = fetch(str(patch), (*NEEDED, *AUDIT_FILES), revision=revision, token=token)
