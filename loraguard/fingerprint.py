@@ -12,8 +12,8 @@ from peft import PeftModel, get_peft_model_state_dict
 from torch import Tensor, nn
 
 GENERATOR = "generator"
-_ADAPTER = re.compile(r"(?:^|\.)(?:lora_\w+|modules_to_save)(?=\.([^.]+)(?:\.|$))")
-_WRAPPER = re.compile(r"\b(?:base_layer|original_module)\.")  # PEFT's, around a layer
+_ADAPTER = re.compile(r"(?:^|\.)(?:lora_\w+|modules_to_save|trainable_tokens_\w+)(?=\.([^.]+)(?:\.|$))")
+_WRAPPER = re.compile(r"\b(?:base_layer|original_module|token_adapter)\.")  # PEFT's, around a layer
 _COUNTER = "num_batches_tracked"  # no output depends on it, and old checkpoints lack it
 
 

@@ -28,4 +28,6 @@ def _in_a_line(error: Exception) -> str:
     text = str(error)
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         text = f"{error.filename}: {error.strerror}."
-    return " ".join(text.split())
+    from loraguard.tuner.messages import printable
+
+    return printable(" ".join(text.split()))

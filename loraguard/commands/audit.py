@@ -31,11 +31,13 @@ from loraguard.files import writable_folder
 from loraguard.generators import load_generator, transform_of
 from loraguard.hub import load_patch
 from loraguard.hub.names import PHOTOS
+from loraguard.kinds import checked
 from loraguard.losses import FeatureEncoder
 from loraguard.metrics import LPIPS, Brisque, Inception
 from loraguard.stamp import Stamp
 from loraguard.training import PatchTrainingArguments
 from loraguard.tuner import GatedLoraConfig
+from loraguard.tuner.messages import in_a_line, shown
 
 from .audit_settings import AuditSettings, encoder_parts
 
@@ -169,16 +171,26 @@ def stamp_of(config: Any, name: str) -> Stamp | None:
         name: of the patch, for messages.
 
     Raises:
-        ValueError: for a stamp that cannot be drawn here: its picture or its font is not there, or it is none.
+        ValueError: for a stamp that cannot be drawn here: it has a picture or a font of its own, of which no file is
+            opened because a patch names it, or it is none.
     """
     settings = (getattr(config, "provenance", None) or {}).get("settings")
     stamp = settings.get("stamp") if isinstance(settings, dict) else None
     if stamp is None:
         return None
     try:
-        return Stamp(**{key: value for key, value in stamp.items() if key != "class"})
-    except (AttributeError, TypeError, ValueError, FileNotFoundError) as error:
-        raise ValueError(f"{name}: its stamp, as adapter_config.json has it, cannot be drawn here: {error}") from error
+        given = {key: value for key, value in stamp.items() if key != "class"}
+        if named := [key for key in ("image", "font") if given.get(key) is not None]:
+            raise ValueError(
+                f"it has {named[0]}={shown(given[named[0]])}, and no file is opened because a patch names it. Give the "
+                "stamp yourself: run_audit(patches={name: Stamp(...)}), or `loraguard stamp check` with --logo or "
+                "--text and --font."
+            )
+        return Stamp(**checked(Stamp, given))
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(
+            in_a_line(f"{name}: its stamp, as adapter_config.json has it, cannot be drawn here: {error}")
+        ) from None
 
 
 def train_adversaries(

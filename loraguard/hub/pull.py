@@ -20,9 +20,11 @@ from torch import nn
 from loraguard.files import draft_folder, new_folder, sync, writable_folder
 from loraguard.fingerprint import generator_fingerprint
 from loraguard.generators import GENERATORS, load_generator
+from loraguard.tuner import GatedLoraConfig
+from loraguard.tuner.messages import refusing
 
 from .errors import explained
-from .local import Patch, read_patch
+from .local import read_config, read_patch
 from .names import NEEDED, PATCH_FILES, check_adapter_name, is_folder
 from .provenance import hosted_id
 from .recorded import generator_of
@@ -50,7 +52,7 @@ def load_patch(
             that has a patch already gets this one as well.
         revision: branch, tag or commit of a patch on the Hub.
         token: for a private one; by default the one that `hf auth login` or HF_TOKEN gave.
-        adapter_name: of the patch in the model.
+        adapter_name: of the patch in the model; none that is there already.
         ignore_fingerprint: go on with a generator of other weights than those that the patch was made for.
 
     Returns:
@@ -77,11 +79,12 @@ def load_patch(
     check_adapter_name(adapter_name)
     remote = not is_folder(patch, revision)
     folder = fetch(str(patch), NEEDED, revision=revision, token=token) if remote else Path(patch).expanduser()
-    found = read_patch(folder, str(patch))
-    if not isinstance(generator, nn.Module):
-        generator = _find_generator(found, str(patch), generator, remote, token)
-    if not ignore_fingerprint:
-        _check_fingerprint(found, str(patch), generator)
+    with refusing(str(patch), str(patch)):
+        config = read_config(folder, str(patch))
+        if not isinstance(generator, nn.Module):
+            generator = _find_generator(config, str(patch), generator, remote, token)
+        if not ignore_fingerprint:
+            _check_fingerprint(config, str(patch), generator)
     if isinstance(generator, PeftModel):
         generator.load_adapter(str(folder), adapter_name)
         generator.set_adapter(adapter_name, inference_mode=True)
@@ -187,11 +190,11 @@ def _check_hash(folder: Path, file: str, repo_id: str, token: str | bool | None)
 
 
 def _find_generator(
-    found: Patch, name: str, given: str | Path | None, remote: bool, token: str | bool | None
+    config: GatedLoraConfig, name: str, given: str | Path | None, remote: bool, token: str | bool | None
 ) -> nn.Module:
     """The patch's generator from where it is said to be."""
-    about = generator_of(found.config)
-    kind, source = about.get("name"), found.config.base_model_name_or_path
+    about = generator_of(config)
+    kind, source = about.get("name"), config.base_model_name_or_path
     if given is not None:
         if kind is None:
             raise ValueError(
@@ -201,7 +204,7 @@ def _find_generator(
         return load_generator(kind, given)
     if kind is not None and source and hosted_id(source):
         return load_generator(kind, source, token=token)
-    if kind is not None and source and not remote and Path(source).is_dir():
+    if kind is not None and source and not remote and os.path.isdir(source):
         return load_generator(kind, source)
     if kind is not None and not source and hasattr(GENERATORS[kind], "pretrained"):
         return load_generator(kind)
@@ -211,8 +214,8 @@ def _find_generator(
     )
 
 
-def _check_fingerprint(found: Patch, name: str, generator: nn.Module) -> None:
-    about = generator_of(found.config)
+def _check_fingerprint(config: GatedLoraConfig, name: str, generator: nn.Module) -> None:
+    about = generator_of(config)
     recorded = about.get("sha256")
     if recorded is None:
         return

@@ -27,6 +27,8 @@ _SUPERSAMPLE = 4
 LUMA = (0.299, 0.587, 0.114)
 """Of red, green and blue in a shade of grey (ITU-R BT.601)."""
 
+LONGEST_TEXT = 500  # characters; all of them are drawn, at several times their size
+LARGEST_WIDTH = 100_000  # pixels
 _SMALLEST_LETTER = 5  # pixels; below this nobody reads it
 
 
@@ -81,6 +83,11 @@ class Stamp:
             raise ValueError(f"A stamp is either a text or an image; got text={self.text!r} and image={self.image!r}.")
         if self.text is not None and not self.text.strip():
             raise ValueError("The stamp's text is empty; give the words of the warning, for example 'AI-EDITED'.")
+        if self.text is not None and len(self.text) > LONGEST_TEXT:
+            raise ValueError(
+                f"The stamp's text has {len(self.text):,} characters, at most {LONGEST_TEXT} are drawn; it begins with "
+                f"{self.text[:40]!r}."
+            )
         if self.place not in PLACES:
             raise ValueError(f"place={self.place!r} is unknown; choose one of {', '.join(PLACES)}.")
         if not 0 < self.size <= 1:
@@ -90,8 +97,8 @@ class Stamp:
             )
         if not 0 < self.opacity <= 1:
             raise ValueError(f"opacity={self.opacity!r} must be in (0, 1].")
-        if self.of_width is not None and self.of_width < 1:
-            raise ValueError(f"of_width={self.of_width!r} must be a width in pixels, at least 1, or None.")
+        if self.of_width is not None and not 1 <= self.of_width <= LARGEST_WIDTH:
+            raise ValueError(f"of_width={self.of_width!r} must be None or pixels, from 1 to {LARGEST_WIDTH}.")
         if not 0 <= self.margin < 0.5:
             raise ValueError(f"margin={self.margin!r} is a fraction of the image's width, in [0, 0.5).")
         for name in ("colour", "outline", "background"):

@@ -10,18 +10,25 @@ import torch
 from peft import PeftConfig
 from peft.tuners.lora import LoraModel
 from peft.tuners.tuners_utils import _maybe_include_all_linear_layers
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from peft.utils.constants import INCLUDE_LINEAR_LAYERS_SHORTHAND
 from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from . import peft_loaders
+from .asking import check_settings
+from .before import Before, unchanged_if_refused
 from .combining import WeightedAdapters
 from .computed import at_rest
 from .config import GatedLoraConfig
-from .fitting import check_fits
+from .fitting import check_patch
 from .layer import GatedLoraLayer
-from .loading import Before, check_finite
+from .loading import Header, check_finite, find_weights, read_header
+from .messages import named, refusing, shown
+from .naming import as_targets, name_layers
 from .registration import register_classes
+from .settings_file import CONFIG
 from .targets import (
     ADAPTABLE,
     bare_copy,
@@ -62,11 +69,38 @@ class GatedLoraModel(WeightedAdapters, LoraModel):
 
     peft_config: dict[str, Any]
 
-    # The network before the adapter that is being loaded, until its tensors have arrived.
-    _before: Before | None = None
+    # The file whose settings are being taken, and the name of its adapter.
+    _loading: tuple[Header | None, str] = (None, "")
 
     # Encoders of torch's that make nested tensors when there is no adapter in them.
     _encoders: tuple[Any, ...] = ()
+
+    # What is refused leaves the network as it was.
+
+    def __init__(self, model: nn.Module, peft_config: Any, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        if any(isinstance(one, GatedLoraLayer) and adapter_name in one.lora_A for one in model.modules()):
+            raise ValueError(peft_loaders.taken(adapter_name))
+        load = peft_loaders.current.get()
+        if load is not None and load.before is None:
+            load.before = Before(model)
+        with unchanged_if_refused(model) if load is None else nullcontext():
+            super().__init__(model, peft_config, adapter_name, *args, **kwargs)
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """As PEFT's, but all of it or nothing.
+
+        Raises:
+            ValueError: If a patch from a file does not fit; see `loraguard.tuner.loading`.
+        """
+        config = self.peft_config[adapter_name]
+        header, config.header = _header_of(config), None  # from here on the settings stand for themselves
+        with unchanged_if_refused(self) if peft_loaders.current.get() is None else nullcontext():
+            if header is None:
+                super().inject_adapter(model, adapter_name, *args, **kwargs)
+                return
+            with refusing(named(header.source, CONFIG), header.source):
+                self._loading = header, adapter_name
+                super().inject_adapter(model, adapter_name, *args, **kwargs)
 
     # Finding layers. Every refusal comes before the first layer is replaced.
 
@@ -89,15 +123,17 @@ class GatedLoraModel(WeightedAdapters, LoraModel):
             )
         check_not_shared(self.model, set(targets))
         self._round_ranks(peft_config, targets)
-        self._check_header(peft_config, targets)
+        name_layers(peft_config, targets, {name for name, _ in walk(self.model)} - targets.keys())
+        self._check_file(peft_config, targets)
         return peft_config
 
-    def _check_header(self, peft_config: Any, targets: dict[str, nn.Module]) -> None:
-        """Compare the file that the config came with, if any, before a layer is replaced."""
-        header, peft_config.header = peft_config.header, None  # from here on the settings stand for themselves
-        # transformers renames weights as it loads them; the file's own names say little then.
-        if header is None or hasattr(getattr(self.model, "config", None), "model_type"):
+    def _check_file(self, peft_config: Any, targets: dict[str, nn.Module]) -> None:
+        """Compare the file that the settings came with, if any, before a layer is replaced."""
+        (header, adapter_name), self._loading = self._loading, (None, "")
+        if header is None:
             return
+        with refusing(named(header.source, CONFIG)):
+            check_settings(self.model, peft_config, targets, adapter_name)
         with torch.device("meta"):
             layers = {
                 name: self._create_new_module(
@@ -109,8 +145,7 @@ class GatedLoraModel(WeightedAdapters, LoraModel):
                 )
                 for name, module in targets.items()
             }
-        check_fits(header, self.model, peft_config, layers)
-        self._before = Before(self.model)
+        check_patch(header, self.model, peft_config, layers)
 
     @staticmethod
     def _rank_and_alpha(peft_config: Any, name: str) -> dict[str, Any]:
@@ -124,24 +159,21 @@ class GatedLoraModel(WeightedAdapters, LoraModel):
     def _remap_adapter_state_dict_for_load(
         cls, model: Any, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Check each tensor as it arrives: whether it would be dropped in silence, and whether it is finite.
+        """Leave out what is no part of the adapter, and check what is set by hand: names and values.
 
-        Where it comes from a file whose header was checked, the network is put back as it was.
+        What one of PEFT's loaders brings was checked before a layer was replaced; weights of the base network among it
+        are those that the network has.
         """
-        tuner = getattr(model, "base_model", None)
-        try:
-            tensors = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
-            _check_tensors(model, adapter_name, tensors)
-        except ValueError:
-            if isinstance(tuner, GatedLoraModel) and tuner._before is not None:
-                tuner.delete_adapter(adapter_name)
-                tuner._before.restore()
-                if tuner.peft_config == {}:
-                    tuner._restore_encoders()
-            raise
-        finally:
-            if isinstance(tuner, GatedLoraModel):
-                tuner._before = None
+        tensors = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        known = model.state_dict()
+        others = [name for name in tensors if not _is_part(name, adapter_name) and _as_in(known, name) is not None]
+        if peft_loaders.current.get() is not None:
+            return {name: tensor for name, tensor in tensors.items() if name not in others}
+        for name in others:
+            learns = config.bias != "none" and name.endswith("bias")
+            if not learns and not torch.equal(_as_in(known, name).to(tensors[name]), tensors[name]):
+                raise ValueError(f"{name!r} is a weight of the base network, and no part of adapter {adapter_name!r}.")
+        _check_tensors(model, adapter_name, tensors, known)
         return tensors
 
     @staticmethod
@@ -176,10 +208,7 @@ class GatedLoraModel(WeightedAdapters, LoraModel):
                 f"{', '.join(found) or 'no submodule'}."
             )
         others = {name for name, _ in walk(self.model)} - names
-        endings = tuple(f".{name}" for name in names)
-        # PEFT takes names as endings: where that would match further modules, the names have to be a pattern.
-        ambiguous = any(other.endswith(endings) for other in others)
-        peft_config.target_modules = "|".join(re.escape(name) for name in sorted(names)) if ambiguous else names
+        peft_config.target_modules = as_targets(names, others)
 
     def _round_ranks(self, peft_config: Any, targets: dict[str, nn.Module]) -> None:
         """Give each grouped layer a rank that its groups divide, as if `rank_pattern` had named it."""
@@ -283,13 +312,35 @@ class GatedLoraModel(WeightedAdapters, LoraModel):
         )
 
 
-def _check_tensors(model: Any, adapter_name: str, tensors: dict[str, Tensor]) -> None:
-    known = model.state_dict()
+def _header_of(config: Any) -> Header | None:
+    """The header of the file that a config came with, or that is being loaded; None for an adapter that is new."""
+    load = peft_loaders.current.get()
+    if load is not None and load.renamed:
+        raise ValueError("key_mapping does not apply to GATED_LORA: a patch names the layers of its own network.")
+    if load is None or config.header is not None:
+        return config.header  # type: ignore[no-any-return]
+    hub = {key: value for key, value in load.hub.items() if key != "use_auth_token"}
+    weights = find_weights(load.model_id, **hub)
+    if weights is None:
+        file = named(load.model_id, SAFETENSORS_WEIGHTS_NAME)
+        raise ValueError(f"{file} is not there; a patch is its config and its weights.")
+    return read_header(load.model_id, weights)
+
+
+def _is_part(name: str, adapter_name: str) -> bool:
+    return f".{adapter_name}." in name or name.endswith(f".{adapter_name}")
+
+
+def _as_in(known: dict[str, Tensor], name: str) -> Any:
+    """The network's own tensor of a name that a file has."""
+    return known.get(name, known.get(name.removeprefix("base_model.model.")))
+
+
+def _check_tensors(model: Any, adapter_name: str, tensors: dict[str, Tensor], known: dict[str, Tensor]) -> None:
     for name, tensor in tensors.items():
-        bare = name.removeprefix("base_model.model.")
-        if name not in known and bare not in known and ".lora_" in f".{bare}":
+        if _as_in(known, name) is None and ".lora_" in f".{name.removeprefix('base_model.model.')}":
             raise ValueError(
-                f"{name!r} fits no adapter of this {type(model).__name__}; it has, for example, "
+                f"{shown(name)} fits no adapter of this {type(model).__name__}; it has, for example, "
                 f"{next((key for key in known if '.lora_' in key), None)!r}."
             )
         # As the file calls it.
