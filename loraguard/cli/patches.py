@@ -20,7 +20,17 @@ from .errors import said_in_a_line
 from .flags import with_flags
 from .options import DATA, GENERATOR, PATCHES, SPLIT, Checkpoint, Device, ImageSize, OnDevice, examples
 
-FLAGS = ("recipe", "max_train_steps", "train_batch_size", "checkpointing_steps", "seed")
+FLAGS = (
+    "recipe",
+    "max_train_steps",
+    "train_batch_size",
+    "learning_rate",
+    "gate_learning_rate",
+    "max_grad_norm",
+    "mixed_precision",
+    "checkpointing_steps",
+    "seed",
+)
 """The settings of `PatchTrainingArguments` that `train` has flags for."""
 
 
@@ -43,6 +53,7 @@ def train(
     adapt: Annotated[
         str, typer.Option(help="What gets the adapter: encoder, decoder, denoiser, several joined by +, or all.")
     ] = "all",
+    gate_type: Annotated[str, typer.Option(help="What scales each layer's update; none for no gates.")] = "scalar",
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
     device: OnDevice = Device.auto,
 ) -> None:
@@ -70,7 +81,7 @@ def train(
             **settings,
         )
         network = load_generator(generator, checkpoint, size=image_size)
-        config = adapter_config(network, arguments, rank)
+        config = adapter_config(network, arguments, rank, gate_type)
         config.target_modules = layers_in(network, adapt)
         attributes = getattr(network, "attributes", ())
         photos = open_data(data, split=split, attributes=attributes, transform=transform_of(network))

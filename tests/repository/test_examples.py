@@ -14,7 +14,7 @@ from torch import nn
 from loraguard.channels import parse_channel
 from loraguard.generators import DemoEditor
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def test_examples_are_short() -> None:
