@@ -7,12 +7,12 @@ from typing import Annotated
 
 from annotated_types import Gt, Le, MinLen
 
-from loraguard.kinds import Count, Many, Number, Seed, Then, checked
+from loraguard.kinds import Count, First, Many, Number, Seed, Then, as_number, checked
 
 from .names import SUCCESS, Preset, check_success
 
-Budget = Annotated[float, Gt(0), Le(2)]
-"""A distance between two images in [-1, 1] that are not the same."""
+Budget = Annotated[float, First(as_number), Gt(0), Le(2)]
+"""A distance between two images in [-1, 1] that are not the same; "16/255" is 16 levels of 8 bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,8 @@ class AuditExtent:
         allow_large_change: take perturbed photos that are not like their originals. That is, under 20 dB PSNR: other
             people's photos, or turned ones.
         adaptive_channels: make defenses through each channel, too.
-        budgets: a further budget, for a curve: the largest change on [-1, 1]. Of defenses that have `eps`.
+        budgets: a further budget, for a curve: the largest change on [-1, 1], or as 8/255 of the scale to 255. Of
+            defenses that have `eps`.
         steps: a further number of a defense's steps, for a curve. Of defenses that take steps.
         seeds: what everything drawn at random depends on. One run of random starts, noise and channels for each; the
             first one also draws photos and edits.

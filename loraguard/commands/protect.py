@@ -221,7 +221,7 @@ def _edits(generator: nn.Module, item: Any) -> tuple[Tensor, dict[str, Any]]:
     """A photo as a batch of one, and every edit of it, on the generator's device."""
     device = next((p.device for p in generator.parameters()), torch.device("cpu"))
     batch = {key: value.to(device) for key, value in collate([item]).items()}
-    return batch["image"], conditions_of(generator, labels_of(batch))
+    return batch["image"], conditions_of(generator, labels_of(batch, generator=generator))
 
 
 def _files(names: list[str], folder: Path, photos: Path | None) -> tuple[list[str], set[str]]:

@@ -51,7 +51,8 @@ class Target:
 
     def edits(self, batch: dict[str, Tensor]) -> list[Condition]:
         """Every edit of a batch."""
-        return list(conditions_of(self.generator, labels_of(batch, self.conditions), self.conditions).values())
+        labels = labels_of(batch, self.conditions, self.generator)
+        return list(conditions_of(self.generator, labels, self.conditions).values())
 
     @property
     def device(self) -> torch.device:
