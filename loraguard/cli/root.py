@@ -1,4 +1,4 @@
-"""The command line: `loraguard demo | train | audit | compare | protect | stamp | push | pull | info | convert`."""
+"""The command line: `loraguard demo | train | audit | compare | protect | stamp | mark | push | pull | info | ...`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from . import audit, demo, hub, info, patches, protect, stamp
+from . import audit, demo, hub, info, mark, patches, protect, stamp
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
 
@@ -32,7 +32,7 @@ def root(
     """Audit proactive defenses against adaptive adversaries, and make generators stamp a visible warning."""
 
 
-for family in (demo, info, protect, audit, patches, stamp, hub):
+for family in (demo, info, protect, audit, patches, stamp, mark, hub):
     family.register(app)
 
 
