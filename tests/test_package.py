@@ -19,7 +19,7 @@ FLOORS = [
     {"mark"},
     {"generators"},
     {"defenses", "hub"},
-    {"training"},
+    {"training", "diffusers"},
     {"audit"},
     {"commands"},
     {"cli"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,7 +11,8 @@ import typer
 
 @contextmanager
 def said_in_a_line() -> Iterator[None]:
-    """Errors that a user can do something about, and interrupts, without a traceback."""
+    """Errors that a user can do something about, and interrupts, without a traceback; here a command's work begins."""
+    gc.enable()  # see `main`
     try:
         yield
     except KeyboardInterrupt as interrupt:  # click would leave without a word

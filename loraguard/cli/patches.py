@@ -20,7 +20,17 @@ from .errors import said_in_a_line
 from .flags import with_flags
 from .options import DATA, GENERATOR, PATCHES, SPLIT, Checkpoint, Device, ImageSize, OnDevice, examples
 
-FLAGS = ("recipe", "max_train_steps", "train_batch_size", "checkpointing_steps", "seed")
+FLAGS = (
+    "recipe",
+    "max_train_steps",
+    "train_batch_size",
+    "learning_rate",
+    "gate_learning_rate",
+    "max_grad_norm",
+    "mixed_precision",
+    "checkpointing_steps",
+    "seed",
+)
 """The settings of `PatchTrainingArguments` that `train` has flags for."""
 
 
@@ -40,6 +50,7 @@ def train(
     stamp: Annotated[str | None, typer.Option(help="The warning's text, for a defensive patch.")] = None,
     settings: dict[str, Any],
     rank: Annotated[int | None, typer.Option(min=1, help="The adapter's; by default 8, or 16 with a stamp.")] = None,
+    gate_type: Annotated[str, typer.Option(help="What scales each layer's update; none for no gates.")] = "scalar",
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
     device: OnDevice = Device.auto,
 ) -> None:
@@ -73,7 +84,7 @@ def train(
             network,
             photos,
             arguments,
-            config=adapter_config(network, arguments, rank),
+            config=adapter_config(network, arguments, rank, gate_type),
             train_size=train_size,
             test_size=test_size,
             say=typer.echo,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -172,6 +173,8 @@ def check_image_batch(images: Tensor) -> None:
     if not len(images):
         raise ValueError("Expected at least one image, got an empty batch.")
     low, high = float(images.min()), float(images.max())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError(f"Expected images in [-1, 1], got values from {low} to {high}: some are no numbers.")
     if not (low >= -1 - 1e-4 and high <= 1 + 1e-4):
         raise ValueError(
             f"Expected images in [-1, 1], got values from {low:.4g} to {high:.4g}. Scale them first: photos in "

@@ -6,24 +6,24 @@ import hashlib
 import os
 import re
 import shutil
-import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id
 from peft import PeftModel
 from torch import nn
 
-from loraguard.files import new_folder, sync, writable_folder
+from loraguard.files import draft_folder, new_folder, sync, writable_folder
 from loraguard.fingerprint import generator_fingerprint
 from loraguard.generators import GENERATORS, load_generator
 
 from .errors import explained
 from .local import Patch, read_patch
-from .names import NEEDED, PATCH_FILES
+from .names import NEEDED, PATCH_FILES, check_adapter_name, is_folder
 from .provenance import hosted_id
 from .recorded import generator_of
 
@@ -60,7 +60,8 @@ def load_patch(
         FileNotFoundError: if patch, revision or generator is not there.
         PermissionError: if the Hub does not let this token see it.
         ConnectionError: if the Hub or the connection fails.
-        ValueError: if something is broken, does not fit, or is for other weights.
+        ValueError: if something is broken, does not fit, or is for other weights; for a folder and a revision, or a
+            name with a dot.
 
     Example:
         >>> import tempfile
@@ -73,7 +74,8 @@ def load_patch(
         >>> type(model).__name__, type(model.get_base_model()).__name__
         ('PeftModel', 'DemoEditor')
     """
-    remote = not Path(patch).expanduser().is_dir()
+    check_adapter_name(adapter_name)
+    remote = not is_folder(patch, revision)
     folder = fetch(str(patch), NEEDED, revision=revision, token=token) if remote else Path(patch).expanduser()
     found = read_patch(folder, str(patch))
     if not isinstance(generator, nn.Module):
@@ -100,8 +102,8 @@ def pull_patch(
     cached = fetch(repo_id, PATCH_FILES, revision=revision, token=token)
     read_patch(cached, repo_id)
     parent = writable_folder(target.parent)
-    with tempfile.TemporaryDirectory(dir=parent, prefix=".loraguard-") as temporary:
-        draft = Path(temporary, "patch")
+    with draft_folder(parent) as temporary:
+        draft = temporary / "patch"
         draft.mkdir()
         for file in PATCH_FILES:
             if (cached / file).is_file():
@@ -133,13 +135,34 @@ def fetch(repo_id: str, files: Sequence[str], *, revision: str | None = None, to
         ) from None
     doing = f"pulling revision {revision!r}" if revision else "pulling"
     with explained(repo_id, doing, " Nothing was loaded."):
+        refusal = _refusal(repo_id, token)
         folder = Path(
             snapshot_download(repo_id, revision=revision, token=token, allow_patterns=list(files), max_workers=2)
         )
         for file in files:
             if (folder / file).is_file():
                 _check_hash(folder, file, repo_id, token)
+    if refusal is not None:
+        warnings.warn(
+            f"{repo_id} was taken from the local cache {constants.HF_HUB_CACHE}, as an earlier pull left it. The Hub "
+            f"does not show it to this token, or without one, now ({refusal}).", stacklevel=3,
+        )  # fmt: skip
     return folder
+
+
+def _refusal(repo_id: str, token: str | bool | None) -> str | None:
+    """Why the Hub does not show a repository to this token; None where it does, or cannot be asked.
+
+    Its client takes such a repository from its cache without a word.
+    """
+    try:
+        HfApi(token=token).model_info(repo_id)
+    except HfHubHTTPError as error:
+        if error.response.status_code in (401, 403, 404):
+            return f"{error.response.status_code}: {error.server_message or error.response.reason_phrase}"
+    except (HTTPError, OSError):
+        pass
+    return None
 
 
 def _check_hash(folder: Path, file: str, repo_id: str, token: str | bool | None) -> None:

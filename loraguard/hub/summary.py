@@ -13,7 +13,7 @@ from typing import Any
 from safetensors import SafetensorError, deserialize
 
 from .findings import read_audit
-from .names import AUDIT_FILES, CONFIG, NEEDED, WEIGHTS, check_files
+from .names import AUDIT_FILES, CONFIG, NEEDED, WEIGHTS, check_files, is_folder
 from .recorded import generator_of, kind_of
 
 _DTYPES = {"F64": "torch.float64", "F32": "torch.float32", "F16": "torch.float16", "BF16": "torch.bfloat16"}
@@ -46,7 +46,7 @@ def describe_patch(
         '12 layers, rank 2, alpha 2, gate scalar'
     """
     folder = Path(patch).expanduser()
-    if not folder.is_dir():
+    if not is_folder(patch, revision):
         from .pull import fetch
 
         folder = fetch(str(patch), (*NEEDED, *AUDIT_FILES), revision=revision, token=token)

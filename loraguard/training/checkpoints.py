@@ -16,12 +16,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from loraguard.files import sync, write_json
+from loraguard.files import not_written, sync, write_json
 from loraguard.hub.local import save_adapter
 from loraguard.hub.names import CONFIG, WEIGHTS
 
 from .devices import anywhere, failure_of
-from .saving import not_written
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 STATE = "trainer_state.json"

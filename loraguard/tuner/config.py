@@ -82,7 +82,11 @@ _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
         lambda value: _is_number(value) and abs(value) <= 80,
     ),
     "gate_type": (f"one of {', '.join(GATES)}", lambda value: isinstance(value, str) and value in GATES),
-    "bias": ("one of 'none', 'all', 'lora_only'", lambda value: value in ("none", "all", "lora_only")),
+    "bias": (
+        "'none', as biases of the base network are no part of a patch (PEFT's 'all' and 'lora_only' are for training "
+        "without PatchTrainer)",
+        lambda value: value in ("none", "all", "lora_only"),
+    ),
     "target_modules": _NAMES_OR_TEXT,
     "exclude_modules": _NAMES_OR_TEXT,
     "layers_pattern": _NAMES_OR_TEXT,

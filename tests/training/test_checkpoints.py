@@ -18,7 +18,6 @@ from killed import (
     killed_in_a_step,
     killed_within_a_file,
     model,
-    short_of_disk,
     train,
 )
 from peft import PeftModel, get_peft_model
@@ -117,16 +116,6 @@ def test_a_signal_in_the_last_step_leaves_with_the_patch(tmp_path: Path) -> None
     with pytest.raises(KeyboardInterrupt, match="is complete"):
         PatchTrainer(model(), DemoFaces(7, size=16), last).train()
     assert (tmp_path / "adapter_model.safetensors").is_file()
-
-
-def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
-    """A limit on the size of files stands for the disk: the system refuses to write on."""
-    done = forked(short_of_disk, tmp_path)
-    assert done.stdout.startswith("OSError"), done.stderr
-    assert f"The last good one is {tmp_path / 'checkpoint-2'}" in done.stdout
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
-    settings = arguments(tmp_path, resume_from_checkpoint="latest")
-    assert len(PatchTrainer(model(), DemoFaces(7, size=16), settings).train().log) == 6
 
 
 def test_what_cannot_be_resumed_is_said(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 READERS = {"encoder": (1.0, 0.75), "judge": (0.9, 0.5), "terms": {"pixel": 0.125, "mse": 0.5}}
 
 

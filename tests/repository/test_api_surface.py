@@ -1,4 +1,4 @@
-"""The public names, against a list that is checked in; `python tests/test_api_surface.py` writes it anew."""
+"""The public names, against a list that is checked in; `python tests/repository/test_api_surface.py` writes it anew."""
 
 import inspect
 import pkgutil
@@ -38,8 +38,8 @@ def _arguments(value: object) -> str:
 def test_public_names_are_those_of_the_list() -> None:
     listed, found = set(LIST.read_text(encoding="utf-8").splitlines()), set(public_names())
     assert found, "nothing is public"
-    assert not listed - found, "gone or changed; if that is meant: python tests/test_api_surface.py"
-    assert not found - listed, "new or changed; if that is meant: python tests/test_api_surface.py"
+    assert not listed - found, "gone or changed; if that is meant: python tests/repository/test_api_surface.py"
+    assert not found - listed, "new or changed; if that is meant: python tests/repository/test_api_surface.py"
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from loraguard.channels import parse_channel
 from loraguard.generators import DemoEditor
 from loraguard.mark import MarkNetwork
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def test_examples_are_short() -> None:

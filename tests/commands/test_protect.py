@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import resource
+import signal
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from processes import forked
+from protecting import Editor, protecting
 from torch import Tensor, nn
 
 from loraguard.commands import Protected, protect_photos
@@ -18,13 +23,6 @@ from loraguard.generators import DemoEditor
 from loraguard.generators.preprocessing import preprocessing
 
 SPEC = "disrupting:0.05,steps=2"
-
-
-class Editor(DemoEditor):
-    """Sees the middle of a photo at 16 pixels."""
-
-    def transform(self):
-        return preprocessing(16, crop=24)
 
 
 @pytest.fixture
@@ -269,3 +267,60 @@ def test_drawn_faces_get_numbers(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(DemoFaces, "open", classmethod(lambda cls, root, **options: cls(2, size=16)))
     found = run(DemoEditor(conv_dim=4, num_blocks=1).eval(), Path("demo"), tmp_path / "out", "noise:0.1")
     assert [one.file.name for one in found] == ["00000.png", "00001.png"]
+
+
+def test_killed_at_any_change_to_files_it_goes_on_with_what_is_its_own(photos: Path, tmp_path: Path) -> None:
+    """Then all is as if nothing had happened: no file of its own is refused, no draft stays, the record is true."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert forked(protecting, photos, whole).returncode == 0
+    for nth in count(1):
+        done = forked(protecting, photos, killed, nth)
+        record = killed / "protect.json"
+        if record.is_file():
+            listed = json.loads(record.read_text())
+            rows = {row["file"] for row in listed["photos"]}
+            there = {file.relative_to(killed).as_posix() for file in killed.rglob("*.png")}
+            assert {file for file in there if not file.startswith(".")} <= rows | set(listed["earlier"])
+            assert rows <= there
+        if done.returncode == 0:
+            break
+        assert done.returncode == -signal.SIGKILL, done.stderr
+    assert nth > 10
+    assert contents(killed) == contents(whole) | {"protect.json": contents(killed)["protect.json"]}
+    listed, wanted = (json.loads((folder / "protect.json").read_text()) for folder in (killed, whole))
+    assert listed == wanted
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_a_name_that_was_announced_and_never_written_is_not_taken_for_its_own(
+    generator: Editor, photos: Path, tmp_path: Path
+) -> None:
+    """What somebody else puts there after an interrupt stays."""
+    out = tmp_path / "out"
+    run(generator, photos / "ann.jpg", out)
+    record = json.loads((out / "protect.json").read_text())
+    (out / "protect.json").write_text(json.dumps({**record, "earlier": ["bob/ann.png"]}))
+    run(generator, photos / "ann.jpg", out)  # nothing of that name is there
+    (out / "bob").mkdir()
+    (out / "bob" / "ann.png").write_bytes(b"somebody else's")
+    with pytest.raises(FileExistsError, match=r"holds bob/ann\.png, which is not from here"):
+        run(generator, photos, out)
+    assert (out / "bob" / "ann.png").read_bytes() == b"somebody else's"
+
+
+def test_a_full_disk_is_said_and_leaves_what_is_done(generator: Editor, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    run(generator, photos / "ann.jpg", out)
+    kept = contents(out)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"could not be written to .*: File too large \(.* MB free") as error:
+            run(generator, photos, out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert len(str(error.value)) < 600
+    assert contents(out) == kept

@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
+
+from loraguard.cli.root import FAMILIES, application
 
 PATIENCE = 1200  # seconds, against a hang alone
 
@@ -121,11 +124,22 @@ def test_help(words: list[str], tmp_path: Path) -> None:
     assert ours <= LIGHT_MODULES, ours - LIGHT_MODULES
 
 
-@pytest.mark.parametrize("words", [["--help"], ["--version"]], ids=" ".join)
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["audit", "--help"], ["train", "--help"]], ids=" ".join)
 def test_settings_are_declared_without_what_checks_them(words: list[str], tmp_path: Path) -> None:
-    """Typer itself imports pydantic as it makes the parameters of a command."""
+    """Typer itself imports pydantic where it converts what was given."""
     _, tops, _ = run(*words, folder=tmp_path)
     assert "pydantic" not in tops
+
+
+def test_a_command_imports_its_own_family_alone(tmp_path: Path) -> None:
+    _, _, ours = run("audit", "--help", folder=tmp_path)
+    families = {name for name in FAMILIES if f"loraguard.cli.{name}" in ours}
+    assert families == {"audit"}
+
+
+def test_families_hold_what_they_say() -> None:
+    for family, commands in FAMILIES.items():
+        assert list(get_command(application(commands[0])).commands) == list(commands), family
 
 
 def test_the_user_s_own_policy_of_waiting_is_kept(tmp_path: Path) -> None:

@@ -17,18 +17,24 @@ from setuptools.config.setupcfg import read_configuration
 
 import loraguard
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
+
+
+def checked_out() -> list[str]:
+    """The files that git would check out; in an unpacked source distribution, all that are there."""
+    if (ROOT / "PKG-INFO").is_file():
+        return [path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*") if "__pycache__" not in path.parts]
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    return subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0")
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with both, built from what git would check out; without isolation, as tests have no network."""
+    """A folder with both; built without isolation, as tests have no network."""
     tree, out = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("dist")
     archive = tree / "tree.tar"
-    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    files = subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0")
     with tarfile.open(archive, "w") as tar:
-        for file in filter(None, files):
+        for file in filter(None, checked_out()):
             if (ROOT / file).is_file():
                 tar.add(ROOT / file, file)
     with tarfile.open(archive) as tar:
@@ -52,12 +58,20 @@ def test_the_wheel_has_every_file_of_the_package(built: Path) -> None:
     assert not {name for name in names if name.startswith(("tests/", "docs/", "benchmarks/", "examples/"))}
 
 
-def test_the_sdist_builds_and_has_the_licence(built: Path) -> None:
-    """The wheel was built from the sdist, as `python -m build` does."""
+def test_the_sdist_has_what_the_tests_read(built: Path, tmp_path: Path) -> None:
+    """Everything that git would check out; the wheel was built from it, and a test runs there."""
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as tar:
         names = {name.partition("/")[2] for name in tar.getnames()}
-    assert {"LICENSE", "README.md", "pyproject.toml", "setup.cfg", "loraguard/py.typed"} <= names
+        tar.extractall(tmp_path, filter="data")
+    tracked = {file for file in checked_out() if (ROOT / file).is_file() and not Path(file).match("*.egg-info/*")}
+    assert tracked <= names
+    assert not [name for name in names if "__pycache__" in name or name.endswith(".pyc")]
+    (unpacked,) = tmp_path.iterdir()
+    flags = ["-q", "-n", "0", "-p", "no:cacheprovider", "--rootdir", unpacked, "-c", unpacked / "pyproject.toml"]
+    tests = [unpacked / "tests" / name for name in ("cli/test_messages.py", "audit/test_success.py")]
+    done = run_python("-m", "pytest", *flags, *tests, PYTHONPATH=str(unpacked))
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_metadata(built: Path) -> None:
@@ -74,6 +88,29 @@ def test_metadata(built: Path) -> None:
     assert {f"Programming Language :: Python :: 3.{minor}" for minor in (10, 11, 12, 13)} <= set(classifiers)
     assert {"Typing :: Typed", "Intended Audience :: Developers"} <= set(classifiers)
     assert "loraguard = loraguard.cli:main" in scripts
+    assert metadata["Author"]
+    urls = dict(one.split(", ") for one in metadata.get_all("Project-URL"))
+    assert {"Source", "Documentation", "Changelog", "Issues"} <= urls.keys()
+    assert urls["Source"].startswith("https://")
+
+
+def test_links_on_the_package_index_lead_into_the_repository(built: Path) -> None:
+    """A path of the repository leads nowhere there; each address is of a file that exists, and nothing else differs."""
+    (wheel,) = built.glob("*.whl")
+    with zipfile.ZipFile(wheel) as opened:
+        metadata = Parser().parsestr(opened.read(f"loraguard-{loraguard.__version__}.dist-info/METADATA").decode())
+    source = dict(one.split(", ") for one in metadata.get_all("Project-URL"))["Source"]
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    page, raw = str(metadata.get_payload()), source.replace("github.com", "raw.githubusercontent.com")
+    own = [target for target in re.findall(r'(?:\]\(|src=")([^)"]+)', page) if "arxiv.org" not in target]
+    assert len(own) > 10
+    for target in own:
+        path = re.fullmatch(rf"(?:{source}/blob|{raw})/main/([^#]+)(#.*)?", target)
+        assert path, target
+        assert (ROOT / path[1]).is_file()
+        assert target.startswith(raw) == path[1].endswith(".png")
+    plain = page.replace(f"{source}/blob/main/", "").replace(f"{raw}/main/", "")
+    assert plain.strip() == (ROOT / "README.md").read_text(encoding="utf-8").strip()
 
 
 def test_the_version_is_in_one_place() -> None:

@@ -18,7 +18,7 @@ from loraguard import PatchTrainingArguments
 from loraguard.cli import app
 from loraguard.data import DemoFaces
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGES = sorted(str(path.relative_to(ROOT)) for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 SLOW = ("README.md", "docs/index.md", "docs/audit.md", "docs/tutorials/a*.md", "docs/tutorials/s*.md")
 """Pages that train and audit at the demo's size: here with fewer steps and smaller photos, and otherwise as printed."""
