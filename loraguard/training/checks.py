@@ -10,12 +10,11 @@ from peft import PeftModel
 from torch import Tensor
 
 from loraguard.pixels import LEVELS_PER_UNIT
-from loraguard.stamp import Stamp
 from loraguard.tuner import GatedLoraLayer
 
 from .batches import Batch, Batches
 from .modes import adapter_training
-from .step import target_of
+from .step import Overlay, target_of
 from .untouched import buffers_stay, wrapper_of
 
 
@@ -37,7 +36,7 @@ def check_adapter(model: Any) -> None:
         )
 
 
-def check_data(model: PeftModel, adapter: str, batches: Batches, stamp: Stamp | None) -> list[str]:
+def check_data(model: PeftModel, adapter: str, batches: Batches, stamp: Overlay | None) -> list[str]:
     """Run the network on the first photo with every edit, as training will: untouched, stamped, and with its adapter.
 
     Returns:
