@@ -196,8 +196,8 @@ def _counts(run: Run, job: Job) -> bool:
 def _detected(run: Run, job: Job, known: Sequence[Batch], audited: Sequence[Batch]) -> Detection:
     plain, protected = _photos(run, job, known)
     network = learned(plain, protected, job.seed)
-    scores = [torch.cat(list(_scores(network, one))) for one in _photos(run, job, audited)]
-    found, alarms = found_at(*scores)
+    of_plain, of_protected = (torch.cat(list(_scores(network, one))) for one in _photos(run, job, audited))
+    found, alarms = found_at(of_plain, of_protected)
     rates = [estimate(one, share=True) for one in (found, alarms)]
     return Detection(job.treatment.defense, job.treatment.eps, rates[0], rates[1], len(plain))
 

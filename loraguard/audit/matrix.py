@@ -7,9 +7,9 @@ import torch
 from loraguard.metrics import estimate
 
 from .figures import curve_points
+from .glossary import COLUMNS
 from .result import AuditResult
 from .situation import NO_CHANNEL
-from .words import COLUMNS
 
 
 def matrix(result: AuditResult, metric: str = "dsr", channel: str = NO_CHANNEL) -> tuple[list[str], list[list[str]]]:

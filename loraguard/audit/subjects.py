@@ -10,7 +10,8 @@ import torch
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 
-from loraguard.fingerprint import GENERATOR, fingerprint, generator_fingerprint
+from loraguard.fingerprint import GENERATOR, generator_fingerprint
+from loraguard.fingerprint import fingerprint as fingerprint
 from loraguard.generators import Condition
 from loraguard.hub.recorded import generator_of
 from loraguard.stamp import Stamp

@@ -74,13 +74,14 @@ def read(
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=1, ensure_ascii=False))
     else:
-        width = max(len(one.file) for one in found.images)
-        for one in found.images:
-            said = one.reading.message or "a mark" if one.reading.found else "none"
-            cropped = "" if one.reading.cropped is None or not one.reading.found else ", cropped"
+        width = max(len(image.file) for image in found.images)
+        for image in found.images:
+            read = image.reading
+            said = read.message or "a mark" if read.found else "none"
+            cropped = "" if read.cropped is None or not read.found else ", cropped"
             typer.echo(
-                f"{one.file:<{width}}  {said:<8}  {one.reading.agreeing} of {one.reading.bits} bits agree{cropped}; "
-                f"by chance at most {one.reading.chance:.1e}"
+                f"{image.file:<{width}}  {said:<8}  {read.agreeing} of {read.bits} bits agree{cropped}; "
+                f"by chance at most {read.chance:.1e}"
             )
     for file, reason in found.unreadable.items():
         typer.echo(ImageReadError(file, reason), err=True)

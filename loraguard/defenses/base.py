@@ -31,9 +31,10 @@ class _ReadsBudgets(ABCMeta):
     @property
     def __signature__(cls) -> inspect.Signature:
         """Of the class's own `__init__`, which inspect would not look for behind `__call__`."""
-        if cls.__init__ is object.__init__:
-            return inspect.Signature()
-        return inspect.Signature(list(inspect.signature(cls.__init__).parameters.values())[1:])
+        start: Any = type.__getattribute__(cls, "__init__")
+        return inspect.Signature(
+            [] if start is object.__init__ else [*inspect.signature(start).parameters.values()][1:]
+        )
 
 
 class Defense(metaclass=_ReadsBudgets):

@@ -10,6 +10,8 @@ read: the message has a place in the picture, not in its pixels, so that resizin
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -53,7 +55,8 @@ class MarkNetwork(nn.Module):
         self.linear = nn.Linear(3 * GRID**2, bits, bias=False)
         with torch.no_grad():
             for block in self.blocks:
-                block[-1].weight.mul_(0.1)  # type: ignore[union-attr, operator]
+                last = cast(nn.Conv2d, cast(nn.Sequential, block)[-1])
+                last.weight.mul_(0.1)
             self.linear.weight.copy_(whitened(self.patterns).flatten(1))
 
     def pattern(self, bits: Tensor) -> Tensor:

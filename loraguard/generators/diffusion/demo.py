@@ -48,7 +48,10 @@ class DemoDiffusion(LatentDiffusion, PublishedGenerator, license="apache-2.0"):
     """
 
     attributes = ATTRIBUTES
+    latent_layer = "latents"
     size_multiple = 8
+    shift: Tensor
+    scale: Tensor
     small: ClassVar[dict[str, Any]] = {"width": 8, "denoiser_width": 8, "blocks": 1, "steps": 2}
     conditions = staticmethod(DemoEditor.conditions)
     combined_conditions = staticmethod(DemoEditor.combined_conditions)

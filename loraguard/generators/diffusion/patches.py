@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from peft import PeftModel, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -49,7 +49,7 @@ def save_by_component(model: PeftModel, folder: str | Path, adapter_name: str | 
         ['vae']
     """
     components = getattr(model, "components", ())
-    name = adapter_name or cast(str, model.active_adapter)
+    name = adapter_name or model.active_adapter
     state = get_peft_model_state_dict(model, adapter_name=name)
     layers = [
         key for key, module in model.get_base_model().named_modules()
