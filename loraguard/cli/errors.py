@@ -8,6 +8,12 @@ from contextlib import contextmanager
 
 import typer
 
+MOST = 600
+"""Letters of a message."""
+SMALLER = (
+    "Smaller batches (--train-batch-size of a training, --batch-size of an audit) and photos (--image-size) take less."
+)
+
 
 @contextmanager
 def said_in_a_line() -> Iterator[None]:
@@ -21,11 +27,18 @@ def said_in_a_line() -> Iterator[None]:
     except (OSError, ValueError, TypeError, ImportError, FloatingPointError) as error:
         typer.secho(f"Error: {_in_a_line(error)}", fg="red", err=True)
         raise typer.Exit(2) from None
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "memory" not in str(error):
+            raise
+        said = f"{SMALLER} {_in_a_line(error):.200}".rstrip()
+        typer.secho(f"Error: There is not enough memory. {said}", fg="red", err=True)
+        raise typer.Exit(2) from None
 
 
 def _in_a_line(error: Exception) -> str:
-    """What an error says; the operating system's without its number."""
+    """What an error says; the operating system's without its number, and of a long one the first part and the last."""
     text = str(error)
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         text = f"{error.filename}: {error.strerror}."
-    return " ".join(text.split())
+    text = "".join(one if one.isprintable() else " " for one in " ".join(text.split()))
+    return text if len(text) <= MOST else f"{text[: MOST - 154]} ... {text[-149:]}"

@@ -82,7 +82,7 @@ def _read_config(file: Path, patch: str) -> SimpleNamespace:
     try:
         found = json.loads(file.read_bytes())
     except ValueError as error:  # UnicodeDecodeError, too
-        raise ValueError(f"{patch}: {file.name} is no whole JSON file ({error}).") from error
+        raise ValueError(f"{patch}: {file.name} is no whole JSON file ({error!s:.250}).") from error
     kind = found.get("peft_type") if isinstance(found, dict) else None
     if kind != "GATED_LORA":
         raise ValueError(f"{patch} is an adapter of type {kind}, not GATED_LORA.")
@@ -98,7 +98,7 @@ def _read_weights(file: Path, patch: str) -> tuple[list[str], int, str]:
     try:
         tensors = dict(deserialize(file.read_bytes()))
     except SafetensorError as error:
-        raise ValueError(f"{patch}: {file.name} is no whole safetensors file ({error}).") from error
+        raise ValueError(f"{patch}: {file.name} is no whole safetensors file ({error!s:.250}).") from error
     sha = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         dtype = _DTYPES.get(tensor["dtype"], tensor["dtype"])
