@@ -34,7 +34,7 @@ class Net(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention, whose out_proj is the target."""
+    """Self-attention."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,6 +43,11 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Attend to itself."""
         return self.attention(x, x, x)[0]
+
+
+def encoder() -> nn.Module:
+    """A layer that reads its parts' weights where they need no gradient, in eval mode."""
+    return Net(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True))
 
 
 class Tied(nn.Module):
@@ -87,7 +92,10 @@ ROWS: list[tuple[str, Callable[[], nn.Module], tuple[int, ...], str]] = [
     ("Linear, parametrizations.orthogonal", lambda: Net(parametrizations.orthogonal(nn.Linear(4, 6))), (5, 4), "layer"),
     ("Conv2d, pruned", lambda: Net(prune.l1_unstructured(conv(), "weight", 0.5)), X, "layer"),
     ("Embedding", lambda: Net(nn.Embedding(9, 4)), (5,), "layer"),
-    ("MultiheadAttention.out_proj", Attention, (2, 5, 8), "out_proj"),
+    ("MultiheadAttention: q, k, v and out", Attention, (2, 5, 8), "attention"),
+    ("MultiheadAttention.out_proj alone", Attention, (2, 5, 8), "out_proj"),
+    ("TransformerEncoderLayer: its self_attn", encoder, (2, 5, 8), "self_attn"),
+    ("TransformerEncoderLayer: its linear1", encoder, (2, 5, 8), "linear1"),
     ("Linear, weight tied to another's", Tied, (5, 4), "layer"),
 ]
 

@@ -18,7 +18,7 @@ FLOORS = [
     {"data", "stamp", "losses"},
     {"generators"},
     {"defenses", "hub"},
-    {"training"},
+    {"training", "diffusers"},
     {"audit"},
     {"commands"},
     {"cli"},

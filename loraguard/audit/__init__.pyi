@@ -1,3 +1,4 @@
+from .benchmark import benchmark as benchmark
 from .checks import Check as Check
 from .compare import Comparison as Comparison
 from .compare import compare as compare
@@ -21,5 +22,6 @@ from .situation import Situation as Situation
 from .situation import Treatment as Treatment
 from .situation import estimate as estimate
 from .subjects import fingerprint as fingerprint
+from .transfer import transfer_matrix as transfer_matrix
 from .words import table as table
 from .words import verdict as verdict

@@ -9,7 +9,7 @@ from annotated_types import Gt, Le, MinLen
 
 from loraguard.kinds import Count, Many, Number, Seed, Then, checked
 
-from .names import SUCCESS, check_success
+from .names import SUCCESS, Preset, check_success
 
 Budget = Annotated[float, Gt(0), Le(2)]
 """A distance between two images in [-1, 1] that are not the same."""
@@ -29,8 +29,11 @@ class AuditExtent:
         steps: a further number of a defense's steps, for a curve. Of defenses that take steps.
         seeds: what everything drawn at random depends on. One run of random starts, noise and channels for each; the
             first one also draws photos and edits.
-        success: when a defense counts as having succeeded: mse:T, lpips:T, ssim:T or noise:Q. As
+        success: when a defense counts as having succeeded: mse:T, lpips:T, ssim:T, identity:T or noise:Q. As
             :class:`~loraguard.audit.success.Success` reads it.
+        preset: measure as a published benchmark does, and lay its table beside ours. It brings its channels.
+        transfer: a generator or patch between which photos are carried: crafted on one, judged on each. By its name in
+            the audit, or all.
         checks: on how many photos to try other attacks, which takes most of the time. docs/audit-checks.md says which.
         batch_size: photos at a time.
         pictures: photos to show in the report.
@@ -54,6 +57,8 @@ class AuditExtent:
     steps: Many[Number] = ()
     seeds: Annotated[Many[Seed], MinLen(1)] = (0,)
     success: Annotated[str, Then(check_success)] = SUCCESS
+    preset: Preset | None = None
+    transfer: Many[str] = ()
     checks: Count = 0
     batch_size: Number = 25
     pictures: Number = 6

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -93,7 +94,7 @@ def run_audit(
         device=device_of(model),
     )
     jobs = _jobs(subjects, photos, options)
-    measures = Measures(options.detectors or {}, options.lpips, options.features, options.identity)
+    measures = Measures(options.detectors or {}, options.lpips, options.features, options.identity, options.brisque)
     with ExitStack() as stack:
         share = options.share or Share.launched()
         folder = options.output_dir
@@ -117,12 +118,31 @@ def run_audit(
         )
         log = run.go(share, options.disable_tqdm)
         result = gather(run, log, options.defenses, options.seeds, Success(options.success))
+    result.settings |= {"preset": options.preset, "transfer": carried(options.transfer, subjects.names)}
     known, kept = dict(options.trained_on or {}), None if options.fit_on is None else hashes_in(options.fit_on)
     result.settings["trained_on"] = {name: len(one) for name, one in known.items()}
     result.checks += subjects.made_for_others(run.names.hashes)
     result.checks += overlaps(list(log.likeness.values()), known, kept, subjects.names)
     result.checks += examine(result)
     return result
+
+
+def carried(wanted: Sequence[str], there: Sequence[str]) -> list[str]:
+    """The generators between which photos are carried, in the audit's order; "all" is each of them.
+
+    Raises:
+        ValueError: for a name that is none of an audited generator, or a single one.
+
+    Example:
+        >>> carried(["all"], ["untouched", "mine"])
+        ['untouched', 'mine']
+    """
+    if unknown := sorted({*wanted} - {*there, "all"}):
+        raise ValueError(f"transfer names {unknown}; the audit has {', '.join(there)}, or say all.")
+    names = list(there) if "all" in wanted else [name for name in there if name in wanted]
+    if len(names) == 1:
+        raise ValueError(f"transfer={list(wanted)} is one generator; it takes two to carry a photo. Name another one.")
+    return names
 
 
 def _jobs(subjects: Subjects, photos: Photos, options: AuditOptions) -> list[Job]:
@@ -136,12 +156,13 @@ def _jobs(subjects: Subjects, photos: Photos, options: AuditOptions) -> list[Job
         subjects.names,
         no_leak_only=[*options.perturbed, *options.no_leak_only],
         channels=list(options.channels),
-        adaptive_channels=list(options.channels) if options.adaptive_channels else (),
+        adaptive_channels=options.adaptive,
         budgets=options.budgets,
         more_steps=options.steps,
         seeds=options.seeds,
         checks=min(options.checks, len(photos)),
         random=random,
+        transfer=carried(options.transfer, subjects.names),
     )
     if options.fit_on is None:
         for job in jobs:

@@ -48,7 +48,7 @@ class AuditResult:
     def __getitem__(self, key: tuple[str, ...]) -> Situation:
         """The situation of a generator and of what whoever perturbed the photo knew; then, if several, of a defense.
 
-        `result["standard", "leak"]` or `result["standard", "leak", "cmua"]`, at each defense's own budget and strength,
+        `result["standard", "leak"]` or `result["standard", "leak", "cmua"]`, at each defense's own budget and steps,
         without a channel.
         """
         generator, knowledge, *defense = key
@@ -69,7 +69,7 @@ class AuditResult:
         rows = [
             {
                 "generator": situation.generator,
-                **asdict(situation.treatment),
+                **situation.treatment.fields(),
                 "channel": situation.channel,
                 "photo": situation.treatment.words,
                 "flags": self.flags(situation),
@@ -87,7 +87,7 @@ class AuditResult:
     def per_image(self) -> Iterator[dict[str, Any]]:
         """A row for each situation, seed and image."""
         for one in self.situations:
-            start = {"generator": one.generator, **asdict(one.treatment), "channel": one.channel}
+            start = {"generator": one.generator, **one.treatment.fields(), "channel": one.channel}
             columns = {metric: values.tolist() for metric, values in one.values.items()}
             for at, seed in enumerate(self.settings["seeds"][: len(columns["mse"])]):  # checks take the first one alone
                 for image in range(len(columns["mse"][at])):
@@ -123,6 +123,7 @@ class AuditResult:
             "eps": pyarrow.float64(),
             "steps": pyarrow.int64(),
             **dict.fromkeys(("role", "channel"), pyarrow.string()),
+            **({"crafted_on": pyarrow.string()} if self.find(role="transfer") else {}),
             **dict.fromkeys(("seed", "image"), pyarrow.int64()),
             "edit": pyarrow.string(),
             **dict.fromkeys(metrics, pyarrow.float64()),

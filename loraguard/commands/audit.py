@@ -30,12 +30,13 @@ from loraguard.files import writable_folder
 from loraguard.generators import load_generator, transform_of
 from loraguard.hub import load_patch
 from loraguard.hub.names import PHOTOS
-from loraguard.metrics import LPIPS, Inception
+from loraguard.losses import FeatureEncoder
+from loraguard.metrics import LPIPS, Brisque, Inception
 from loraguard.stamp import Stamp
 from loraguard.training import PatchTrainingArguments
 from loraguard.tuner import GatedLoraConfig
 
-from .audit_settings import AuditSettings
+from .audit_settings import AuditSettings, encoder_parts
 
 EPS = 0.05
 """Budget of the adversaries' training where no defense has one on the same scale."""
@@ -85,7 +86,9 @@ def audit_by_settings(
         dataset, train_size=settings.fit_images, test_size=settings.images, seed=settings.seeds[0]
     )
     given = {name: PerturbedPhotos(one, photos, transform) for name, one in settings.perturbed.items()}
-    lpips = None if settings.lpips is None else LPIPS.load(_weights(settings.lpips)).to(device)
+    lpips = load_lpips(settings.lpips, photos[0]["image"].shape[-2:])
+    brisque = Brisque() if settings.brisque or settings.preset else None
+    encoder = None if settings.identity is None else load_face_encoder(settings.identity).to(device)
     inception = None if settings.fid is None else Inception.load(_weights(settings.fid)).to(device)
     model, stamps = load_patches(generator, settings.patches, settings.ignore_fingerprint)
     model.to(device)
@@ -116,8 +119,10 @@ def audit_by_settings(
         channels=channels,
         fit_on=others,
         detectors=stamped,
-        lpips=lpips,
+        lpips=None if lpips is None else lpips.to(device),
+        brisque=brisque,
         features=inception,
+        identity=encoder,
         output_dir=folder,
         trained_on=hashes_beside(settings.patches, folder / "trained", settings.train),
         disable_tqdm=disable_tqdm,
@@ -197,6 +202,32 @@ def train_adversaries(
         disable_tqdm=disable_tqdm,
     )
     return train_controls(model, photos, arguments, folder, kinds=settings.train)
+
+
+def load_lpips(source: str | None, size: Sequence[int]) -> LPIPS | None:
+    """LPIPS by weights in a file or in torchvision's "cache"; "auto" where they are cached and images large enough.
+
+    Raises:
+        OSError: if the file cannot be had.
+        ValueError: if it holds no weights of AlexNet.
+    """
+    if source in (None, "none"):
+        return None
+    return LPIPS.at_hand(min(size)) if source == "auto" else LPIPS.load(_weights(str(source)))
+
+
+def load_face_encoder(source: str) -> FeatureEncoder:
+    """A face encoder from a folder or the Hub, ENCODER or ENCODER@FEATURES.
+
+    Raises:
+        OSError: if it cannot be had.
+        ValueError: if it has no such features, or gives more than one vector for an image.
+    """
+    where, features = encoder_parts(source)
+    if features == "patch":
+        raise ValueError(f"identity={source!r} gives many vectors; a face encoder gives one vector for each image.")
+    folder = Path(where).expanduser()
+    return FeatureEncoder.from_pretrained(folder if folder.is_dir() else where, features=features, name="identity")
 
 
 def _weights(source: str) -> Path | None:

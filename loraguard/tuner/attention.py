@@ -9,6 +9,7 @@ from .computed import is_computed
 from .folding import FoldingLayer
 from .gates.registry import GATES
 from .linear import GatedLoraLinear
+from .quantized import is_quantized, quantized_as
 
 # What nn.TransformerEncoderLayer and others ask an attention for.
 _OF_THE_BASE_LAYER = frozenset(
@@ -54,10 +55,11 @@ class GatedLoraMultiheadAttention(FoldingLayer):
                 "joint projection to adapt; GATED_LORA adapts those whose sizes are equal. Leave the layer out."
             )
         out = base.out_proj
-        if not isinstance(out, (nn.Linear, GatedLoraLinear)) or (isinstance(out, nn.Linear) and is_computed(out)):
+        plain = isinstance(out, nn.Linear) and not (is_computed(out) or is_quantized(out))
+        if not plain and not isinstance(out, GatedLoraLinear):
             raise ValueError(
                 "The out_proj of a MultiheadAttention must be a linear layer with a plain weight; this one is a "
-                f"{type(out).__name__}. Leave the layer out."
+                f"{type(out).__name__}{f' of {quantized_as(out)}' if is_quantized(out) else ''}. Leave the layer out."
             )
         if config.lora_dropout or not GATES[config.gate_type].mergeable:
             raise ValueError(

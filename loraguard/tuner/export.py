@@ -66,24 +66,41 @@ def to_lora(
         >>> config.peft_type.value, sorted(tensors)[0]
         ('LORA', 'base_model.model.0.lora_A.weight')
     """
-    config = model.peft_config.get(adapter_name)
-    if not isinstance(config, GatedLoraConfig):
-        raise ValueError(f"There is no GATED_LORA adapter {adapter_name!r}; there are {sorted(model.peft_config)}.")
-    tensors = get_peft_model_state_dict(model, adapter_name=adapter_name)
-    tensors = {name: tensor for name, tensor in tensors.items() if ".lora_gate." not in name}
-    for name, layer in model.named_modules():
-        if isinstance(layer, GatedLoraLayer) and adapter_name in layer.lora_A:
-            _check_layer(name.removeprefix("base_model.model."), layer)
-            factors = _plain_factors(layer, adapter_name)
-            if isinstance(layer, GatedLoraEmbedding):  # which PEFT's LoRA keeps as bare parameters
-                del tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"]
-                factors = {f"lora_embedding_{part[5]}": tensor for part, tensor in factors.items()}
-            tensors |= {f"{name}.{part}": tensor for part, tensor in factors.items()}
+    config, tensors = plain_tensors(model, adapter_name)
     plain = LoraConfig(**{name: getattr(config, name) for name in _SHARED})
     if path is not None:
         plain.save_pretrained(str(path))
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, Path(path, SAFETENSORS_WEIGHTS_NAME))
     return plain, tensors
+
+
+@torch.no_grad()
+def plain_tensors(model: Any, adapter_name: str, *, scaled: bool = False) -> tuple[GatedLoraConfig, dict[str, Tensor]]:
+    """The settings of an adapter, and its tensors as plain LoRA has them.
+
+    Args:
+        model: A PEFT model, or a network with adapters in it.
+        adapter_name: Which adapter.
+        scaled: Whether B is to have the scale in it, too: the update is then B A, as with lora_alpha = r.
+
+    Raises:
+        ValueError: As `to_lora`.
+    """
+    config = getattr(model, "peft_config", {}).get(adapter_name)
+    if not isinstance(config, GatedLoraConfig):
+        there = sorted(getattr(model, "peft_config", {}))
+        raise ValueError(f"There is no GATED_LORA adapter {adapter_name!r}; there are {there}.")
+    tensors = get_peft_model_state_dict(model, adapter_name=adapter_name)
+    tensors = {name: tensor for name, tensor in tensors.items() if ".lora_gate." not in name}
+    for name, layer in model.named_modules():
+        if isinstance(layer, GatedLoraLayer) and adapter_name in layer.lora_A:
+            _check_layer(name.removeprefix("base_model.model."), layer)
+            factors = _plain_factors(layer, adapter_name, scaled)
+            if isinstance(layer, GatedLoraEmbedding):  # which PEFT's LoRA keeps as bare parameters
+                del tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"]
+                factors = {f"lora_embedding_{part[5]}": tensor for part, tensor in factors.items()}
+            tensors |= {f"{name}.{part}": tensor for part, tensor in factors.items()}
+    return config, tensors
 
 
 def _check_layer(name: str, layer: GatedLoraLayer) -> None:
@@ -106,11 +123,11 @@ def _check_layer(name: str, layer: GatedLoraLayer) -> None:
         )
 
 
-def _plain_factors(layer: Any, adapter: str) -> dict[str, Tensor]:
-    """A as PEFT stores it, and B with the gate and any changed scale in it."""
+def _plain_factors(layer: Any, adapter: str, scaled: bool) -> dict[str, Tensor]:
+    """A as PEFT stores it, and B with the gate and any changed scale in it; with the whole scale, if so asked."""
     a, b = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
     r = layer.r[adapter]
-    own_scale = layer.lora_alpha[adapter] / (math.sqrt(r) if layer.use_rslora[adapter] else r)
+    own_scale = 1.0 if scaled else layer.lora_alpha[adapter] / (math.sqrt(r) if layer.use_rslora[adapter] else r)
     gained = layer.gain(adapter) / own_scale * layer.factor_groups(adapter)[1]
     factors = {"lora_A.weight": a.detach().clone(), "lora_B.weight": gained.reshape(b.shape).to(b.dtype)}
     if (bias := layer.get_delta_bias(adapter)) is not None:

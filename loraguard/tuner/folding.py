@@ -15,6 +15,7 @@ from .computed import is_computed, own_tensors
 from .config import GatedLoraConfig
 from .fast_conv import can_run, keeping_no_input, laid_out, run, run_learning
 from .layer import GatedLoraLayer
+from .quantized import is_quantized
 
 _LOCK = threading.Lock()  # for entering and leaving `folded` from several threads
 _SMALL = 2**16  # tensors up to this size are compared whole
@@ -125,7 +126,7 @@ class FoldingLayer(GatedLoraLayer):
     - a gradient may be asked of the base layer, the factors or the gate,
     - the weights or the computation are in half precision, where W + dW would be rounded more than W*x + dW*x,
     - hooks on the base layer expect it to be called,
-    - its weight is computed anew at each forward, or
+    - its weight is computed anew at each forward or quantized, or
     - parameters are replaced by other tensors, as `torch.func` does.
 
     On a CPU the layer then keeps the last W + dW, checked against what it was made from at each call. On an accelerator
@@ -173,21 +174,25 @@ class FoldingLayer(GatedLoraLayer):
         return [p for module in self.parts(adapter) for p in module._parameters.values() if p is not None]
 
     def _may_fold(self, adapters: list[str]) -> bool:
-        if self.training or not self.folds_in_eval_mode or is_hooked(self.base_layer) or is_computed(self.base_layer):
+        base = self.base_layer
+        if self.training or not self.folds_in_eval_mode or is_hooked(base) or is_computed(base) or is_quantized(base):
             return False
         weight = self.base_weight
         if weight.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled(weight.device.type):
             return False
         involved = [p for adapter in adapters for p in self._parameters_of(adapter)]
         involved += [p for p in (weight, self.base_bias) if p is not None]
-        if torch.is_grad_enabled() and any(p.requires_grad for p in involved):
+        # torch.jit.trace runs the network again without gradients, and compares what was done.
+        if (torch.is_grad_enabled() or torch.jit.is_tracing()) and any(p.requires_grad for p in involved):
             return False
         return all(type(p) is nn.Parameter for p in involved) and any(map(self.is_mergeable, adapters))
 
     def _folded_forward(self, x: Tensor, adapters: list[str], *args: Any, **kwargs: Any) -> Tensor:
         """With W + dW, and the branches of adapters that have no dW; no gradient but to `x`."""
         base = self.base_layer
-        if is_hooked(base):
+        if is_quantized(base):
+            result, branches = base(x, *args, **kwargs), adapters
+        elif is_hooked(base):
             result, branches = without_gradients(base)(x, *args, **kwargs), adapters
         else:
             static = [adapter for adapter in adapters if self.is_mergeable(adapter)]
@@ -214,7 +219,7 @@ class FoldingLayer(GatedLoraLayer):
 
     def _learning_forward(self, x: Tensor, adapters: list[str]) -> Tensor | None:
         """With gradients for the adapters, where that is faster than as it is; otherwise None."""
-        if is_computed(self.base_layer):
+        if is_computed(self.base_layer) or is_quantized(self.base_layer):
             return None
         if self._learns_folded(x, adapters):
             bias, weight = self._folded_bias(adapters), self.base_weight.detach()
@@ -297,7 +302,7 @@ class FoldingLayer(GatedLoraLayer):
 
     def fold_ahead(self) -> None:
         """Make the W + dW of active adapters for compiled code to find."""
-        if self.is_compiled and not is_computed(self.base_layer):
+        if self.is_compiled and not is_computed(self.base_layer) and not is_quantized(self.base_layer):
             self._folded_weight([adapter for adapter in self.running_adapters() if self.is_mergeable(adapter)])
 
     def _fold(self, weight: Tensor, adapters: list[str]) -> Tensor:

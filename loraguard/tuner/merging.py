@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .computed import at_rest, computed_by, is_computed, make_plain
 from .gates.base import Gate, StaticGate
+from .quantized import dequantized, is_quantized, plain_layer, quantized_as
 
 
 class MergingLayer(nn.Module, LoraLayer):
@@ -32,8 +33,8 @@ class MergingLayer(nn.Module, LoraLayer):
 
     @property
     def base_weight(self) -> Any:
-        """W, which a computed weight computes when it is asked for."""
-        return self.base_layer.weight
+        """W, which a computed weight computes when it is asked for, and a quantized one dequantizes."""
+        return dequantized(self.base_layer) if is_quantized(self.base_layer) else self.base_layer.weight
 
     @property
     def base_bias(self) -> Any:
@@ -135,8 +136,8 @@ class MergingLayer(nn.Module, LoraLayer):
         """Add the updates of `adapter_names` (of the active adapters, where None) to the base layer.
 
         Raises:
-            ValueError: If an adapter's gate depends on the input, if the base layer's weight is computed, or if
-                `safe_merge` and what is merged would not be finite. Nothing is merged then.
+            ValueError: If an adapter's gate depends on the input, if the base layer's weight is computed or quantized,
+                or if `safe_merge` and what is merged would not be finite. Nothing is merged then.
             RuntimeError: If an adapter has a bias (`lora_bias`) and the base layer has none.
         """
         adapters = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.lora_A]
@@ -157,6 +158,12 @@ class MergingLayer(nn.Module, LoraLayer):
                 f"The weight of a {type(self.base_layer).__name__} is computed at each forward by "
                 f"{computed_by(self.base_layer)}, so that a merge would be lost. merge_and_unload() makes it a plain "
                 "weight first; or use the adapter unmerged."
+            )
+        if adapters and is_quantized(self.base_layer) and not unloading:
+            raise ValueError(
+                f"The weight of a {type(self.base_layer).__name__} is quantized ({quantized_as(self.base_layer)}), and "
+                "the update would be rounded to its steps. merge_and_unload() makes a plain layer first; or use the "
+                "adapter unmerged."
             )
         with at_rest(self.base_layer):
             weight, bias = self.base_weight, self.base_bias
@@ -179,7 +186,10 @@ class MergingLayer(nn.Module, LoraLayer):
     def unload_and_optionally_merge_module(
         self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
     ) -> nn.Module:
-        """The base layer, for PEFT's `merge_and_unload` and `unload`; a computed weight is made plain to merge into."""
+        """The base layer, for PEFT's `merge_and_unload` and `unload`.
+
+        A computed weight is made plain to merge into, and a quantized layer is replaced by a plain one.
+        """
         base = self.base_layer
         if merge:
             names = self.active_adapters if adapter_names is None else adapter_names
@@ -187,6 +197,9 @@ class MergingLayer(nn.Module, LoraLayer):
             if adapters and is_computed(base):
                 self.check_merge(adapters, safe_merge, unloading=True)
                 make_plain(base)
+            elif adapters and is_quantized(base):
+                self.check_merge(adapters, safe_merge, unloading=True)
+                base = self.base_layer = plain_layer(base)
             self.merge(safe_merge, adapter_names)
         return base
 

@@ -47,7 +47,7 @@ class GatedLoraModel(WeightedAdapters, LoraModel):
     Raises:
         ValueError: If there is no layer to adapt, or if the weight of a targeted one is computed in an unknown way, not
             there yet, shared with another module or under another tuner's adapter.
-        TypeError: If a targeted module is of another kind, has a forward of its own, or is quantized.
+        TypeError: If a targeted module is of another kind, has a forward of its own, or is quantized in an unknown way.
 
     Example:
         >>> from peft import get_peft_model

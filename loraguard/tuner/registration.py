@@ -9,6 +9,7 @@ in their place. Nothing here imports PEFT before a function is called.
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import pickle
 from typing import Any
@@ -48,6 +49,7 @@ def register() -> None:
             f"PEFT has a method {NAME} itself, from {known and known.__module__}. Loading loraguard's would hide it: "
             "use PEFT's, or install the version of PEFT that this version of loraguard asks for."
         )
+    _keep_gates()
 
 
 def register_classes(config: type, model: type) -> None:
@@ -97,6 +99,28 @@ def peft_type() -> Any:
     from peft import PeftType
 
     return PeftType(NAME)
+
+
+def _keep_gates() -> None:
+    """Have PEFT's LoRA refuse weights with gates, which it would drop; diffusers and transformers only log that."""
+    from peft.tuners.lora import LoraModel
+
+    method = LoraModel.__dict__["_remap_adapter_state_dict_for_load"].__func__
+    if hasattr(method, "__wrapped__"):
+        return
+
+    @functools.wraps(method)
+    def remap(cls: Any, model: Any, config: Any, adapter_name: str, state_dict: Any) -> Any:
+        gate = next((name for name in state_dict if ".lora_gate." in name), None)
+        if gate is not None and config.peft_type != NAME:
+            raise ValueError(
+                f"{gate!r} is a gate of GATED_LORA, and would be dropped by {config.peft_type!s}. Load the adapter by "
+                "its own settings (loraguard.load_patch, loraguard.diffusers.load_patch), or make plain LoRA of it "
+                "first (loraguard.to_lora, loraguard.diffusers.save_lora)."
+            )
+        return method(cls, model, config, adapter_name, state_dict)
+
+    LoraModel._remap_adapter_state_dict_for_load = classmethod(remap)  # type: ignore[method-assign, assignment]
 
 
 def _extend_peft_types() -> None:

@@ -16,6 +16,7 @@ from .conv import GatedLoraConv, GatedLoraConvTranspose
 from .embedding import GatedLoraEmbedding
 from .layer import GatedLoraLayer
 from .linear import GatedLoraLinear
+from .quantized import is_quantized, quantized_as, reason_against
 
 _BY_DEFAULT: tuple[type[GatedLoraLayer], ...] = (GatedLoraLinear, GatedLoraConv, GatedLoraConvTranspose)
 LAYER_CLASSES: tuple[type[GatedLoraLayer], ...] = (*_BY_DEFAULT, GatedLoraEmbedding, GatedLoraMultiheadAttention)
@@ -108,7 +109,8 @@ def check_base_layer(name: str, module: nn.Module) -> type[GatedLoraLayer]:
     """The class that adapts this module, if an adapter on it is right in forward and in merge.
 
     Raises:
-        TypeError: If the module is of another kind, has a forward of its own or a weight that is not floating point.
+        TypeError: If the module is of another kind, has a forward of its own, or a weight that is neither floating
+            point nor quantized in a way that is known.
         ValueError: If it carries another tuner's adapter, or a weight that is not there yet or is computed in an
             unknown way.
     """
@@ -129,13 +131,19 @@ def check_base_layer(name: str, module: nn.Module) -> type[GatedLoraLayer]:
             "not know, so that a merge would be lost. Make it a plain parameter first, or compute it by "
             f"torch.nn.utils.parametrize. {way_out}"
         )
+    if is_quantized(base):
+        if reason := reason_against(base):
+            raise TypeError(
+                f"The weight of {name!r} is {quantized_as(base)}, and cannot be adapted: {reason}. {way_out}"
+            )
+        return cls
     weight = own_tensors(base)[0]
     if is_lazy(weight):
         raise ValueError(f"The weight of {name!r} has no shape yet; run the model once before adapting it.")
     if not weight.is_floating_point():
         raise TypeError(
-            f"The weight of {name!r} is {weight.dtype}; GATED_LORA adapts floating-point weights, not quantized ones. "
-            f"Load the model unquantized. {way_out}"
+            f"The weight of {name!r} is {weight.dtype}; GATED_LORA adapts floating-point weights, and linear layers "
+            f"that torchao or bitsandbytes quantized. Load the model otherwise. {way_out}"
         )
     own = [m for m in ("forward", "_conv_forward") if getattr(type(base), m, None) is not getattr(kind, m, None)]
     if own:

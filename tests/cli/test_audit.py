@@ -32,7 +32,7 @@ def settings_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[...
     monkeypatch.chdir(tmp_path)
     for file in ("a.ckpt", "inception.pth"):
         Path(file).touch()
-    for folder in ("x", "d"):
+    for folder in ("x", "d", "e"):
         Path(folder).mkdir()
 
     def settings_of(*arguments: object) -> AuditSettings:
@@ -56,7 +56,8 @@ FLAGS = (
     "--defense disrupting:0.1,steps=3 --defense weak=noise --no-leak-only weak --perturbed theirs=d --channel jpeg:75 "
     "--channel jpeg:75+resize:0.5 --no-adaptive --allow-large-change --success noise:0.9 --budget 0.1 --budget 1 "
     "--strength 5 --seed 1 --seed 2 --checks 0 "
-    "--lpips cache --fid inception.pth --batch-size 7 --pictures 1 --device cpu"
+    "--lpips cache --identity e --brisque --preset proactive-benchmark-2026 --transfer mine --transfer untouched "
+    "--fid inception.pth --batch-size 7 --pictures 1 --device cpu"
 )
 YAML = """
 generator: stargan
@@ -82,6 +83,10 @@ strengths: [5]
 seeds: [1, 2]
 checks: 0
 lpips: cache
+identity: e
+brisque: true
+preset: proactive-benchmark-2026
+transfer: [mine, untouched]
 fid: inception.pth
 batch_size: 7
 pictures: 1
@@ -126,6 +131,7 @@ def test_flags_go_first_and_defaults_last(settings_of: Callable[..., AuditSettin
         (["--perturbed", "theirs=nowhere"], "no folder nowhere"),
         (["--perturbed", "theirs=."], "TinyFaces has no photos with names of files"),
         (["--lpips", "nowhere.pth"], "nowhere.pth"),
+        (["--success", "identity:0.5"], "success='identity:0.5' needs a face encoder: --identity"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
     ],
 )

@@ -88,7 +88,7 @@ def hooked() -> nn.Module:
 BAD_LAYERS = [
     (lambda: hooked(), ValueError, r"weight of 'bad' is computed at each forward by OwnHook, in a way .* exclude_modu"),
     (lambda: nn.LazyConv2d(3, 3), ValueError, "weight of 'bad' has no shape yet"),
-    (lambda: Quantized(), TypeError, r"weight of 'bad' is torch.int8.*Load the model unquantized"),
+    (lambda: Quantized(), TypeError, r"weight of 'bad' is torch.int8.*Load the model otherwise"),
     (lambda: OwnForward(3, 3, 3), TypeError, "'bad' is a OwnForward, a Conv2d with its own forward"),
 ]
 

@@ -1,0 +1,118 @@
+"""An adapted network compiled, exported, traced, copied and spread over processes computes what it did."""
+
+import copy
+import pickle
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import pytest
+import torch
+from peft import PeftModel
+from processes import forked_ranks
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from tuner_ranks import gradients, model_and_batch, step_in_a_rank
+
+from loraguard.tuner import folded
+
+NEAR = {"rtol": 1e-4, "atol": 1e-5}  # float32, outputs in (-1, 1)
+
+
+@pytest.fixture
+def single(model: PeftModel) -> PeftModel:
+    return model.float()
+
+
+@pytest.fixture
+def inputs(batch: Any) -> tuple[Tensor, ...]:
+    return tuple(one.float() for one in batch)
+
+
+def frozen(model: Any) -> Any:
+    return model.requires_grad_(False)
+
+
+WAYS = {
+    "merged": lambda model: model.merge_and_unload(),
+    "folds by itself": lambda model: frozen(model).base_model.model,
+    "unmerged": lambda model: model.base_model.model,
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+class TestExporting:
+    def test_export(self, single: PeftModel, inputs: Any, way: str) -> None:
+        want = single(*inputs).detach()
+        program = torch.export.export(WAYS[way](single), inputs)
+        torch.testing.assert_close(program.module()(*inputs).detach(), want, **NEAR)
+
+    @pytest.mark.filterwarnings("ignore")  # of the exporter, about its own code
+    def test_onnx(self, single: PeftModel, inputs: Any, way: str, tmp_path: Path) -> None:
+        want = single(*inputs).detach()
+        file = tmp_path / "network.onnx"
+        torch.onnx.export(WAYS[way](single), inputs, file, dynamo=True, verbose=False)
+        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+        names = [one.name for one in session.get_inputs()]
+        (found,) = session.run(None, {name: one.numpy() for name, one in zip(names, inputs, strict=True)})
+        torch.testing.assert_close(torch.from_numpy(found), want, rtol=0, atol=1e-5)
+
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*is deprecated")
+    def test_trace(self, single: PeftModel, inputs: Any, way: str) -> None:
+        """With torch's own check, which runs the network once more without gradients."""
+        other = tuple(one.flip(0) for one in inputs)
+        want = single(*other).detach()
+        traced = torch.jit.trace(WAYS[way](single), inputs)
+        torch.testing.assert_close(traced(*other).detach(), want, **NEAR)
+        assert traced(*other).requires_grad == (way == "unmerged")
+
+
+def test_a_folded_model_exported(single: PeftModel, inputs: Any) -> None:
+    want = single(*inputs).detach()
+    with folded(single):
+        program = torch.export.export(single.base_model.model, inputs)
+    torch.testing.assert_close(program.module()(*inputs), want, **NEAR)
+
+
+def test_inductor(single: PeftModel, inputs: Any) -> None:
+    """A compiled network follows `set_adapter` and `disable_adapter`, and learns."""
+    compiled = torch.compile(single)
+    for _ in range(2):
+        torch.testing.assert_close(compiled(*inputs), single(*inputs), **NEAR)
+    single.set_adapter("two")
+    torch.testing.assert_close(compiled(*inputs), single(*inputs), **NEAR)
+    with single.disable_adapter():
+        torch.testing.assert_close(compiled(*inputs), single(*inputs), **NEAR)
+    compiled(*inputs).square().sum().backward()
+    mine = {name: one.clone() for name, one in gradients(single).items()}
+    single.zero_grad()
+    single(*inputs).square().sum().backward()
+    for name, gradient in gradients(single).items():
+        torch.testing.assert_close(mine[name], gradient, rtol=1e-3, atol=1e-3)
+
+
+def test_copies(single: PeftModel, inputs: Any) -> None:
+    want = single(*inputs)
+    for other in (copy.deepcopy(single), pickle.loads(pickle.dumps(single))):
+        assert torch.equal(other(*inputs), want)
+        other.set_adapter("two")
+        assert not torch.equal(other(*inputs), want)
+        assert torch.equal(single(*inputs), want)
+
+
+def test_data_parallel(single: PeftModel, inputs: Any) -> None:
+    assert torch.equal(nn.DataParallel(single)(*inputs), single(*inputs))
+
+
+def test_two_processes(tmp_path: Path) -> None:
+    """The gradients of DistributedDataParallel are those of the whole batch in one process."""
+    done = forked_ranks(step_in_a_rank, tmp_path)
+    assert [one.returncode for one in done] == [0, 0], done
+    model, batch = model_and_batch()
+    model(batch).square().mean().backward()
+    want = gradients(model)
+    for rank in (0, 1):
+        found = load_file(tmp_path / f"{rank}.safetensors")
+        assert found.keys() == want.keys()
+        for name, gradient in want.items():
+            torch.testing.assert_close(found[name], gradient, rtol=0, atol=1e-12)
