@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,6 +14,9 @@ MOST = 600
 SMALLER = (
     "Smaller batches (--train-batch-size of a training, --batch-size of an audit) and photos (--image-size) take less."
 )
+
+_OUT_OF_MEMORY = re.compile("out of memory|(?:can't|failed to) allocate|not enough memory", re.IGNORECASE)
+"""What torch says, of which the errors have no class of their own on a CPU."""
 
 
 @contextmanager
@@ -28,7 +32,7 @@ def said_in_a_line() -> Iterator[None]:
         typer.secho(f"Error: {_in_a_line(error)}", fg="red", err=True)
         raise typer.Exit(2) from None
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and "memory" not in str(error):
+        if not isinstance(error, MemoryError) and not _OUT_OF_MEMORY.search(str(error)):
             raise
         said = f"{SMALLER} {_in_a_line(error):.200}".rstrip()
         typer.secho(f"Error: There is not enough memory. {said}", fg="red", err=True)

@@ -185,7 +185,7 @@ def test_photos_without_a_row_and_rows_without_a_photo(folder: Path) -> None:
         ("file_name,Smiling\nb.png,2\n", "'Smiling' of .* holds '2'; labels are 0/1 or -1/1"),
         ("file_name,Smiling\nb.png,-1\nc,0\n", r"holds \[-1, 0\]; labels are 0/1 or -1/1, one kind"),
         ("file_name,Smiling\nb.png\n", "Row 1 of .* has 1 values where there are 2 columns"),
-        ("file_name,Smiling\nb.png,1\nb.png,0\n", "more than one row for b.png"),
+        ("file_name,Smiling\nb.png,1\nb.png,0\n", "more than one row for 'b.png'"),
         ("", "no column 'file_name'"),
     ],
     ids=["missing", "no-names", "two", "mixed", "short", "twice", "empty"],
