@@ -145,6 +145,11 @@ def protect_photos(
             f"Interrupted after {len(record.done)} of {len(files)} photos, which are kept in {folder}. The same "
             "command starts with the first one again."
         ) from None
+    if same := sum(math.isinf(one.psnr) for one in record.done):
+        say(
+            f"{same} of {len(record.done)} photos are as they were: what {defense!r} adds is less than a level of "
+            "their 8 bits (eps=0.0079 is one)."
+        )
     return record.done
 
 

@@ -140,7 +140,7 @@ def read_card(path: Path, name: str | None = None) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{name or path} is not in UTF-8 ({error}). Save it as UTF-8, or remove it.") from error
+        raise ValueError(f"{name or path} is not in UTF-8 ({error!s:.250}). Save it as UTF-8, or remove it.") from error
 
 
 def own_text(card: str) -> str:
@@ -164,7 +164,8 @@ def _earlier(text: str | None) -> ModelCard:
         return ModelCard(_metadata_first(text))
     except (ValueError, yaml.YAMLError) as error:
         raise ValueError(
-            f"The metadata block of the earlier README.md cannot be read: {error}. Mend it first."
+            f"The metadata block of the earlier README.md cannot be read: {' '.join(str(error).split()):.250}. "
+            "Mend it first."
         ) from error
 
 

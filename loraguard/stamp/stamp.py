@@ -158,7 +158,7 @@ def _layer(stamp: Stamp, height: int, width: int) -> tuple[Tensor, Tensor]:
     lines = 1 if stamp.text is None else len(stamp.text.splitlines())
     if stamp.text is not None and target_height / lines < SMALLEST_LETTER:
         warnings.warn(
-            f"The stamp {stamp.text!r} is only {target_height} pixels high on a {width}x{height} image and hard to "
+            f"The stamp {stamp.text!r:.60} is only {target_height} pixels high on a {width}x{height} image and hard to "
             "read; shorten the text or raise `size`.",
             stacklevel=4,
         )

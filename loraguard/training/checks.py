@@ -88,8 +88,8 @@ def _untouched(model: PeftModel, batch: Batch) -> Tensor:
     except RuntimeError as error:
         if "channels" in str(error):
             raise ValueError(
-                f"The generator does not take images {tuple(batch.images.shape)}: {error}. Give a data set whose "
-                "images have as many channels as its first layer takes."
+                f"The generator does not take images {tuple(batch.images.shape)}: {error!s:.250}. Give a data set "
+                "whose images have as many channels as its first layer takes."
             ) from error
         kinds = {one.dtype for one in model.get_base_model().parameters() if one.is_floating_point()}
         if kinds <= {batch.images.dtype}:

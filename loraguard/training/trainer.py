@@ -155,15 +155,18 @@ class PatchTrainer:
         log = TrainingLog()
         watch = StepWatch(self.args.max_skipped_steps, scaled=self.accelerator.mixed_precision == "fp16")
         with self._prepared() as (network, gradients, scheduler):
-            with compiled(self.model) if self.args.torch_compile else nullcontext(), Interruption() as interruption:
+            with Interruption() as interruption:
                 try:
-                    self._run(network, gradients, scheduler, log, watch, interruption)
+                    with compiled(self.model) if self.args.torch_compile else nullcontext():
+                        self._run(network, gradients, scheduler, log, watch, interruption)
                 finally:  # whatever ends it, what was learnt can be saved
                     self._write = self._writer(log, watch) if log.step else None
-            on_main(self.accelerator, self._save)
+                on_main(self.accelerator, self._save)
+            if self.args.push_to_hub:
+                on_main(self.accelerator, lambda: self.tracking.push(self.output_dir))
         self.accelerator.wait_for_everyone()
         if interruption.signal is not None:
-            interruption.leave(f"Asked to stop in the last step; the patch in {self.output_dir} is complete.")
+            interruption.leave(f"Asked to stop after the last step; the patch in {self.output_dir} is complete.")
         return self._result(log)
 
     def _result(self, log: TrainingLog) -> TrainingResult:
@@ -367,5 +370,3 @@ class PatchTrainer:
                 stacklevel=4,
             )
         save_or_rescue(self._write, self.output_dir)
-        if self.args.push_to_hub:
-            self.tracking.push(self.output_dir)

@@ -370,7 +370,9 @@ def test_a_generator_as_it_is_is_audited_as_one_with_a_patch_that_is_off(
     options = {"defenses": RandomNoise(0.1), "channels": ["jpeg:75"], "budgets": [0.05], "disable_tqdm": True}
     result = run_audit(bare, faces, **options, output_dir=tmp_path)
     assert {one.generator for one in result.situations} == {"untouched"}
-    wrapped = run_audit(model, faces, **options)
+    with pytest.raises(ValueError, match=r"which of the adapters \['defensive', 'standard'\] are patches"):
+        run_audit(model, faces, **options)
+    wrapped = run_audit(model, faces, **options, patches={})
     for one in wrapped.find(generator="untouched"):
         treated = one.treatment, one.channel
         (mine,) = [other for other in result.situations if (other.treatment, other.channel) == treated]
