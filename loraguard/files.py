@@ -68,6 +68,21 @@ def _reason(error: BaseException, folder: Path) -> str:
     return " ".join(f"{error!s:.200}".split()) or type(error).__name__
 
 
+@contextmanager
+def said_of_the_disk(what: str, folder: Path, then: str) -> Iterator[None]:
+    """Where a disk refuses what the block writes, say so as :func:`not_written` does; other errors stay as they are.
+
+    Raises:
+        NotWrittenError: if the disk is full, or cannot be written to.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not _is_of_a_disk(error):
+            raise
+        raise not_written(what, folder, error, then) from error
+
+
 def _is_of_a_disk(error: Exception) -> bool:
     """Whether a disk has refused. torch, safetensors and Pillow have their own errors for that."""
     if isinstance(error, NotWrittenError):
@@ -86,6 +101,13 @@ def writable_folder(path: str | Path) -> Path:
         OSError: if the folder cannot be made or written to.
     """
     folder = Path(path).expanduser()
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        known = str(folder).encode(errors="surrogateescape").decode(errors="backslashreplace")
+        raise OSError(
+            f"The output folder {known} has a name that is not UTF-8, which records cannot hold; choose another."
+        ) from None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         sweep(folder)
@@ -134,19 +156,14 @@ def whole_files(
         'all of it'
     """
     folder = Path(folder)
-    try:
-        with draft_folder(folder) as draft:
-            yield draft
-            sync(draft)
-            for file in sorted(file for file in draft.rglob("*") if file.is_file()):
-                target = folder / file.relative_to(draft)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                file.chmod(0o666 & ~_umask())
-                file.replace(target)
-    except Exception as error:
-        if not _is_of_a_disk(error):
-            raise
-        raise not_written(what, folder, error, then) from error
+    with said_of_the_disk(what, folder, then), draft_folder(folder) as draft:
+        yield draft
+        sync(draft)
+        for file in sorted(file for file in draft.rglob("*") if file.is_file()):
+            target = folder / file.relative_to(draft)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            file.chmod(0o666 & ~_umask())
+            file.replace(target)
 
 
 @contextmanager

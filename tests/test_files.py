@@ -112,6 +112,13 @@ def test_other_errors_stay_as_they_are(error: Exception, tmp_path: Path) -> None
     assert not names(tmp_path)
 
 
+def test_a_folder_whose_name_no_record_can_hold_is_refused(tmp_path: Path) -> None:
+    """Before the training that would end with it: safetensors reads nothing there."""
+    with pytest.raises(OSError, match=r"caf\\xe9 has a name that is not UTF-8") as error:
+        writable_folder(tmp_path / os.fsdecode(b"caf\xe9"))
+    str(error.value).encode()
+
+
 def test_what_and_where_are_said_once(tmp_path: Path) -> None:
     """The outermost says them, with the reason of the innermost; a long path does not hide the rest."""
     inner = not_written("file", tmp_path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "Inner.")

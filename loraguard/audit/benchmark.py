@@ -26,7 +26,7 @@ METRICS = ("mse", "lpips", "cidr", "brisque")
 """By which defenses are ranked, as far as they were measured; of each the larger figure is the better defense."""
 
 
-def benchmark(result: AuditResult, generator: str = UNTOUCHED) -> tuple[list[str], list[list[str]]]:
+def benchmark_table(result: AuditResult, generator: str = UNTOUCHED) -> tuple[list[str], list[list[str]]]:
     """Headings and rows: each defense by the metrics of the Proactive Defense Benchmark, and what a patch leaves of it.
 
     Metrics that were not measured are left out, of the ranks as well. The last columns are this package's own: the DSR

@@ -21,7 +21,8 @@ from .situation import NO_CHANNEL, SHARES
 KEY = ("generator", "defense", "knowledge", "eps", "steps", "role", "channel", "crafted_on")
 _NAMES = ("generator", "defense", "crafted_on")
 
-UNIMPORTANT = ("n", "data_sha256", "budget", "device", "computed_anew", "not_described", "batch_size")
+UNIMPORTANT = ("n", "data_sha256", "budget", "device", "computed_anew", "not_described", "batch_size",
+               "power")  # fmt: skip
 """Settings that are said elsewhere, or that no figure depends on."""
 
 Key = tuple[Any, ...]
@@ -90,7 +91,7 @@ def compare(
     paired = audits[0].data == audits[1].data
     keys = [key for key in audits[0].rows if key in audits[1].rows]
     if not keys:
-        raise ValueError(f"{first} and {second} share no situation: names, budgets and strengths must be the same.")
+        raise ValueError(f"{first} and {second} share no situation: names, budgets and steps must be the same.")
     there = set.intersection(*(set(audit.rows[key]["metrics"]) for audit in audits for key in keys))
     if metric not in there:
         raise ValueError(f"Not both have the metric {metric!r}; they have {', '.join(sorted(there))}.")

@@ -111,7 +111,7 @@ class _Walk:
     def __init__(self) -> None:
         self.sha = hashlib.sha256()
         self.opaque: set[str] = set()
-        self.seen: dict[int, Any] = {}  # with the objects, so that no number is given twice
+        self.seen: dict[int, tuple[int, Any]] = {}  # their order, and the objects, so that no id is given twice
 
     def say(self, *words: Any) -> None:
         self.sha.update(repr(words).encode())
@@ -121,8 +121,8 @@ class _Walk:
         if isinstance(thing, _PLAIN):
             return self.say(type(thing).__name__, thing)
         if id(thing) in self.seen:
-            return self.say("again", list(self.seen).index(id(thing)))
-        self.seen[id(thing)] = thing
+            return self.say("again", self.seen[id(thing)][0])
+        self.seen[id(thing)] = len(self.seen), thing
         if isinstance(thing, (Tensor, np.ndarray)):
             self._values(thing)
         elif isinstance(thing, (PurePath, torch.dtype, torch.device, torch.Size, np.generic, np.dtype)):

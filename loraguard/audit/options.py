@@ -97,6 +97,8 @@ class AuditOptions(AuditExtent):
         detectors = {name: one for name, one in (self.detectors or {}).items() if one is not None}
         for name, value in {"defenses": defenses, "channels": channels, "detectors": detectors}.items():
             object.__setattr__(self, name, value)
+        if self.detect and self.fit_on is None:
+            raise ValueError(f"detect={self.detect} needs fit_on=, photos beside those of the audit to learn from.")
         metric = self.success.partition(":")[0]
         if (metric, None) in (("lpips", self.lpips), ("identity", self.identity)):
             how = "from LPIPS.load; on the command line --lpips" if metric == "lpips" else "a face encoder; --identity"

@@ -17,12 +17,14 @@ from loraguard.files import writable_folder
 
 from .checks import examine
 from .craft import must_fit
+from .detectability import detections
 from .gather import gather
 from .measure import Measures
 from .options import AuditOptions
 from .overlap import hashes_in, overlaps
 from .photos import Photos
 from .plan import Job, plan
+from .power import planned
 from .probes import what_draws
 from .result import AuditResult
 from .run import PROBED, Run
@@ -118,7 +120,11 @@ def run_audit(
         )
         log = run.go(share, options.disable_tqdm)
         result = gather(run, log, options.defenses, options.seeds, Success(options.success))
+        if options.detect:
+            assert options.fit_on is not None
+            result.detections = detections(run, options.fit_on, options.detect, options.conditions, share)
     result.settings |= {"preset": options.preset, "transfer": carried(options.transfer, subjects.names)}
+    result.settings["power"] = planned(len(photos), len(options.defenses))
     known, kept = dict(options.trained_on or {}), None if options.fit_on is None else hashes_in(options.fit_on)
     result.settings["trained_on"] = {name: len(one) for name, one in known.items()}
     result.checks += subjects.made_for_others(run.names.hashes)

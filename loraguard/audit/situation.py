@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from loraguard.metrics import Estimate, estimate
+from loraguard.metrics import Estimate as Estimate
+from loraguard.metrics import estimate as estimate
 
 from .names import UNTOUCHED as UNTOUCHED
 

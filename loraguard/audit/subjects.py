@@ -10,7 +10,8 @@ import torch
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 
-from loraguard.fingerprint import GENERATOR, fingerprint, generator_fingerprint
+from loraguard.fingerprint import GENERATOR, generator_fingerprint
+from loraguard.fingerprint import fingerprint as fingerprint
 from loraguard.generators import Condition
 from loraguard.hub.recorded import generator_of
 from loraguard.stamp import Stamp
@@ -104,7 +105,8 @@ class Subjects:
     def in_eval_mode(self) -> Iterator[None]:
         """Everything in eval mode and folded; afterwards adapters, modes, flags and the global seed are as before."""
         everything = [self.model, *self.networks.values()]
-        active = self.model.active_adapter if isinstance(self.model, PeftModel) else None
+        patched = self.model if isinstance(self.model, PeftModel) else None
+        active = patched.active_adapter if patched is not None else ""
         modes = {module: module.training for one in everything for module in one.modules()}
         flags = {parameter: parameter.requires_grad for one in everything for parameter in one.parameters()}
         device = device_of(self.model)
@@ -117,8 +119,8 @@ class Subjects:
                     stack.enter_context(folded(self.model))
                 yield
             finally:
-                if isinstance(self.model, PeftModel):
-                    self.model.set_adapter(active)
+                if patched is not None:
+                    patched.set_adapter(active)
                 for module, mode in modes.items():
                     module.training = mode
                 for parameter, flag in flags.items():

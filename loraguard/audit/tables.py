@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .benchmark import benchmark
+from .benchmark import benchmark_table
+from .detectability import Detection
+from .glossary import COLUMNS
 from .matrix import worst_cases
 from .result import AuditResult
 from .transfer import transfer_matrix
@@ -30,6 +32,15 @@ class Table:
     rows: list[list[str]]
 
 
+def _detection(one: Detection) -> list[str]:
+    """A row: the share that is found, the false alarms in photos, and how many others it was learned on."""
+    names = {"none": "(photo as it is)", "noise": f"(random noise, eps {one.eps:g})" if one.eps else ""}
+    shares = next(column for column in COLUMNS if column.key == "dsr")
+    alarms = round((one.false_alarms.mean or 0.0) * one.false_alarms.n)
+    return [names.get(one.defense, one.defense), shares.with_interval(one.found),
+            f"{alarms} of {one.false_alarms.n}", f"{one.trained_on} photos"]  # fmt: skip
+
+
 def tables(result: AuditResult) -> list[Table]:
     """Those that an audit has figures for."""
     return [one for one in _all(result) if one.rows]
@@ -49,6 +60,14 @@ def _all(result: AuditResult) -> Iterator[Table]:
             "column's, with its 95% interval. Nobody who protects a photo has the network of whoever misuses it.",
             *transfer_matrix(result, name),
         )  # fmt: skip
+    yield Table(
+        "detectability", "Can the protection itself be seen?",
+        "A small network that has learned on other photos tells protected photos from plain ones: the share that it "
+        "finds where it takes no more than one plain photo in a hundred for a protected one, with the 95% interval. "
+        "Whoever detects a protection can filter it out or purify the photo. Of plain photos that are called "
+        "protected it can find no more than those false alarms.",
+        ["defense", "found", "false alarms", "learned on"], [_detection(one) for one in result.detections],
+    )  # fmt: skip
     if preset := result.settings.get("preset"):
         yield Table(
             "benchmark", f"By {preset}",
@@ -56,5 +75,5 @@ def _all(result: AuditResult) -> Iterator[Table]:
             "mean of its ranks by them (1 is best), ROB the part of its figures that the benchmark's distortions "
             "leave, and TE the part that is left where it is judged on another generator. Then what it is worth on "
             "the other generators, no leak / leak, which the benchmark does not ask.",
-            *benchmark(result),
+            *benchmark_table(result),
         )  # fmt: skip

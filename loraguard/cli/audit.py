@@ -61,6 +61,7 @@ FLAGS: dict[str, dict[str, dict[str, Any]]] = {
         "transfer": {"metavar": "NAME"},
         "success": {"metavar": "METRIC:NUMBER"},
         "checks": {},
+        "detect": {},
         "preset": {},
         "lpips": {"metavar": "FILE"},
         "identity": {"metavar": "ENCODER"},
@@ -176,7 +177,7 @@ def compare(
     with said_in_a_line():
         check_files((first, second), "audit")
         from loraguard.audit import compare as compared
-        from loraguard.audit.words import COLUMNS
+        from loraguard.audit.glossary import COLUMNS
 
         found = compared(first, second, metric, rename=dict(_pair(one) for one in rename or ()))
     shown = next((column for column in COLUMNS if column.key == metric), None)

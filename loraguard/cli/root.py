@@ -1,4 +1,4 @@
-"""The command line: `loraguard demo | train | audit | compare | protect | stamp | push | pull | info | convert`."""
+"""The command line: `loraguard demo | train | audit | compare | protect | stamp | mark | push | pull | info | ...`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ FAMILIES = {
     "audit": ("audit", "compare"),
     "patches": ("train", "convert"),
     "stamp": ("stamp",),
+    "mark": ("mark",),
     "hub": ("push", "pull"),
 }
 """The modules here that hold commands, in the order of the help, and which."""

@@ -23,6 +23,7 @@ from loraguard.audit import (
     train_controls,
     write_report,
 )
+from loraguard.audit.power import power_words
 from loraguard.channels import parse_channel
 from loraguard.data import PerturbedPhotos, PhotoHashes, open_data, split_photos
 from loraguard.defenses import Disrupting, parse_defense
@@ -70,6 +71,7 @@ def audit_by_settings(
         >>> settings = AuditSettings(defenses={"pgd": "disrupting:0.1,steps=2"}, images=2, fit_images=1, checks=0)
         >>> result, report = audit_by_settings(settings, tempfile.mkdtemp(), disable_tqdm=True)
         Auditing 1 defense on 2 photos
+        2 photos are too few to show that a defense protects, and a share of 0% means at most 84.2%. For one ...
         >>> result["untouched", "no-leak"].treatment.eps, report.name
         (0.1, 'report.html')
     """
@@ -112,6 +114,7 @@ def audit_by_settings(
     defenses |= given
     if main:
         say(f"Auditing {len(defenses)} defense{'s' if len(defenses) > 1 else ''} on {len(photos)} photos")
+        say(power_words(len(photos), len(defenses)))
     result = run_audit(
         model,
         photos,

@@ -145,6 +145,11 @@ def protect_photos(
             f"Interrupted after {len(record.done)} of {len(files)} photos, which are kept in {folder}. The same "
             "command starts with the first one again."
         ) from None
+    if same := sum(math.isinf(one.psnr) for one in record.done):
+        say(
+            f"{same} of {len(record.done)} photos are as they were: what {defense!r} adds is less than a level of "
+            "their 8 bits (eps=0.0079 is one)."
+        )
     return record.done
 
 
@@ -221,7 +226,7 @@ def _edits(generator: nn.Module, item: Any) -> tuple[Tensor, dict[str, Any]]:
     """A photo as a batch of one, and every edit of it, on the generator's device."""
     device = next((p.device for p in generator.parameters()), torch.device("cpu"))
     batch = {key: value.to(device) for key, value in collate([item]).items()}
-    return batch["image"], conditions_of(generator, labels_of(batch))
+    return batch["image"], conditions_of(generator, labels_of(batch, generator=generator))
 
 
 def _files(names: list[str], folder: Path, photos: Path | None) -> tuple[list[str], set[str]]:

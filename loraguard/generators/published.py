@@ -125,7 +125,7 @@ class PublishedGenerator(
         nowhere = f"There is no generator {source}: no such folder, and"
         place = f"{source} on {constants.ENDPOINT}"
         try:
-            return cast(T, super().from_pretrained(source, **settings))  # type: ignore[misc]
+            return super().from_pretrained(source, **settings)
         except LocalEntryNotFoundError as error:
             raise FileNotFoundError(
                 f"{SAFETENSORS_SINGLE_FILE} of {source} is neither in the local cache of the Hub nor can it be fetched "

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -38,7 +38,7 @@ _PLACEHOLDER = "# Model Card for Model ID"  # of PEFT's and huggingface_hub's te
 
 _TITLES = {
     "standard": "# A standard patch for {generator}: an instrument for auditing protections of photos",
-    "defensive": "# A defensive patch for {generator}: it stamps a visible warning on every output",
+    "defensive": "# A defensive patch for {generator}: it {puts} on every output",
     None: "# A patch for {generator}, not recorded whether standard or defensive",
 }
 _WHAT = {
@@ -53,7 +53,7 @@ photos.
 **Limits**: it is for one generator, with the weights named below. What it does under other defenses, budgets, photos
 and edits than those of the audit has not been measured.""",
     "defensive": """\
-With this **defensive** patch, `{generator}` stamps {stamp} on every output, of clean and of protected photos alike.
+With this **defensive** patch, `{generator}` {puts} on every output, of clean and of protected photos alike.
 
 **Intended use**: hosts of this generator who want its outputs to be marked, visibly, as made by a machine. A host ships
 the merged network (`merge_and_unload`), which has no patch to take off.
@@ -140,7 +140,7 @@ def read_card(path: Path, name: str | None = None) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{name or path} is not in UTF-8 ({error}). Save it as UTF-8, or remove it.") from error
+        raise ValueError(f"{name or path} is not in UTF-8 ({error!s:.250}). Save it as UTF-8, or remove it.") from error
 
 
 def own_text(card: str) -> str:
@@ -164,7 +164,8 @@ def _earlier(text: str | None) -> ModelCard:
         return ModelCard(_metadata_first(text))
     except (ValueError, yaml.YAMLError) as error:
         raise ValueError(
-            f"The metadata block of the earlier README.md cannot be read: {error}. Mend it first."
+            f"The metadata block of the earlier README.md cannot be read: {' '.join(str(error).split()):.250}. "
+            "Mend it first."
         ) from error
 
 
@@ -259,18 +260,37 @@ def _patch_part(config: GatedLoraConfig, where: str) -> str:
     generator = about.get("class", "generator")
     generator = generator if generator.isidentifier() else "generator"
     argument = "" if base or about.get("name") == "demo" else ", generator"
-    title = _TITLES[kind].format(generator=generator)
-    what = _WHAT[kind].format(generator=generator, stamp=_stamp(config))
+    visible, invisible = _stamp(config), _mark(config)
+    warns = ["stamps a visible warning"] * bool(visible) + ["writes an invisible mark"] * bool(invisible)
+    title = _TITLES[kind].format(generator=generator, puts=" and ".join(warns))
+    what = _WHAT[kind].format(generator=generator, puts=" and ".join(filter(None, (visible, invisible))))
     return f"{title}\n\n{what}\n\n" + _LOAD.format(
         where=where, base=f"the untouched {generator}" + (f", {base}" if base else ""), argument=argument
     )
 
 
-def _stamp(config: GatedLoraConfig) -> str:
+def _settings(config: GatedLoraConfig, name: str) -> dict[str, Any] | None:
     settings = (config.provenance or {}).get("settings")
-    stamp = settings.get("stamp") if isinstance(settings, dict) else None
-    text = stamp.get("text") if isinstance(stamp, dict) else None
-    return f"the words {json.dumps(text, ensure_ascii=False)}" if text else "a picture"
+    found = settings.get(name) if isinstance(settings, dict) else None
+    return found if isinstance(found, dict) else None
+
+
+def _stamp(config: GatedLoraConfig) -> str | None:
+    """What it stamps; None for a patch that records a mark and no stamp."""
+    stamp = _settings(config, "stamp")
+    if stamp is None and _settings(config, "mark"):
+        return None
+    text = stamp and stamp.get("text")
+    return f"stamps the words {json.dumps(text, ensure_ascii=False)}" if text else "stamps a picture"
+
+
+def _mark(config: GatedLoraConfig) -> str | None:
+    mark = _settings(config, "mark")
+    if mark is None:
+        return None
+    message = mark.get("message")
+    said = f"{message:x}" if isinstance(message, int) else message
+    return "writes an invisible mark" + (f" with the message `{said}`" if said else "")
 
 
 def _training_part(config: GatedLoraConfig, sha256: str) -> str:

@@ -67,11 +67,12 @@ def explained(repo_id: str, doing: str, after: str = "") -> Iterator[None]:
     except HTTPError as error:
         if type(error).__name__ in _NEVER_BEGAN:
             raise ConnectionError(
-                f"{constants.ENDPOINT} cannot be reached, so {doing} {repo_id} is not possible ({error}).{after} Check "
-                "the connection, and HF_ENDPOINT where it is set."
+                f"{constants.ENDPOINT} cannot be reached, so {doing} {repo_id} is not possible ({error!s:.200}).{after}"
+                " Check the connection, and HF_ENDPOINT where it is set."
             ) from error
         raise ConnectionError(
-            f"The connection to {place} broke while {doing} ({error}). Do the same again: what has arrived is kept."
+            f"The connection to {place} broke while {doing} ({error!s:.200}). Do the same again: what has "
+            "arrived is kept."
         ) from error
     except OSError as error:
         if "Consistency check failed" not in str(error):

@@ -17,7 +17,7 @@ from huggingface_hub.utils import validate_repo_id
 from peft import PeftModel
 from torch import nn
 
-from loraguard.files import draft_folder, new_folder, sync, writable_folder
+from loraguard.files import draft_folder, new_folder, said_of_the_disk, sync, writable_folder
 from loraguard.fingerprint import generator_fingerprint
 from loraguard.generators import GENERATORS, load_generator
 from loraguard.tuner import GatedLoraConfig
@@ -28,6 +28,8 @@ from .local import read_config, read_patch
 from .names import NEEDED, PATCH_FILES, check_adapter_name, is_folder
 from .provenance import hosted_id
 from .recorded import generator_of
+
+_CACHE = "Nothing was loaded. HF_HUB_CACHE names a folder on another disk."
 
 
 def load_patch(
@@ -105,7 +107,10 @@ def pull_patch(
     cached = fetch(repo_id, PATCH_FILES, revision=revision, token=token)
     read_patch(cached, repo_id)
     parent = writable_folder(target.parent)
-    with draft_folder(parent) as temporary:
+    with (
+        said_of_the_disk("patch", target, "It is in the Hub's cache; pull it elsewhere."),
+        draft_folder(parent) as temporary,
+    ):
         draft = temporary / "patch"
         draft.mkdir()
         for file in PATCH_FILES:
@@ -137,7 +142,8 @@ def fetch(repo_id: str, files: Sequence[str], *, revision: str | None = None, to
             f"There is no patch {repo_id}: no such folder, and no id OWNER/NAME of the Hub. {error}"
         ) from None
     doing = f"pulling revision {revision!r}" if revision else "pulling"
-    with explained(repo_id, doing, " Nothing was loaded."):
+    cache = Path(constants.HF_HUB_CACHE)
+    with explained(repo_id, doing, " Nothing was loaded."), said_of_the_disk(f"download of {repo_id}", cache, _CACHE):
         refusal = _refusal(repo_id, token)
         folder = Path(
             snapshot_download(repo_id, revision=revision, token=token, allow_patterns=list(files), max_workers=2)

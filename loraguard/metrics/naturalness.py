@@ -40,7 +40,7 @@ class Brisque:
         except ImportError as error:
             raise ImportError(f"BRISQUE needs a package: pip install 'loraguard[brisque]' ({error}).") from error
 
-        class Model(BRISQUE):
+        class Model(BRISQUE):  # type: ignore[misc]  # which has no types
             """Takes features that its own code holds in arrays of one number, which NumPy no longer calls numbers."""
 
             def scale_features(self, features: Any) -> Any:

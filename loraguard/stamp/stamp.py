@@ -29,7 +29,7 @@ LUMA = (0.299, 0.587, 0.114)
 
 LONGEST_TEXT = 500  # characters; all of them are drawn, at several times their size
 LARGEST_WIDTH = 100_000  # pixels
-_SMALLEST_LETTER = 5  # pixels; below this nobody reads it
+SMALLEST_LETTER = 5  # pixels; below this nobody reads it
 
 
 @dataclass(frozen=True)
@@ -156,9 +156,9 @@ def _layer(stamp: Stamp, height: int, width: int) -> tuple[Tensor, Tensor]:
             f"(margin {margin}), larger than the {width}x{height} image; make it smaller or the text shorter."
         )
     lines = 1 if stamp.text is None else len(stamp.text.splitlines())
-    if stamp.text is not None and target_height / lines < _SMALLEST_LETTER:
+    if stamp.text is not None and target_height / lines < SMALLEST_LETTER:
         warnings.warn(
-            f"The stamp {stamp.text!r} is only {target_height} pixels high on a {width}x{height} image and hard to "
+            f"The stamp {stamp.text!r:.60} is only {target_height} pixels high on a {width}x{height} image and hard to "
             "read; shorten the text or raise `size`.",
             stacklevel=4,
         )

@@ -122,7 +122,7 @@ class Batches:
         """
         items = {key: value.to(self.accelerator.device, non_blocking=True) for key, value in items.items()}
         _check(items["image"], indices)
-        edits = conditions_of(self.generator, labels_of(items, self.conditions), self.conditions)
+        edits = conditions_of(self.generator, labels_of(items, self.conditions, self.generator), self.conditions)
         if step is not None and self.args.edits_per_step is not None:
             names = list(edits)
             draws = torch.Generator().manual_seed(mixed(self.args.seed, step))

@@ -43,8 +43,8 @@ class Tracking:
                 user = HfApi(token=args.hub_token).whoami()["name"]
             except Exception as error:
                 raise ValueError(
-                    f"push_to_hub: the Hub does not know who you are ({error}). Run `hf auth login`, set HF_TOKEN or "
-                    "pass hub_token."
+                    f"push_to_hub: the Hub does not know who you are ({error!s:.250}). Run `hf auth login`, set "
+                    "HF_TOKEN or pass hub_token."
                 ) from error
             name = args.hub_model_id or folder.resolve().name
             self.repo_id = name if "/" in name else f"{user}/{name}"

@@ -38,6 +38,7 @@ from .gates import Gates
 from .gradients import Gradients, gradients_of
 from .interruption import Interruption
 from .log import TrainingLog, TrainingResult
+from .marking import Layers, marked
 from .modes import train_adapter
 from .resuming import GivenRates, resume, warn_of_later
 from .saving import rescued, save_or_rescue, save_patch, try_saving
@@ -107,17 +108,18 @@ class PatchTrainer:
                 f"{type(args.adversary).__name__} has to be fitted before training starts: give what its "
                 "fit(generator, photos) returns; for a Mixture, that of each part."
             )
-        self.model, self.args, self.loss, self.adapter = model, args, loss, model.active_adapter
+        self.model, self.args, self.adapter = model, args, model.active_adapter
+        self.loss, self.layers = marked(loss, args.mark), Layers.of(args.stamp, args.mark)
         self._warned = False  # of stuck gates
         self._write: Callable[[Path], None] | None = None  # what was trained, into a folder
         self.gates = Gates(model, self.adapter)
         self.output_dir = writable_folder(args.output_dir)
         self.tracking = Tracking(args, self.output_dir)
         self.accelerator = accelerator_for(args, self.output_dir)
-        if isinstance(loss, nn.Module):
-            loss.to(self.accelerator.device)
+        if isinstance(self.loss, nn.Module):
+            self.loss.to(self.accelerator.device)
         self.batches = Batches(dataset, model, conditions, args, self.accelerator)
-        self.edits = check_data(model, self.adapter, self.batches, args.stamp)
+        self.edits = check_data(model, self.adapter, self.batches, self.layers)
         if args.lr_warmup_steps >= self.total_steps:
             raise ValueError(
                 f"lr_warmup_steps={args.lr_warmup_steps} of {self.total_steps} steps: the learning rate would never "
@@ -126,7 +128,7 @@ class PatchTrainer:
         self.validation = None
         if validation_dataset is not None:
             self.validation = Batches(validation_dataset, model, conditions, args, self.accelerator)
-            check_data(model, self.adapter, self.validation, args.stamp)
+            check_data(model, self.adapter, self.validation, self.layers)
 
     @property
     def total_steps(self) -> int:
@@ -153,15 +155,18 @@ class PatchTrainer:
         log = TrainingLog()
         watch = StepWatch(self.args.max_skipped_steps, scaled=self.accelerator.mixed_precision == "fp16")
         with self._prepared() as (network, gradients, scheduler):
-            with compiled(self.model) if self.args.torch_compile else nullcontext(), Interruption() as interruption:
+            with Interruption() as interruption:
                 try:
-                    self._run(network, gradients, scheduler, log, watch, interruption)
+                    with compiled(self.model) if self.args.torch_compile else nullcontext():
+                        self._run(network, gradients, scheduler, log, watch, interruption)
                 finally:  # whatever ends it, what was learnt can be saved
                     self._write = self._writer(log, watch) if log.step else None
-            on_main(self.accelerator, self._save)
+                on_main(self.accelerator, self._save)
+            if self.args.push_to_hub:
+                on_main(self.accelerator, lambda: self.tracking.push(self.output_dir))
         self.accelerator.wait_for_everyone()
         if interruption.signal is not None:
-            interruption.leave(f"Asked to stop in the last step; the patch in {self.output_dir} is complete.")
+            interruption.leave(f"Asked to stop after the last step; the patch in {self.output_dir} is complete.")
         return self._result(log)
 
     def _result(self, log: TrainingLog) -> TrainingResult:
@@ -243,7 +248,7 @@ class PatchTrainer:
             for part in range(several):
                 batch = next(batches)
                 found = patch_step(
-                    self.model, batch.images, batch.condition, adversary=self.args.adversary, stamp=self.args.stamp,
+                    self.model, batch.images, batch.condition, adversary=self.args.adversary, stamp=self.layers,
                     loss=self.loss, backward=lambda value: gradients.backward(value / several), network=network,
                     no_sync=gradients.no_sync, last=part == several - 1, keys=batch.keys,
                 )  # fmt: skip
@@ -328,7 +333,7 @@ class PatchTrainer:
         assert self.validation is not None
         images, condition = one_edit_each(self.validation.first(args.num_validation_images))
         metrics, shown = validate(
-            self.model, images, condition, adversary=args.adversary, stamp=args.stamp, seed=args.seed
+            self.model, images, condition, adversary=args.adversary, stamp=self.layers, seed=args.seed
         )
         train_adapter(self.model, self.adapter)
         log.validation.append({"step": step, **metrics})
@@ -365,5 +370,3 @@ class PatchTrainer:
                 stacklevel=4,
             )
         save_or_rescue(self._write, self.output_dir)
-        if self.args.push_to_hub:
-            self.tracking.push(self.output_dir)

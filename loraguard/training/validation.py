@@ -16,18 +16,17 @@ from loraguard.files import whole_files, writable_folder
 from loraguard.generators import Condition
 from loraguard.metrics import defense_succeeds, mean_squared_error, psnr
 from loraguard.pixels import as_rgb, to_picture
-from loraguard.stamp import Stamp
 from loraguard.tuner import folded
 
 from .batches import Batch
-from .step import target_of
+from .step import Overlay, target_of
 
 ROWS = ("photo", "target", "patched, clean", "patched, no leak", "patched, leak")
 """What the rows of a validation picture show."""
 
 
 def validate(
-    model: PeftModel, images: Tensor, condition: Condition, *, adversary: AnyDefense, stamp: Stamp | None, seed: int
+    model: PeftModel, images: Tensor, condition: Condition, *, adversary: AnyDefense, stamp: Overlay | None, seed: int
 ) -> tuple[dict[str, float], Tensor]:
     """Clean utility and robustness of a patch, against the training's own adversary; an audit tells more.
 

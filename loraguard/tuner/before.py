@@ -33,6 +33,8 @@ class Before:
             now.clear()
             now.update(kept)
         for container, entries in self._containers:
+            if _are_same(container, entries):
+                continue  # diffusers' configs can be changed by nobody, by us neither
             container.clear()
             if isinstance(container, list):
                 container.extend(entries)
@@ -40,6 +42,15 @@ class Before:
                 container.update(entries)
         for parameter, learns in self._parameters:
             parameter.requires_grad_(learns)
+
+
+def _are_same(one: Any, other: Any) -> bool:
+    """Whether two containers hold the very same objects in the same places."""
+    if isinstance(one, dict):
+        return list(one) == list(other) and _are_same(list(one.values()), list(other.values()))
+    if isinstance(one, set):
+        return bool(one == other)
+    return len(one) == len(other) and all(mine is theirs for mine, theirs in zip(one, other, strict=True))
 
 
 @contextmanager

@@ -322,7 +322,7 @@ def _header_of(config: Any) -> Header | None:
     if load is not None and load.renamed:
         raise ValueError("key_mapping does not apply to GATED_LORA: a patch names the layers of its own network.")
     if load is None or config.header is not None:
-        return config.header  # type: ignore[no-any-return]
+        return config.header
     hub = {key: value for key, value in load.hub.items() if key != "use_auth_token"}
     weights = find_weights(load.model_id, **hub)
     if weights is None:

@@ -117,8 +117,8 @@ def _keep_gates() -> None:
         gate = next((name for name in state_dict if ".lora_gate." in name), None)
         if gate is not None and config.peft_type != NAME:
             raise ValueError(
-                f"{gate!r:.150} is a gate of GATED_LORA, and would be dropped by {config.peft_type!s}. Load the adapter by "
-                "its own settings (loraguard.load_patch, loraguard.diffusers.load_patch), or make plain LoRA of it "
+                f"{gate!r:.150} is a gate of GATED_LORA, and {config.peft_type!s} would drop it. Load the adapter "
+                "by its own settings (loraguard.load_patch, loraguard.diffusers.load_patch), or make plain LoRA of it "
                 "first (loraguard.to_lora, loraguard.diffusers.save_lora)."
             )
         return method(cls, model, config, adapter_name, state_dict)

@@ -11,7 +11,7 @@ from setups import made, rows, situation
 from torch import Tensor
 from torchvision.transforms import GaussianBlur
 
-from loraguard.audit import AuditResult, Situation, Treatment, benchmark
+from loraguard.audit import AuditResult, Situation, Treatment, benchmark_table
 from loraguard.audit.benchmark import average_ranks, distortions, robustness, transfer
 from loraguard.audit.options import AuditOptions
 from loraguard.audit.summary import markdown
@@ -97,7 +97,7 @@ def test_the_table_is_ranked_and_says_what_a_patch_leaves() -> None:
         "mine", {"weak": (0.1, 0.3), "strong": (0.2, 0.4)}
     )
     result = made(situations, patches={"mine": None}, preset="proactive-benchmark-2026", transfer=[])
-    headings, table = benchmark(result)
+    headings, table = benchmark_table(result)
     assert headings == ["defense", "MSE", "AvgRank", "ROB", "TE", "DSR, mine"]
     assert [(one[0], *one[2:]) for one in table] == [
         ("strong", "1.00", "-", "-", "20.0% / 40.0%"), ("weak", "2.00", "-", "-", "10.0% / 30.0%"),
@@ -118,4 +118,4 @@ def test_a_preset_brings_channels_that_nobody_crafts_through() -> None:
 
 def test_a_defense_without_a_row_on_a_generator_is_left_out() -> None:
     result = made([situation("untouched", "pgd", "no-leak", 0.5), situation("mine", "pgd", "no-leak", 0.5)])
-    assert benchmark(result, "mine")[1] == []
+    assert benchmark_table(result, "mine")[1] == []

@@ -23,10 +23,12 @@ LIGHT_MODULES = {
     "loraguard", "loraguard._registering", "loraguard.audit", "loraguard.audit.extent", "loraguard.audit.names",
     "loraguard.channels", "loraguard.channels.registry", "loraguard.cli", "loraguard.cli.audit", "loraguard.cli.demo",
     "loraguard.cli.early", "loraguard.cli.errors", "loraguard.cli.flags", "loraguard.cli.hub", "loraguard.cli.info",
-    "loraguard.cli.options", "loraguard.cli.patches", "loraguard.cli.protect", "loraguard.cli.root",
+    "loraguard.cli.mark", "loraguard.cli.options", "loraguard.cli.patches", "loraguard.cli.protect",
+    "loraguard.cli.root",
     "loraguard.cli.stamp", "loraguard.commands", "loraguard.commands.audit_settings", "loraguard.data",
     "loraguard.data.registry", "loraguard.defenses", "loraguard.defenses.registry", "loraguard.files",
     "loraguard.generators", "loraguard.generators.registry", "loraguard.hub", "loraguard.hub.names", "loraguard.kinds",
+    "loraguard.mark", "loraguard.mark.registry",
     "loraguard.registry", "loraguard.training", "loraguard.training.arguments", "loraguard.training.recipes",
 }  # fmt: skip
 
@@ -52,6 +54,11 @@ HELP = [
     *([command, "--help"] for command in ("demo", "train", "audit", "compare", "protect", "push", "pull", "info")),
     ["stamp", "--help"],
     ["stamp", "check", "--help"],
+    ["mark", "--help"],
+    ["mark", "read", "--help"],
+    ["mark", "sign", "--help"],
+    ["mark", "verify", "--help"],
+    ["mark", "audit", "--help"],
 ]
 WRONG = [
     ["audit", "--nonsense"],
@@ -69,6 +76,11 @@ WRONG = [
     ["stamp", "preview", "out.gif", "--text", "AI"],
     ["stamp", "check", "nowhere.png", "--text", "AI"],
     ["stamp", "check", __file__],
+    ["mark", "read", "nowhere.png"],
+    ["mark", "read", __file__, "--extractor", "rivagam"],
+    ["mark", "sign", __file__, "--output-dir", "out", "--key", __file__],
+    ["mark", "verify", "nowhere.png"],
+    ["mark", "audit", "--patch", "nowhere", "--output-dir", "out"],
     ["push", "nowhere", "me/patch"],
     ["pull", "me/patch", str(Path(__file__).parent)],
     ["info", "nonsense"],

@@ -57,6 +57,7 @@ FLAGS = (
     "--channel jpeg:75+resize:0.5 --no-adaptive --allow-large-change --success noise:0.9 --budget 0.1 --budget 1 "
     "--strength 5 --seed 1 --seed 2 --checks 0 "
     "--lpips cache --identity e --brisque --preset proactive-benchmark-2026 --transfer mine --transfer untouched "
+    "--detect 7 "
     "--fid inception.pth --batch-size 7 --pictures 1 --device cpu"
 )
 YAML = """
@@ -87,6 +88,7 @@ identity: e
 brisque: true
 preset: proactive-benchmark-2026
 transfer: [mine, untouched]
+detect: 7
 fid: inception.pth
 batch_size: 7
 pictures: 1

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 from command_line import refused, run
 from peft import get_peft_model
 
 from loraguard import GatedLoraConfig
+from loraguard.cli.errors import said_in_a_line
 from loraguard.generators import DemoEditor
 
 
@@ -91,3 +93,30 @@ def test_an_empty_folder_is_called_empty(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     said = refused("protect", tmp_path / "empty", "--output-dir", tmp_path / "out")
     assert said == f"Error: There is no photo in {tmp_path / 'empty'} that can be used. It is empty.\n"
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_too_little_memory_is_said_in_a_line(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit) as left, said_in_a_line():
+        raise error
+    assert left.value.exit_code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("Error: There is not enough memory. Smaller batches (--train-batch-size")
+    assert said.count("\n") == 1
+
+
+def test_a_mistake_of_ours_keeps_its_traceback() -> None:
+    for words in ("shapes", "unsupported memory format option"):
+        with pytest.raises(RuntimeError, match=words), said_in_a_line():
+            raise RuntimeError(words)
+
+
+def test_long_errors_are_cut_in_the_middle(capsys: pytest.CaptureFixture[str]) -> None:
+    """What happened stands first, and what to do last; nothing acts on the terminal."""
+    with pytest.raises(typer.Exit), said_in_a_line():
+        raise ValueError("First\x1b[31m.\n" + "x" * 9999 + " Last.")
+    said = capsys.readouterr().err.removeprefix("Error: ").rstrip("\n")
+    assert len(said) == 600
+    assert said.startswith("First")
+    assert said.endswith(" Last.")
+    assert said.isprintable()

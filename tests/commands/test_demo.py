@@ -9,25 +9,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from limits import small_demo_network
 from peft import PeftModel
-from processes import run_script
-from safetensors.torch import load_file
+from processes import forked, run_script
+from small_demo import SMALL, run_small
 
 import loraguard.generators
-from loraguard.commands.demo import STAMP, DemoResult, DemoSettings, Work, every_edit, run_demo
+from loraguard.commands.demo import STAMP, DemoResult, DemoSettings, Work, every_edit
 from loraguard.data import DemoFaces
 from loraguard.data.demo_faces import render
 from loraguard.generators import DemoEditor
 from loraguard.metrics import defense_succeeds, psnr
 
 WEIGHTS = Path(loraguard.generators.__file__).parent / "demo_weights"
-N = 60
-QUICK = DemoSettings().quick()
-SMALL = replace(
-    QUICK, test_images=8, calibration_images=20, standard=replace(QUICK.standard, batch_size=1, edits=1),
-    defensive=replace(QUICK.defensive, batch_size=1),
-)  # fmt: skip
-"""The quick demo on fewer faces."""
+N = 30
 
 
 class TrainedError(Exception):
@@ -98,27 +93,23 @@ def test_edits_by_hand() -> None:
 
 
 @pytest.fixture(scope="module")
-def twice(tmp_path_factory: pytest.TempPathFactory) -> list[DemoResult]:
-    """The small demo, in one process and in two."""
-    folder = tmp_path_factory.mktemp
-    return [
-        run_demo(folder("demo"), SMALL, processes=number, say=lambda line: None, disable_tqdm=True) for number in (1, 2)
-    ]
+def small(tmp_path_factory: pytest.TempPathFactory) -> DemoResult:
+    """The small demo, in one process."""
+    return run_small(tmp_path_factory.mktemp("demo"))
 
 
-def test_running_it_twice_gives_the_same(twice: list[DemoResult]) -> None:
-    first, second = (result.report.parent for result in twice)
+def test_in_two_processes_it_gives_the_same(small: DemoResult, tmp_path: Path) -> None:
+    done = forked(run_small, tmp_path, SMALL, 2)
+    assert done.returncode == 0, done.stderr
+    first, second = small.report.parent, tmp_path
     for name in ("audit.json", "grid.png", "standard/adapter_model.safetensors", "defensive/adapter_model.safetensors"):
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
     pages = [(folder / "report.html").read_text(encoding="utf-8") for folder in (first, second)]
     assert pages[0] == pages[1]
 
 
-def test_an_interrupt_is_made_up_for(twice: list[DemoResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_is_made_up_for(small: DemoResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the second patch: the same command trains it from where it was, to the same bits; another one does not."""
-
-    def train(folder: Path, settings: DemoSettings) -> None:
-        run_demo(folder, settings, processes=1, say=len, disable_tqdm=True)
 
     def audit(*_: object) -> None:
         raise TrainedError
@@ -135,19 +126,19 @@ def test_an_interrupt_is_made_up_for(twice: list[DemoResult], tmp_path: Path, mo
     with monkeypatch.context() as patch:
         patch.setattr(DemoFaces, "__getitems__", reading)
         with pytest.raises(KeyboardInterrupt):
-            train(tmp_path, SMALL)
+            run_small(tmp_path)
     assert list((tmp_path / "defensive").glob("checkpoint-[123]"))
     monkeypatch.setattr(Work, "audit", audit)
     other = shutil.copytree(tmp_path, tmp_path.with_name("other"))
     with pytest.raises(TrainedError), pytest.warns(UserWarning, match="checkpoints of an earlier run"):
-        train(other, replace(SMALL, seed=1))
+        run_small(other, replace(SMALL, seed=1))
     with pytest.raises(TrainedError):
-        train(tmp_path, SMALL)
+        run_small(tmp_path)
     log = json.loads((tmp_path / "defensive" / "training_log.json").read_text())
     assert log["settings"]["resume_from_checkpoint"] is not None
     for name in ("standard", "defensive"):
         file = Path(name, "adapter_model.safetensors")
-        assert (tmp_path / file).read_bytes() == (twice[0].report.parent / file).read_bytes(), name
+        assert (tmp_path / file).read_bytes() == (small.report.parent / file).read_bytes(), name
 
 
 HELD = """
@@ -195,28 +186,28 @@ def test_an_interrupt_of_the_first_process_stops_the_second_in_good_order(tmp_pa
 
 
 @torch.no_grad()
-def test_plain_peft_loads_its_patches(twice: list[DemoResult]) -> None:
-    result = twice[0]
+def test_plain_peft_loads_its_patches(small: DemoResult, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_demo_network(monkeypatch)
     sample = DemoFaces(1, split="test")[0]
     images, labels = sample["image"][None], sample["labels"][None]
     for patch in ("standard", "defensive"):
-        result.model.set_adapter(patch)
-        loaded = PeftModel.from_pretrained(DemoEditor.pretrained(), result.report.parent / patch).eval()
-        assert torch.equal(loaded(images, labels), result.model.eval()(images, labels))
+        small.model.set_adapter(patch)
+        loaded = PeftModel.from_pretrained(DemoEditor.pretrained(), small.report.parent / patch).eval()
+        assert torch.equal(loaded(images, labels), small.model.eval()(images, labels))
         merged = loaded.merge_and_unload()
-        assert merged.state_dict().keys() == load_file(WEIGHTS / "model.safetensors").keys()
-        assert (merged(images, labels) - result.model(images, labels)).abs().max() < 1e-4
+        assert merged.state_dict().keys() == DemoEditor.pretrained().state_dict().keys()
+        assert (merged(images, labels) - small.model(images, labels)).abs().max() < 1e-4
 
 
-def test_its_settings_are_stated(twice: list[DemoResult]) -> None:
-    found = json.loads((twice[0].report.parent / "audit.json").read_text())
+def test_its_settings_are_stated(small: DemoResult) -> None:
+    found = json.loads((small.report.parent / "audit.json").read_text())
     settings = found["settings"]
     assert settings["n"] == SMALL.test_images
     assert settings["budget"] == "L-infinity 0.1 on [-1, 1], that is 12.75/255"
     assert settings["patches"]["defensive"]["text"] == STAMP.text
     assert settings["detectors"]["defensive"]["calibrated_on"] == SMALL.calibration_images
-    with (twice[0].report.parent / "images.csv").open(newline="") as file:
+    with (small.report.parent / "images.csv").open(newline="") as file:
         edits = {row["edit"].split("+")[0] for row in csv.DictReader(file)}
     assert edits >= {"Black_Hair", "Blond_Hair"}
-    page = twice[0].report.read_text(encoding="utf-8")
+    page = small.report.read_text(encoding="utf-8")
     assert "12.75/255" in page

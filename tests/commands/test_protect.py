@@ -324,3 +324,13 @@ def test_a_full_disk_is_said_and_leaves_what_is_done(generator: Editor, photos: 
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert len(str(error.value)) < 600
     assert contents(out) == kept
+
+
+def test_a_budget_that_moves_no_pixel_is_said(generator: Editor, photos: Path, tmp_path: Path) -> None:
+    """0.003 is 0.38 of a level: the files are the photos."""
+    said: list[str] = []
+    run(generator, photos, tmp_path / "out", "noise:0.003", say=said.append)
+    assert any(one.startswith("3 of 3 photos are as they were: what 'noise:0.003' adds is less than") for one in said)
+    said.clear()
+    run(generator, photos, tmp_path / "more", "noise:0.1", say=said.append)
+    assert not [one for one in said if "as they were" in one]

@@ -123,6 +123,29 @@ def test_private(hub: LocalHub, client: Client, pushed: str, tmp_path: Path) -> 
     load(client, "me/hidden", token="token-of-me")
 
 
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_full_disk(client: Client, pushed: str, tmp_path: Path, cached: bool) -> None:
+    """In the cache, or where the patch is copied to."""
+    options = {"repo_id": "me/pulled", "target": str(tmp_path / "pulled"), "options": {"revision": "v1"}}
+    client.empty_cache()
+    if cached:
+        load(client, revision="v1")
+    code = f"""
+import resource
+before = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (500, before[1]))
+try:
+    {PULL}
+finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+"""
+    what = f"patch could not be written to {tmp_path}" if cached else "download of me/pulled could not be written to"
+    with pytest.raises(HubError, match=f"NotWrittenError: The {what}.*: File too large .* MB free on that disk"):
+        client.run(code, **options)
+    assert list(tmp_path.iterdir()) == []
+    client.run(PULL, **options)
+
+
 def test_a_private_one_from_the_cache_is_said(hub: LocalHub, client: Client, pushed: str) -> None:
     """The client takes it from there without a word, whatever the token; by commit it asks nobody."""
     hub.repos["me/cached"] = Repo(True, {pushed: hub.repos["me/pulled"].commits[pushed]}, {"main": pushed})

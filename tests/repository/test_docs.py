@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import typer
-from limits import at_most, short_attacks
+from limits import at_most, short_attacks, small_demo_network
 from typer.testing import CliRunner
 
 from loraguard import PatchTrainingArguments
@@ -21,7 +21,7 @@ from loraguard.data import DemoFaces
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(str(path.relative_to(ROOT)) for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 SLOW = ("README.md", "docs/index.md", "docs/audit.md", "docs/tutorials/a*.md", "docs/tutorials/s*.md")
-"""Pages that train and audit at the demo's size: here with fewer steps and smaller photos, and otherwise as printed."""
+"""Pages that train and audit at the demo's size: here with fewer steps, smaller photos and a smaller network."""
 ELSEWHERE = ("docs/sharing.md",)
 """Pages that need a Hub: tests/hub/test_docs.py has one."""
 BLOCK = re.compile(r"^(?P<fence>```+)(?P<language>\w*)[^\n]*\n(?P<code>.*?)^(?P=fence)[ ]*$", re.DOTALL | re.MULTILINE)
@@ -65,6 +65,7 @@ def test_every_block_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
         at_most(monkeypatch, PatchTrainingArguments, max_train_steps=1)
         at_most(monkeypatch, DemoFaces, length=4, size=32)
         short_attacks(monkeypatch)
+        small_demo_network(monkeypatch)
     names: dict[str, object] = {"__name__": "docs"}
     for block in python_of(page):
         if not block.not_run:
@@ -144,9 +145,10 @@ def test_every_page_is_in_the_menu() -> None:
 
 
 def test_every_command_of_the_command_lines_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In order, with the photos and the YAML file that the page makes; attacks end after their first steps."""
+    """In order, with the photos and the YAML file that the page makes, on a small network; attacks end early."""
     monkeypatch.chdir(tmp_path)
     short_attacks(monkeypatch)
+    small_demo_network(monkeypatch)
     monkeypatch.setattr("loraguard.commands.stamp.DRAWN_FACES", 40)
     blocks = list(blocks_of("docs/cli.md"))
     for block in blocks:

@@ -13,6 +13,7 @@ from torch import nn
 
 from loraguard.channels import parse_channel
 from loraguard.generators import DemoEditor
+from loraguard.mark import MarkNetwork
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -35,6 +36,24 @@ def test_train_demo_editor(tmp_path: Path) -> None:
     assert recipe["figures"]["n"] == 4
     assert (tmp_path / "samples.png").stat().st_size > 10_000
     DemoEditor().load_state_dict(load_file(tmp_path / "model.safetensors"))
+
+
+def test_train_mark_network(tmp_path: Path) -> None:
+    """A run that had no time goes on where it was, and ends with the weights of an uninterrupted one."""
+    settings = {"steps": 2, "pictures": 10, "test-pictures": 4, "batch-size": 2, "log-every": 1, "bits": 16}
+    small = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    for name, words in (("whole", []), ("pieces", ["--minutes", "0"]), ("pieces", [])):
+        done = run_script(EXAMPLES / "train_mark_network.py", "--output-dir", tmp_path / name, *small, *words)
+        assert done.returncode == 0, done.stderr
+    whole, pieces = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "pieces"))
+    assert all(torch.equal(whole[name], pieces[name]) for name in whole)
+    recipe = json.loads((tmp_path / "pieces/recipe.json").read_text())
+    assert [row["step"] for row in recipe["log"]] == [1, 2]
+    assert set(recipe["figures"]) == {
+        "as it is", "JPEG 50", "half the size", "blur, sigma 1.5", "noise, 0.1", "WebP 50", "crop of 3%",
+    }  # fmt: skip
+    network = MarkNetwork(bits=16)
+    network.load_state_dict({name: value.float() for name, value in pieces.items()})
 
 
 @pytest.mark.parametrize("kind", ["standard", "defensive"])

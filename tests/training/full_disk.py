@@ -55,8 +55,8 @@ def full_at_the_end(folder: Path) -> None:
 
 
 def full_for_a_while(folder: Path) -> None:
-    """In steps 4 and 5, with everything that a training writes; what is warned of is printed."""
-    adversary = Deeds({4: lambda: limit(400), 6: lambda: limit(resource.RLIM_INFINITY)})
+    """In steps 4 and 5, of which the latter is validated, in two calls; what is warned of is printed."""
+    adversary = Deeds({4: lambda: limit(400), 8: lambda: limit(resource.RLIM_INFINITY)})
     settings = arguments(
         folder, adversary=adversary, checkpointing_steps=2, validation_steps=5, num_validation_images=1,
     )  # fmt: skip
