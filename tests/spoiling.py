@@ -53,7 +53,10 @@ def spoil_pattern(files: Files, draw: random.Random) -> Files:
         ("target_modules", "exclude_modules", "layers_pattern", "rank_pattern", "alpha_pattern", "modules_to_save")
     )
     pattern = draw.choice(PATTERNS)
-    if field in ("rank_pattern", "alpha_pattern"):
+    if draw.random() < 0.1:
+        names = [f"layer{i}" for i in range(draw.choice((251, 9000, 20_000)))]
+        config[field] = dict.fromkeys(names, 2) if field in ("rank_pattern", "alpha_pattern") else names
+    elif field in ("rank_pattern", "alpha_pattern"):
         config[field] = {pattern: 2}
     else:
         config[field] = [pattern] if field == "modules_to_save" or draw.random() < 0.3 else pattern

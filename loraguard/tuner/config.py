@@ -13,7 +13,7 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from .gates.registry import GATES
 from .loading import Header, file_sha256, find_weights, read_header
 from .messages import named, refusing, shown
-from .patterns import LONGEST, MOST_NAMES, MOST_WAYS, check_pattern
+from .patterns import LONGEST, MOST_NAMES, MOST_PATTERNS, MOST_WAYS, check_pattern
 from .settings_file import CONFIG, FILE_HASH, read_settings
 
 ALL_LAYERS = "all-conv-linear"  # beside PEFT's "all-linear"
@@ -286,6 +286,9 @@ class GatedLoraConfig(LoraConfig):
 _PATTERNS = ("target_modules", "exclude_modules", "layers_pattern")
 """Where a text is a pattern, and a list is names."""
 _PATTERN_KEYS = ("rank_pattern", "alpha_pattern")
+_COMPILED = (*_PATTERN_KEYS, "layers_pattern", "modules_to_save")
+"""Where PEFT makes a pattern of each entry."""
+_OF_LAYERS = (*_PATTERNS, *_COMPILED, "trainable_token_indices")
 _LONGEST_TEXT = 10_000  # characters
 _PLAIN = re.compile(r"[\w-]+(?:\.[\w-]+)*")
 
@@ -294,19 +297,15 @@ def _check_texts(field_name: str, value: Any) -> None:
     """Refuse names, patterns and texts that are too long, too many, or could take long to match."""
     names = [value] if isinstance(value, str) else list(value) if isinstance(value, (list, dict)) else []
     texts = [one for one in names if isinstance(one, str)]
+    most = MOST_PATTERNS if field_name in _COMPILED else MOST_NAMES
+    longest = LONGEST if field_name in _OF_LAYERS else _LONGEST_TEXT
+    if len(names) > most or sum(map(len, texts)) > longest:
+        raise ValueError(
+            f"{field_name} has {len(names):,} texts of {sum(map(len, texts)):,} characters; at most {most:,} of "
+            f"{longest:,} are taken."
+        )
     if field_name in _PATTERN_KEYS or (field_name in _PATTERNS and isinstance(value, str)):
-        texts_are, limit = "patterns", LONGEST
         if (ways := sum(check_pattern(field_name, one) for one in texts)) > MOST_WAYS:
             raise ValueError(f"{field_name} has patterns with {ways:,} ways to match; at most {MOST_WAYS:,} are taken.")
-    elif field_name in (*_PATTERNS, "modules_to_save", "trainable_token_indices"):
-        texts_are, limit = "names", LONGEST
-        taken_for_patterns = field_name in ("layers_pattern", "modules_to_save")
-        if (odd := next((one for one in texts if taken_for_patterns and not _PLAIN.fullmatch(one)), None)) is not None:
-            raise ValueError(f"{field_name} has {shown(odd)}, which is no name of a module.")
-    else:
-        texts_are, limit = "text", _LONGEST_TEXT
-    if len(names) > MOST_NAMES or sum(map(len, texts)) > limit:
-        raise ValueError(
-            f"{field_name} has {len(names):,} {texts_are} of {sum(map(len, texts)):,} characters; at most "
-            f"{MOST_NAMES:,} of {limit:,} are taken."
-        )
+    elif field_name in _COMPILED and (odd := [one for one in texts if not _PLAIN.fullmatch(one)]):
+        raise ValueError(f"{field_name} has {shown(odd[0])}, which is no name of a module.")

@@ -1,5 +1,6 @@
 """Whether the file of a patch fits a network: names, shapes and types, and then what its values do."""
 
+import math
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -27,11 +28,13 @@ class Place(NamedTuple):
         shape: Which it must have.
         dtype: Which it must have; None for any floating-point one.
         same: The tensor of the base network that it must be equal to, as it takes its place; None elsewhere.
+        most: The largest magnitude that it may hold.
     """
 
     shape: Shape
     dtype: torch.dtype | None = None
     same: Tensor | None = None
+    most: float = math.inf
 
 
 def check_patch(header: Header, model: nn.Module, config: Any, targets: Mapping[str, Any]) -> None:
@@ -61,9 +64,17 @@ def check_patch(header: Header, model: nn.Module, config: Any, targets: Mapping[
             f"it takes {len(expected)} tensors, the first {next(iter(expected))!r:.150}."
         )
     same = {name: place.same for name, place in places.items() if place.same is not None}
-    largest = largest_values(header, places, same)
+    sizes: dict[str, dict[str, float]] = {}
+    for key, size in largest_values(header, places, same).items():
+        if size > places[key].most:
+            raise ValueError(
+                f"{header.name}: {key!r:.200} holds {size}, which is infinite in this network's precision."
+            )
+        layer_name, _, part = key.rpartition(".lora_")
+        sizes.setdefault(layer_name, {})[f"lora_{part}"] = size
     for name, layer in _layers(targets):
-        _check_effect(header.name, f"{PREFIX}{name}", layer, largest)
+        full = f"{PREFIX}{name}"
+        check_effect(f"{header.name}: {full!r:.200}", layer, layer.scaling["new"], layer.r["new"], sizes[full])
     check_file_hash(header.name, header.file, config.provenance)
 
 
@@ -76,7 +87,9 @@ def expected_places(model: nn.Module, config: Any, targets: Mapping[str, Any]) -
         for parameter_name, parameter in getattr(layer, kind)["new"].named_parameters()
     }
     places |= {
-        f"{name}.token_adapter.trainable_tokens_delta": Place((len(tokens), embedding.embedding_dim))
+        f"{name}.token_adapter.trainable_tokens_delta": Place(
+            (len(tokens), embedding.embedding_dim), most=_largest_of(embedding.weight.dtype)
+        )
         for name, (embedding, tokens) in token_layers(model, config.trainable_token_indices).items()
     }
     for name, module in walk(model):
@@ -162,27 +175,35 @@ def _check_place(header: Header, model: nn.Module, name: str, place: Place) -> N
         )
 
 
-def _check_effect(source: str, name: str, layer: Any, largest: Mapping[str, float]) -> None:
+def _largest_of(dtype: torch.dtype) -> float:
+    return torch.finfo(dtype if dtype in FLOATS else torch.float32).max
+
+
+def check_effect(name: str, layer: Any, scale: float, rank: int, sizes: Mapping[str, float]) -> None:
     """Refuse an update by which weights, or what a layer gives, would be infinite.
 
     `|gate * s * B A| <= s * r * max|A| * max|B|` for each weight.
+
+    Args:
+        name: Of the layer, for messages.
+        layer: The adapted layer.
+        scale: s.
+        rank: r.
+        sizes: The largest magnitudes of the adapter's tensors, by names such as "lora_A.weight".
+
+    Raises:
+        ValueError: If so.
     """
     weight = own_tensors(base_layer_of(layer))[0]
-    most = torch.finfo(weight.dtype if weight.dtype in FLOATS else torch.float32).max
-    sizes = {
-        kind: [value for key, value in largest.items() if key.startswith(f"{name}.{kind}.")]
-        for kind in ("lora_A", "lora_B", "lora_gate")
-    }
-    if too_large := [kind for kind, values in sizes.items() if max(values, default=0.0) > most]:
-        raise ValueError(
-            f"{source}: '{name}.{too_large[0]}' holds {max(sizes[too_large[0]])}, which is infinite in this layer's "
-            f"{weight.dtype}."
-        )
-    update = layer.scaling["new"] * layer.r["new"] * max(sizes["lora_A"]) * max(sizes["lora_B"])
+    most = _largest_of(weight.dtype)
+    for part, size in sizes.items():
+        if size > most:
+            raise ValueError(f"{name} holds {size} in {part}, which is infinite in this layer's {weight.dtype}.")
+    A, B = (max(size for part, size in sizes.items() if part.startswith(kind)) for kind in ("lora_A", "lora_B"))
     plain = type(weight) in (Tensor, nn.Parameter) and weight.dtype in FLOATS and not weight.is_meta
     limit = min(LARGEST_UPDATE * max(1.0, float(weight.detach().abs().max()) if plain else 0.0), most / _HEADROOM)
-    if not update <= limit:
+    if not (update := scale * rank * A * B) <= limit:
         raise ValueError(
-            f"{source}: the update of {name!r:.200} may be as large as {update:.3g} by its lora_alpha in "
-            f"adapter_config.json and the values in the file; at most {limit:.3g} is taken."
+            f"{name}: its update may be as large as {update:.3g} by its lora_alpha in adapter_config.json and the "
+            f"values in the file; at most {limit:.3g} is taken."
         )

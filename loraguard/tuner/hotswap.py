@@ -8,7 +8,6 @@ is no hook, so `register` wraps two of its functions. Adapters of other methods 
 
 import functools
 import math
-import re
 from typing import Any
 
 import torch
@@ -18,12 +17,8 @@ from torch import Tensor, nn
 
 from .config import GatedLoraConfig
 from .folding import FoldingLayer
-from .gates.base import StaticGate
 from .layer import GatedLoraLayer
-from .loading import check_file_hash, check_finite
-from .messages import shown
-
-_FACTORS = ("lora_A", "lora_B")
+from .swapping import FACTORS, by_rank, check_swap, ranks_of
 
 
 def install() -> None:
@@ -44,7 +39,7 @@ def pad_rank(factor: Tensor, kind: str, groups: int, rank: int) -> Tensor:
         >>> pad_rank(torch.tensor([[1.0], [2.0]]), "lora_A", groups=2, rank=4).T
         tensor([[1., 0., 2., 0.]])
     """
-    ranks = _ranks(factor, kind, groups)
+    ranks = ranks_of(factor, kind, groups)
     if rank < ranks or rank % groups:
         raise ValueError(f"Cannot pad an adapter of rank {ranks} to {rank}, on a layer of {groups} groups.")
     if kind == "lora_B":
@@ -52,16 +47,6 @@ def pad_rank(factor: Tensor, kind: str, groups: int, rank: int) -> Tensor:
     by_group = factor.unflatten(0, (groups, -1))
     more = factor.new_zeros(groups, (rank - ranks) // groups, *factor.shape[1:])
     return torch.cat([by_group, more], 1).flatten(0, 1)
-
-
-def _ranks(weight: Tensor, kind: str, groups: int) -> int:
-    return weight.shape[1] * groups if kind == "lora_B" else len(weight)
-
-
-def _by_rank(layer: GatedLoraLayer, adapter: str) -> tuple[str, ...]:
-    """The parts of an adapter whose weights grow with the rank."""
-    gate = layer.lora_gate[adapter]
-    return (*_FACTORS, "lora_gate") if isinstance(gate, StaticGate) and gate.along[2] else _FACTORS
 
 
 def _swapping(original: Any) -> Any:
@@ -75,18 +60,18 @@ def _swapping(original: Any) -> Any:
     ) -> None:
         if not isinstance(config, GatedLoraConfig):
             return original(model, state_dict, adapter_name, config, parameter_prefix)
-        _check(state_dict, adapter_name, config)
+        check_swap(model, state_dict, adapter_name, config)
         ranks: dict[str, int] = {}
         padded = dict(state_dict)
         for key, value in state_dict.items():
             name, kind, _, parameter = key.rsplit(".", 3) if key.count(".") > 2 else ("", "", "", "")
             try:
                 layer: Any = model.get_submodule(name)
-                if parameter != "weight" or kind not in _by_rank(layer, adapter_name):
+                if parameter != "weight" or kind not in by_rank(layer, adapter_name):
                     continue
             except (AttributeError, KeyError):
                 continue  # PEFT says which keys do not fit
-            mine, theirs = len(layer.lora_A[adapter_name].weight), _ranks(value, kind, layer.groups)
+            mine, theirs = len(layer.lora_A[adapter_name].weight), ranks_of(value, kind, layer.groups)
             ranks[name] = theirs
             if theirs < mine:
                 padded[key] = pad_rank(value, kind, layer.groups, mine)
@@ -99,16 +84,6 @@ def _swapping(original: Any) -> Any:
         return None
 
     return hotswap_adapter_from_state_dict
-
-
-def _check(state_dict: dict[str, Tensor], adapter_name: str, config: GatedLoraConfig) -> None:
-    """Refuse what is no part of an adapter, or not finite, before anything is swapped."""
-    if config.header is not None:
-        check_file_hash(config.header.name, config.header.file, config.provenance)
-    for key, value in state_dict.items():
-        if not re.search(rf"\.lora_(A|B|gate)\.{re.escape(adapter_name)}\.", key):
-            raise ValueError(f"{shown(key)} is no part of an adapter; hotswapping takes nothing else.")
-        check_finite(f"The patch for adapter {adapter_name!r}", key, value)
 
 
 def _set_scale(layer: Any, name: str, adapter: str, rank: int, config: GatedLoraConfig) -> None:
@@ -135,8 +110,8 @@ def _padding(original: Any) -> Any:
 
 
 def _pad_layer(layer: GatedLoraLayer, adapter: str, rank: int) -> None:
-    fresh = dict(zip(_FACTORS, layer.make_factors(rank, layer.lora_bias[adapter]), strict=True))
-    for kind in _by_rank(layer, adapter):
+    fresh = dict(zip(FACTORS, layer.make_factors(rank, layer.lora_bias[adapter]), strict=True))
+    for kind in by_rank(layer, adapter):
         part = getattr(layer, kind)[adapter]
         old, bias = part.weight, getattr(part, "bias", None)
         part = fresh.get(kind, part).train(layer.training)

@@ -10,7 +10,7 @@ import torch
 from peft import PeftConfig
 from peft.tuners.lora import LoraModel
 from peft.tuners.tuners_utils import _maybe_include_all_linear_layers
-from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, ModulesToSaveWrapper
 from peft.utils.constants import INCLUDE_LINEAR_LAYERS_SHORTHAND
 from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
@@ -268,6 +268,10 @@ class GatedLoraModel(WeightedAdapters, LoraModel):
     ) -> Any:
         if merge:
             self._check_merge(adapter_names, safe_merge, unloading=True)
+        else:  # PEFT would leave the copies that modules_to_save trains in the network
+            for module in self.model.modules():
+                if isinstance(module, ModulesToSaveWrapper):
+                    module.set_adapter([])
         unloaded = super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
         self._restore_encoders()
         return unloaded

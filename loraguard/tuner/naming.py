@@ -6,7 +6,7 @@ from typing import Any
 
 from peft.utils.other import get_pattern_key
 
-from .patterns import check_pattern
+from .patterns import MOST_PATTERNS, check_pattern
 
 
 def as_targets(names: Iterable[str], others: Iterable[str]) -> set[str] | str:
@@ -38,10 +38,16 @@ def name_layers(config: Any, targets: Iterable[str], others: Iterable[str]) -> N
         config.layers_to_transform = config.layers_pattern = None
     for field in ("rank_pattern", "alpha_pattern"):
         patterns = getattr(config, field)
-        if not all(_may_be_saved(field, pattern) for pattern in patterns):
-            keys = {name: get_pattern_key(list(patterns), name) for name in targets}
-            named = {f"^{re.escape(name)}": patterns[key] for name, key in keys.items() if key in patterns}
-            setattr(config, field, named)
+        if len(patterns) > MOST_PATTERNS or not all(_may_be_saved(field, pattern) for pattern in patterns):
+            by_value: dict[float, list[str]] = {}
+            for name in targets:
+                if (key := get_pattern_key(list(patterns), name)) in patterns:
+                    by_value.setdefault(patterns[key], []).append(re.escape(name))
+            setattr(config, field, {f"^{_any_of(names)}": value for value, names in by_value.items()})
+
+
+def _any_of(patterns: list[str]) -> str:
+    return patterns[0] if len(patterns) == 1 else f"(?:{'|'.join(patterns)})"
 
 
 def _may_be_saved(field: str, pattern: Any) -> bool:

@@ -20,6 +20,8 @@ MOST_WAYS = 10_000
 LONGEST = 100_000
 """Characters of all patterns or names of a field together."""
 MOST_NAMES = 10_000
+MOST_PATTERNS = 250
+"""Of a field that has a pattern for each of its values: PEFT compiles each at each layer, and `re` keeps 512."""
 _DEEPEST = 20
 
 _QUANTIFIER = re.compile(r"(?:([*+?])|\{(\d*)(?:(,)(\d*))?\})(\?)?")

@@ -9,9 +9,11 @@ import pytest
 import torch
 from fuzz_patches import Net, patience
 from peft import PeftModel, get_peft_model
+from peft.utils.other import get_pattern_key
 from spoiling import PATTERNS
 
 from loraguard.tuner import GatedLoraConfig
+from loraguard.tuner.naming import name_layers
 from loraguard.tuner.patterns import check_pattern
 
 FOR_EVER = [*PATTERNS, r"(a+)+$", r"(a|b)*c", r"((a*)b)*", r"(x(y+)){2,}", r"(?:\w+\.)*conv", "(.*)*x", "(a|a|a){9}X"]
@@ -68,6 +70,20 @@ def test_ways_are_counted_as_they_are_tried() -> None:
     for one, two, three in product(parts, repeat=3):
         ways = sum(1 for _ in product(parts[one], parts[two], parts[three]))
         assert check_pattern("target_modules", one + two + three) == ways
+
+
+def test_many_ranks_are_few_patterns() -> None:
+    """As PEFT compiles each pattern anew for each layer."""
+    names = [f"block.{i}.conv" for i in range(300)]
+    ranks = {f"^{re.escape(name)}": 2 + i % 3 for i, name in enumerate(names)}
+    config = GatedLoraConfig(target_modules=names, rank_pattern=ranks)
+    name_layers(config, names, ["block"])
+    assert len(config.rank_pattern) == 3
+    assert GatedLoraConfig.check_kwargs(peft_type="GATED_LORA", rank_pattern=config.rank_pattern)
+    with pytest.raises(ValueError, match=r"rank_pattern has 300 texts of .* at most 250"):
+        GatedLoraConfig.check_kwargs(peft_type="GATED_LORA", rank_pattern=ranks)
+    for i, name in enumerate(names):
+        assert config.rank_pattern[get_pattern_key(list(config.rank_pattern), name)] == 2 + i % 3
 
 
 def test_what_was_saved_loads_whatever_its_patterns_were(tmp_path: Path) -> None:
