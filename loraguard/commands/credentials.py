@@ -115,12 +115,13 @@ def origin_of(generator: str | None, patch: str | None) -> dict[str, Any]:
     read = read_patch(local if local.is_dir() else fetch(patch, NEEDED), patch)
     record = read.config.provenance or {}
     about = record.get("generator")
-    settings = record.get("settings") if isinstance(record.get("settings"), dict) else {}
+    settings = record.get("settings")
+    known = settings if isinstance(settings, dict) else {}
     return {
         **origin,
         "generator": {**(about if isinstance(about, dict) else {}), **origin.get("generator", {})},
         "patch": {"name": Path(patch).name, "sha256": read.sha256},
-        **{name: settings[name] for name in ("mark", "stamp") if (settings or {}).get(name)},
+        **{name: known[name] for name in ("mark", "stamp") if known.get(name)},
     }
 
 
