@@ -57,7 +57,7 @@ class Batch:
             return {key: value[at] for key, value in values.items()}
 
         edits = [self.edits[row] for row in at]
-        conditions = {name: part(one) for name, one in self.conditions.items()}
+        conditions: dict[str, Condition] = {name: part(one) for name, one in self.conditions.items()}
         return Batch(self.start, self.images[at], part(self.condition), edits, part(self.given), conditions)
 
     @cached_property

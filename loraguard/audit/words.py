@@ -237,9 +237,9 @@ def _sentence(result: AuditResult, name: str) -> str:
         return f"{subject} stamps {(stamp['text'] or 'its picture')!r} on {found}.{caution}"
     if name in result.settings.get("others", ()):
         own = rows_of(result, name, "leak")
-        known = f", and {_range(own)} when they are crafted on it" if own else ""
+        direct = f", and {_range(own)} when they are crafted on it" if own else ""
         crafted = _span(result, name, "no-leak")
-        return f"On {called(result, name)}, {crafted} when photos are crafted on the untouched one{known}.{caution}"
+        return f"On {called(result, name)}, {crafted} when photos are crafted on the untouched one{direct}.{caution}"
     quality = result[name, "clean"].estimates["psnr"]
     kept = "are what they were" if quality.mean is None else f"keep {quality.mean:.1f} dB PSNR to what they were"
     known = rows_of(result, name, "leak")
