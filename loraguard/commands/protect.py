@@ -152,7 +152,7 @@ def protect_photos(
 def _say_what_did_not_move(done: Sequence[Protected], defense: str, say: Callable[[str], None]) -> None:
     if same := sum(math.isinf(one.psnr) for one in done):
         say(
-            f"{same} of {len(done)} photos are as they were: what {defense!r} adds is less than a level of their 8 bits "
+            f"{same} of {len(done)} photos are as they were: what {defense!r} adds is less than a level of 8 bits "
             "(eps=0.0079 is one)."
         )
 
