@@ -29,6 +29,13 @@ def expected_shapes(model: nn.Module, config: Any, targets: Mapping[str, Any]) -
         for parameter_name, parameter in getattr(layer, kind)["new"].named_parameters()
     }
     shapes |= {
+        ".".join((name, *([inner] if inner else []), "lora_magnitude_vector")): magnitude.weight.shape
+        for name, target in targets.items()
+        for inner, layer in target.named_modules()
+        if isinstance(layer, GatedLoraLayer)
+        for magnitude in layer.lora_magnitude_vector.values()
+    }
+    shapes |= {
         f"{name}.token_adapter.trainable_tokens_delta": (len(tokens), embedding.embedding_dim)
         for name, (embedding, tokens) in token_layers(model, config.trainable_token_indices).items()
     }

@@ -2,8 +2,10 @@
 
 import copy
 import re
+import threading
 import warnings
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -11,12 +13,12 @@ from peft import PeftConfig
 from peft.tuners.lora import LoraModel
 from peft.tuners.tuners_utils import _maybe_include_all_linear_layers
 from peft.utils.constants import INCLUDE_LINEAR_LAYERS_SHORTHAND
-from peft.utils.other import get_pattern_key
+from peft.utils.other import AuxiliaryTrainingWrapper, get_pattern_key
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from .combining import WeightedAdapters
-from .computed import at_rest
+from .computed import at_rest, computed_by, is_computed
 from .config import GatedLoraConfig
 from .fitting import check_fits
 from .layer import GatedLoraLayer
@@ -36,6 +38,7 @@ from .targets import (
     unwrapped,
     walk,
 )
+from .threads import Calls, alone, making
 
 
 class GatedLoraModel(WeightedAdapters, LoraModel):
@@ -62,11 +65,67 @@ class GatedLoraModel(WeightedAdapters, LoraModel):
 
     peft_config: dict[str, Any]
 
-    # The network before the adapter that is being loaded, until its tensors have arrived.
-    _before: Before | None = None
+    # The network before the adapter that a thread is loading, until its tensors have arrived.
+    _before: tuple[threading.Thread, Before] | None = None
 
     # Encoders of torch's that make nested tensors when there is no adapter in them.
     _encoders: tuple[Any, ...] = ()
+
+    # Several threads; see threads.py.
+
+    @property
+    def calls(self) -> Calls:
+        """Which threads are inside a call of the network; adapted layers share it."""
+        if "_calls" not in vars(self):
+            layers = (one for one in self.model.modules() if isinstance(one, GatedLoraLayer))
+            vars(self)["_calls"] = next((layer.calls for layer in layers), None) or Calls()
+        found: Calls = vars(self)["_calls"]
+        return found
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """Around each call of a PeftModel. PEFT names adapters by hooks, which other threads would run into."""
+        if torch.compiler.is_compiling():
+            with LoraModel._enable_peft_forward_hooks(self, *args, **kwargs):
+                yield
+            return
+        names = kwargs.get("adapter_names")
+        by_hooks = names is not None and self._names_by_hooks(kwargs)
+        with self.calls.changing() if by_hooks else self.calls.running():
+            if names is None or by_hooks:
+                with LoraModel._enable_peft_forward_hooks(self, *args, **kwargs):
+                    yield
+            else:
+                self._check_names(names)
+                with self.calls.named(names):
+                    yield
+
+    def _names_by_hooks(self, kwargs: dict[str, Any]) -> bool:
+        """Whether more than adapted layers is told the names: encoders that stand apart, copies of modules, beams."""
+        return (
+            hasattr(self.model, "get_encoder")
+            or (kwargs.get("num_beams") or 1) > 1
+            or any(isinstance(module, AuxiliaryTrainingWrapper) for module in self.model.modules())
+        )
+
+    def _check_names(self, names: list[str]) -> None:
+        if self.training:
+            raise ValueError("Cannot pass `adapter_names` when the model is in training mode.")
+        known = {name for one in self.model.modules() if isinstance(one, GatedLoraLayer) for name in one.lora_A}
+        if unknown := set(names) - known - {"__base__"}:
+            raise ValueError(f"Trying to infer with non-existing adapter(s): {', '.join(sorted(unknown))}")
+
+    @alone
+    def inject_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """As PEFT's."""
+        with making():
+            super().inject_adapter(*args, **kwargs)
+
+    set_adapter = alone(LoraModel.set_adapter)
+    enable_adapter_layers = alone(LoraModel.enable_adapter_layers)
+    disable_adapter_layers = alone(LoraModel.disable_adapter_layers)
+    delete_adapter = alone(LoraModel.delete_adapter)
+    unmerge_adapter = alone(LoraModel.unmerge_adapter)
 
     # Finding layers. Every refusal comes before the first layer is replaced.
 
@@ -81,7 +140,13 @@ class GatedLoraModel(WeightedAdapters, LoraModel):
                 f"projections, or leave them out: exclude_modules={sorted(skipped)}."
             )
         for name, module in targets.items():
-            check_base_layer(name, module).check_adaptable(base_layer_of(module), peft_config)
+            base = base_layer_of(module)
+            check_base_layer(name, module).check_adaptable(base, peft_config)
+            if peft_config.use_dora and is_computed(base):
+                raise ValueError(
+                    f"use_dora=True on {name!r}: its weight is computed at each forward by {computed_by(base)}, and "
+                    f"magnitudes would be of another one. Leave the layer out: exclude_modules=[{name!r}]."
+                )
         if both := targets.keys() & token_layers(self.model, peft_config.trainable_token_indices):
             raise ValueError(
                 f"{min(both)!r} is adapted and has tokens that are trained as they are; PEFT does one or the other "
@@ -110,7 +175,12 @@ class GatedLoraModel(WeightedAdapters, LoraModel):
                 for name, module in targets.items()
             }
         check_fits(header, self.model, peft_config, layers)
-        self._before = Before(self.model)
+        me, (other, _) = threading.current_thread(), self._before or (None, None)
+        if other is not None and other is not me and other.is_alive():
+            raise RuntimeError(
+                f"{other.name!r} is loading an adapter into this network; {me.name!r} has to wait for it."
+            )
+        self._before = me, Before(self.model)
 
     @staticmethod
     def _rank_and_alpha(peft_config: Any, name: str) -> dict[str, Any]:
@@ -135,7 +205,7 @@ class GatedLoraModel(WeightedAdapters, LoraModel):
         except ValueError:
             if isinstance(tuner, GatedLoraModel) and tuner._before is not None:
                 tuner.delete_adapter(adapter_name)
-                tuner._before.restore()
+                tuner._before[1].restore()
                 if tuner.peft_config == {}:
                     tuner._restore_encoders()
             raise
@@ -220,6 +290,7 @@ class GatedLoraModel(WeightedAdapters, LoraModel):
                 missing = [name for name in names if name in module.lora_A and name not in module.merged_adapters]
                 module.check_merge(missing, safe_merge, unloading)
 
+    @alone
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
         """As PEFT's `merge_adapter`, but all layers or none.
 
@@ -230,6 +301,7 @@ class GatedLoraModel(WeightedAdapters, LoraModel):
         self._check_merge(adapter_names, safe_merge)
         super().merge_adapter(adapter_names, safe_merge)
 
+    @alone
     def _unload_and_optionally_merge(
         self,
         merge: bool = True,
@@ -251,6 +323,9 @@ class GatedLoraModel(WeightedAdapters, LoraModel):
 
     def _post_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
         super()._post_injection_hook(model, config, adapter_name)
+        for layer in model.modules():
+            if isinstance(layer, GatedLoraLayer):
+                layer.calls = self.calls
         self._freeze_norm_stats()
         self._encoders = (*self._encoders, *call_adapted(model))
 
