@@ -1,20 +1,24 @@
-"""For tests and doctests alike: one thread for each test process, as several processes share the cores."""
+"""For tests and doctests alike."""
 
 import gc
-import logging
-import os
 
-import torch
-
-# Where it is installed, Accelerate imports DeepSpeed, which logs to stdout: what it is and that it chose the CPU.
-logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
-if not torch.cuda.is_available():
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # for processes that tests start
-
-torch.set_num_threads(1)
+import pytest
+from xdist import is_xdist_controller
 
 
-def pytest_collection_finish() -> None:
-    """By now everything is imported: collecting garbage, as each training does, need not look through it again."""
-    gc.collect()
-    gc.freeze()
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Not in the process in which pytest-xdist only hands out tests: it needs no torch."""
+    if not is_xdist_controller(session):
+        from each_process import prepare
+
+        prepare()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """By now everything is imported."""
+    if not is_xdist_controller(session):
+        from each_process import let_loggers_propagate
+
+        let_loggers_propagate()
+        gc.collect()
+        gc.freeze()  # collecting garbage, as each training does, need not look through all of it again

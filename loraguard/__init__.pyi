@@ -2,6 +2,8 @@ from .audit import run_audit as run_audit
 from .commands import train_patch as train_patch
 from .hub import load_patch as load_patch
 from .hub import push_patch as push_patch
+from .mark import Mark as Mark
+from .mark import MarkReader as MarkReader
 from .stamp import Stamp as Stamp
 from .stamp import StampDetector as StampDetector
 from .stamp import StampReader as StampReader

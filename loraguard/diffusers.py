@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft.functional import (
-    delete_adapter,
     get_peft_model_state_dict,
     inject_adapter_in_model,
     set_adapter,
@@ -27,10 +25,10 @@ from torch import Tensor, nn
 from loraguard.files import whole_files, writable_folder
 from loraguard.hub.local import read_patch
 from loraguard.hub.names import CONFIG, WEIGHTS
+from loraguard.tuner.before import unchanged_if_refused
 from loraguard.tuner.config import GatedLoraConfig
 from loraguard.tuner.export import plain_tensors
 from loraguard.tuner.layer import GatedLoraLayer
-from loraguard.tuner.loading import Before
 
 _PREFIX = "base_model.model."
 _METADATA = "lora_adapter_metadata"  # which diffusers makes a LoraConfig of, after it took a prefix off
@@ -109,7 +107,9 @@ def load_patch(model: Any, folder: str | Path, adapter_name: str = "default", *,
                 f"{name or type(network).__name__} has no weights at the moment; load the patch before "
                 "enable_sequential_cpu_offload() or before whatever took them away."
             )
-    with _all_or_nothing([network for network, _ in found.values()], adapter_name):
+    with ExitStack() as all_or_nothing:
+        for network, _ in found.values():
+            all_or_nothing.enter_context(unchanged_if_refused(network))
         for network, patch in found.values():
             patch.config.inference_mode = not is_trainable
             inject_adapter_in_model(patch.config, network, adapter_name)
@@ -229,30 +229,6 @@ def _components(pipeline: Any) -> dict[str, Any]:
     if not isinstance(components, dict):
         raise TypeError(f"Expected a network or a pipeline of diffusers, not a {type(pipeline).__name__}.")
     return {name: one for name, one in components.items() if isinstance(one, nn.Module)}
-
-
-@contextmanager
-def _all_or_nothing(networks: list[Any], adapter_name: str) -> Iterator[None]:
-    """Take the adapter out again and put every network back where the block fails."""
-    before = [(network, Before(network), dict(vars(network))) for network in networks]
-    active = [(layer, layer.active_adapters) for network in networks for layer in _layers(network)]
-    try:
-        yield
-    except BaseException:
-        for network, modules, attributes in before:
-            if adapter_name in getattr(network, "peft_config", {}):
-                delete_adapter(network, adapter_name, "lora_", layer_cls=GatedLoraLayer)
-                del network.peft_config[adapter_name]
-            modules.restore()
-            if "_hf_peft_config_loaded" not in attributes:
-                vars(network).pop("_hf_peft_config_loaded", None)
-        for layer, names in active:
-            layer.set_adapter(names)
-        raise
-
-
-def _layers(network: nn.Module) -> list[GatedLoraLayer]:
-    return [layer for layer in network.modules() if isinstance(layer, GatedLoraLayer)]
 
 
 def _stored(tensor: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ from peft import PeftModel, get_peft_model_state_dict
 from torch import Tensor, nn
 
 GENERATOR = "generator"
-_ADAPTER = re.compile(r"(?:^|\.)(?:lora_\w+|modules_to_save)(?=\.([^.]+)(?:\.|$))")
-_WRAPPER = re.compile(r"\b(?:base_layer|original_module)\.")  # PEFT's, around a layer
+_ADAPTER = re.compile(r"(?:^|\.)(?:lora_\w+|modules_to_save|trainable_tokens_\w+)(?=\.([^.]+)(?:\.|$))")
+_WRAPPER = re.compile(r"\b(?:base_layer|original_module|token_adapter)\.")  # PEFT's, around a layer
 _COUNTER = "num_batches_tracked"  # no output depends on it, and old checkpoints lack it
 
 
@@ -57,10 +57,11 @@ def generator_fingerprint(generator: nn.Module) -> str:
     return digest(own)
 
 
-def fingerprint(model: PeftModel) -> dict[str, str]:
+def fingerprint(model: nn.Module) -> dict[str, str]:
     """SHA-256 of the generator's own weights and of each patch's, so that a figure says what it is about.
 
     That of "generator" is :func:`generator_fingerprint`'s; a patch's is the :func:`digest` of what its file holds.
     """
-    patches = {name: digest(get_peft_model_state_dict(model, adapter_name=name)) for name in model.peft_config}
+    adapters = model.peft_config if isinstance(model, PeftModel) else ()
+    patches = {name: digest(get_peft_model_state_dict(model, adapter_name=name)) for name in adapters}
     return {GENERATOR: generator_fingerprint(model), **patches}

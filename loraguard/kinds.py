@@ -33,12 +33,45 @@ class Then:
         return no_info_after_validator_function(self.function, handler(source))
 
 
+@dataclass(frozen=True)
+class First:
+    """In `Annotated`, a function that a value goes through before its kind is checked; see :class:`Then`."""
+
+    function: Callable[[Any], Any]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
+        """What pydantic asks of an annotation."""
+        from pydantic_core.core_schema import no_info_before_validator_function
+
+        return no_info_before_validator_function(self.function, handler(source))
+
+
 Many = Annotated[tuple[T, ...], Then(lambda values: tuple(dict.fromkeys(values)))]
 """A list, each of its values once."""
 Count = Annotated[int, Ge(0)]
 Number = Annotated[int, Ge(1)]
 Rate = Annotated[float, Gt(0)]
 Seed = Annotated[int, Ge(0), Lt(2**32)]
+
+_LEVELS = re.compile(r"\s*(\d+(?:\.\d+)?)\s*/\s*255\s*")
+
+
+def levels_of(text: Any) -> float | None:
+    """A number of levels of 8 bits, "16/255", in units of images in [-1, 1], which are 255 / 2 levels; None otherwise.
+
+    Example:
+        >>> levels_of("16/255") == 16 / 127.5, levels_of("0.05")
+        (True, None)
+    """
+    found = _LEVELS.fullmatch(text) if isinstance(text, str) else None
+    return None if found is None else float(found[1]) / 127.5
+
+
+def as_number(value: Any) -> Any:
+    """A text such as "16/255" as the number that it is; anything else as it is."""
+    levels = levels_of(value)
+    return value if levels is None else levels
+
 
 _WORDS = {
     "int_type": "be a whole number", "float_type": "be a number", "string_type": "be a text",

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from importlib import import_module
 from typing import Any
 
-from .kinds import checked
+from .kinds import checked, levels_of
 
 
 class Registry(Mapping[str, Any]):
@@ -80,7 +80,8 @@ class Registry(Mapping[str, Any]):
 def build(registry: Registry, spec: str) -> Any:
     """What a spec on the command line names, made with its settings: `NAME` or `NAME:VALUE,KEY=VALUE,...`.
 
-    Values are Python literals, or else words; those without a key are taken in order.
+    Values are Python literals, or else words; those without a key are taken in order. "16/255" is 16 levels of 8 bits,
+    as papers write budgets: 16 / 127.5 on images in [-1, 1].
 
     Raises:
         ValueError: for a name that the registry does not have, or settings that the thing does not take; the message
@@ -124,6 +125,8 @@ def _settings(made: Any) -> str:
 
 
 def _literal(text: str) -> Any:
+    if (levels := levels_of(text)) is not None:
+        return levels
     try:
         return ast.literal_eval(text.strip())
     except (ValueError, SyntaxError):

@@ -1,44 +1,65 @@
-"""Tiny networks and data that the tests share."""
+"""Tiny networks and data that the tests share.
+
+Imports are where they are used, as pytest-xdist loads this file in the process that only hands out tests, too.
+"""
 
 from __future__ import annotations
 
-import pytest
-import torch
-from peft import PeftModel, get_peft_model
-from tiny import NAMES
+from typing import TYPE_CHECKING
 
-from loraguard import GatedLoraConfig
-from loraguard.data import DATA, DemoFaces
-from loraguard.generators import GENERATORS, DemoEditor
+import pytest
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+    from loraguard.data import DemoFaces
+    from loraguard.generators import DemoEditor
 
 collect_ignore = ["imported.py"]  # looking for doctests in it would import it here
 
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
+    import torch
+
     torch.manual_seed(0)
 
 
 @pytest.fixture
 def editor() -> DemoEditor:
     """An untrained generator of 4 channels."""
+    from loraguard.generators import DemoEditor
+
     return DemoEditor(conv_dim=4, num_blocks=1)
 
 
 @pytest.fixture
 def patched(editor: DemoEditor) -> PeftModel:
     """The same with an adapter that is not the identity."""
+    from peft import get_peft_model
+
+    from loraguard import GatedLoraConfig
+
     return get_peft_model(editor, GatedLoraConfig(r=2, init_lora_weights="paper"))
 
 
 @pytest.fixture
 def faces() -> DemoFaces:
+    from loraguard.data import DemoFaces
+
     return DemoFaces(12, size=16)
 
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Flags of a generator and of faces that make an audit quick."""
+    """Flags of a generator and of faces that make an audit quick, whose probes are short."""
+    from limits import short_probes
+    from tiny import NAMES
+
+    from loraguard.data import DATA
+    from loraguard.generators import GENERATORS
+
+    short_probes(monkeypatch)
     for registry in (DATA, GENERATORS):
         monkeypatch.setitem(registry.ours, "tiny", NAMES[registry.group])
     return ["--generator", "tiny", "--data", "tiny", "--images", "4", "--fit-images", "8", "--checks", "0"]

@@ -1,16 +1,12 @@
 """What the tests' fork server (processes.py) imports: all that commands, trainings, audits and examples need."""
 
 import gc
-import logging
 from importlib import import_module
 from importlib.util import find_spec
 from pkgutil import walk_packages
 
-# Where it is installed, Accelerate imports DeepSpeed, which logs to stdout: what it is and that it chose the CPU.
-logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
-
-loraguard, torch = import_module("loraguard"), import_module("torch")
-torch.set_num_threads(1)
+loraguard = import_module("loraguard")
+import_module("each_process").prepare()
 for module in walk_packages(loraguard.__path__, "loraguard."):
     if not module.name.endswith("__main__"):
         import_module(module.name)

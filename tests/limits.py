@@ -1,4 +1,4 @@
-"""Attacks and trainings that end sooner than they were asked to, where a test is not about what they find."""
+"""Attacks and trainings that end sooner, and a smaller network, where a test is not about what they find."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 
 from loraguard.defenses import APGD, Disrupting, Square
+from loraguard.generators import DemoEditor
 
 
 def at_most(monkeypatch: pytest.MonkeyPatch, cls: type, **limits: int) -> None:
@@ -26,8 +28,25 @@ def at_most(monkeypatch: pytest.MonkeyPatch, cls: type, **limits: int) -> None:
     monkeypatch.setattr(cls, name, limited)
 
 
+def short_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An audit compares slopes along 2 directions for each photo, in place of 8: most of what a tiny audit takes."""
+    monkeypatch.setattr("loraguard.audit.probes.DIRECTIONS", 2)
+
+
 def short_attacks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every attack that an audit's checks try takes its first steps, of its usual budget."""
+    """Every attack that an audit's checks try takes its first steps, of its usual budget; and probes are short."""
+    short_probes(monkeypatch)
     at_most(monkeypatch, Disrupting, steps=2, restarts=2)
     at_most(monkeypatch, APGD, steps=2)
     at_most(monkeypatch, Square, queries=4)
+
+
+def small_demo_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place of the network that ships: 4 feature maps and one block, and weights that a seed draws."""
+
+    def pretrained() -> DemoEditor:
+        with torch.random.fork_rng():
+            torch.manual_seed(7)
+            return DemoEditor(**DemoEditor.small).eval()
+
+    monkeypatch.setattr(DemoEditor, "pretrained", staticmethod(pretrained))

@@ -9,9 +9,13 @@ from __future__ import annotations
 import functools
 import itertools
 import os
+import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+from loraguard.files import draft_folder
 
 
 def signal_at_call(number: int, owner: Any, name: str, nth: int) -> None:
@@ -54,3 +58,10 @@ def signal_at_change(number: int, nth: int) -> Callable[[], None]:
 
 
 _CHANGES = {"os.chmod", "os.link", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.symlink", "os.truncate"}
+
+
+def holding_a_draft(folder: Path) -> None:
+    """Write into a folder for as long as this process lives, and leave the file "ready" there."""
+    with draft_folder(folder):
+        (folder / "ready").touch()
+        signal.pause()

@@ -38,9 +38,15 @@ class Fork:
         deed: the function.
         arguments: its arguments, as pickle takes them.
         environment: variables that are set before it is called.
+
+    Raises:
+        ValueError: if it stands in a file of tests, whose name in `sys.modules` can be imported under
+            `python -m pytest` alone.
     """
 
     def __init__(self, deed: Callable[..., object], *arguments: object, **environment: str) -> None:
+        if deed.__module__.startswith("tests."):
+            raise ValueError(f"{deed.__module__}.{deed.__name__} has to stand in a module beside the file of tests.")
         self._said = tempfile.TemporaryDirectory(prefix="fork-")
         for name in ("stdout", "stderr"):
             Path(self._said.name, name).touch()

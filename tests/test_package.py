@@ -16,6 +16,7 @@ FLOORS = [
     {"describing"},
     {"channels", "metrics"},
     {"data", "stamp", "losses"},
+    {"mark"},
     {"generators"},
     {"defenses", "hub"},
     {"training", "diffusers"},

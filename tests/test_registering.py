@@ -29,7 +29,7 @@ REAL = {
         ours = {name for name in sys.modules if name.startswith("loraguard")}
         assert ours == {
             "loraguard", "loraguard._registering", "loraguard.tuner", "loraguard.tuner.registration",
-            "loraguard.tuner.peft_parts",
+            "loraguard.tuner.peft_loaders", "loraguard.tuner.peft_parts",
         }
         registered()
         assert type(peft.__spec__.loader) is type(sys.modules["json"].__spec__.loader)
@@ -53,9 +53,10 @@ REAL = {
         registered()
     """,
     "in a child process that is given a config": """
-        import loraguard
-        context = multiprocessing.get_context("spawn")
-        with context.Pool(1) as pool:
+        with multiprocessing.get_context("fork").Pool(1) as pool:
+            there = "sorted({'loraguard', 'peft'} & set(__import__('sys').modules))"
+            assert pool.apply(eval, (there,)) == []
+            import loraguard
             assert pool.apply(str, (loraguard.GatedLoraConfig(r=3).peft_type,)) == "PeftType.GATED_LORA"
             assert pool.apply(type, (loraguard.GatedLoraConfig(r=3),)) is loraguard.GatedLoraConfig
     """,
@@ -122,7 +123,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str]
     get_peft_model(nn.Sequential(nn.Conv2d(3, 3, 1)), config).save_pretrained(str(folder))
     scripts = {}
     for at, (order, code) in enumerate(REAL.items()):
-        scripts[order] = folder / f"script{at}.py"  # a file, as "spawn" wants one
+        scripts[order] = folder / f"script{at}.py"
         lines = [line[4:] for line in code.splitlines()]
         scripts[order].write_text(PREAMBLE + "\n".join(lines) + "\n    assert not failures, failures\n")
     done = subprocess.run(

@@ -1,8 +1,10 @@
+from .benchmark import benchmark_table as benchmark_table
 from .checks import Check as Check
 from .compare import Comparison as Comparison
 from .compare import compare as compare
 from .controls import Controls as Controls
 from .controls import train_controls as train_controls
+from .detectability import Detection as Detection
 from .detection import calibrate_detector as calibrate_detector
 from .extent import AuditExtent as AuditExtent
 from .matrix import curves as curves
@@ -11,6 +13,9 @@ from .matrix import worst_cases as worst_cases
 from .options import AuditOptions as AuditOptions
 from .paired import Difference as Difference
 from .paired import paired_difference as paired_difference
+from .power import chance_to_differ as chance_to_differ
+from .power import chance_to_protect as chance_to_protect
+from .power import photos_to_protect as photos_to_protect
 from .protocol import run_audit as run_audit
 from .report import write_report as write_report
 from .result import AuditResult as AuditResult
@@ -21,5 +26,6 @@ from .situation import Situation as Situation
 from .situation import Treatment as Treatment
 from .situation import estimate as estimate
 from .subjects import fingerprint as fingerprint
+from .transfer import transfer_matrix as transfer_matrix
 from .words import table as table
 from .words import verdict as verdict

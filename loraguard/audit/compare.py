@@ -18,10 +18,11 @@ from loraguard.metrics import mean_interval
 from .paired import Difference, paired_difference
 from .situation import NO_CHANNEL, SHARES
 
-KEY = ("generator", "defense", "knowledge", "eps", "steps", "role", "channel")
-_NAMES = ("generator", "defense")
+KEY = ("generator", "defense", "knowledge", "eps", "steps", "role", "channel", "crafted_on")
+_NAMES = ("generator", "defense", "crafted_on")
 
-UNIMPORTANT = ("n", "data_sha256", "budget", "device", "computed_anew", "not_described", "batch_size")
+UNIMPORTANT = ("n", "data_sha256", "budget", "device", "computed_anew", "not_described", "batch_size",
+               "power")  # fmt: skip
 """Settings that are said elsewhere, or that no figure depends on."""
 
 Key = tuple[Any, ...]
@@ -90,7 +91,7 @@ def compare(
     paired = audits[0].data == audits[1].data
     keys = [key for key in audits[0].rows if key in audits[1].rows]
     if not keys:
-        raise ValueError(f"{first} and {second} share no situation: names, budgets and strengths must be the same.")
+        raise ValueError(f"{first} and {second} share no situation: names, budgets and steps must be the same.")
     there = set.intersection(*(set(audit.rows[key]["metrics"]) for audit in audits for key in keys))
     if metric not in there:
         raise ValueError(f"Not both have the metric {metric!r}; they have {', '.join(sorted(there))}.")
@@ -166,9 +167,10 @@ class _Audit:
             rows = about["situations"]
             self.images: dict[Key, list[dict[str, Any]]] = {}
             images = parquet.read_table(folder / "images.parquet").to_pylist()
-            if unknown := rename.keys() - {row[name] for row in rows for name in _NAMES}:
+            if unknown := rename.keys() - {row[name] for row in rows for name in _NAMES if name in row}:
                 raise ValueError(f"it has no generator or defense {sorted(unknown)} to rename")
             for row in [*rows, *images]:
+                row.setdefault("crafted_on", None)  # which only audits with a transfer matrix have
                 row.update({name: rename.get(row[name], row[name]) for name in _NAMES})
             self.rows: dict[Key, dict[str, Any]] = {tuple(row[name] for name in KEY): row for row in rows}
             for row in images:

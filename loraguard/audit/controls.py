@@ -204,6 +204,6 @@ def _data(generator: nn.Module, dataset: Any, conditions: Conditions | None) -> 
     """What the data is known by: what it says of itself, and the first image with its edits."""
     device = next(generator.parameters()).device
     batch = {key: value.to(device) for key, value in collate([dataset[0]]).items()}
-    edits = conditions_of(generator, labels_of(batch, conditions), conditions)
+    edits = conditions_of(generator, labels_of(batch, conditions, generator), conditions)
     inputs = {f"{name}.{key}": value for name, edit in edits.items() for key, value in edit.items()}
     return {**describe_data(dataset), "first": digest({"image": batch["image"], **inputs})}

@@ -78,7 +78,9 @@ class Crafter:
         self.fit_on, self.conditions = fit_on, conditions
         self.unharmed = Unharmed([subjects.model, *subjects.networks.values()])
         self.fits: dict[tuple[int, str, str, int], Defense] = {}
+        self.undrawn: tuple[tuple[Any, ...], Tensor] | None = None
         self.silent = True
+        self.drew = True
 
     def __call__(self, job: Job, batch: Batch, target: Tensor) -> Crafted:
         """A batch as the job's defense publishes it.
@@ -97,15 +99,24 @@ class Crafter:
             return Crafted(quantize(given), farthest(given, images))
         if job.defense is None:
             return Crafted(images, torch.zeros(len(batch)))
-        perturbed = self.perturbed(job, batch, target)
+        perturbed = self._for_any_seed(job, batch, target)
         moved = farthest(perturbed, images)
         eps = job.defense.eps
         if job.defense.budget is None and float(moved.max()) > eps + TOLERANCE:
             perturbed = torch.clamp(perturbed, images - eps, images + eps)
         return Crafted(published(perturbed, images), moved)
 
+    def _for_any_seed(self, job: Job, batch: Batch, target: Tensor) -> Tensor:
+        """:meth:`perturbed`; of a defense that draws nothing once, and for the next seeds what it gave then."""
+        same = (id(job.defense), job.treatment, job.crafted_on, job.through, batch.start, len(batch))
+        if self.undrawn is not None and self.undrawn[0] == same:
+            return self.undrawn[1]
+        perturbed = self.perturbed(job, batch, target)
+        self.undrawn = None if self.drew or must_fit(job) else (same, perturbed)
+        return perturbed
+
     def perturbed(self, job: Job, batch: Batch, target: Tensor) -> Tensor:
-        """What the defense itself gives, checked but for its budget."""
+        """What the defense itself gives, checked but for its budget; :attr:`drew` says whether it drew at random."""
         name = job.treatment.defense
         with self.subjects.one(job.crafted_on) as network:
             through = self.channels[job.through].differentiable()
@@ -113,7 +124,9 @@ class Crafter:
             defense = self._fitted(job, generator) if must_fit(job) else job.defense
             condition = {key: value.clone() for key, value in batch.condition.items()}
             with seeded(mixed(job.seed, batch.start)):  # the same random start whatever else is audited
+                before = _states(batch.images.device)
                 perturbed = defense(generator, batch.images.clone(), condition, clean=target.clone())
+                self.drew = _states(batch.images.device) != before
         self.unharmed.check(f"The defense {name!r}")
         check_perturbed(name, perturbed, batch.images)
         return perturbed.detach().clamp(-1, 1)
@@ -126,6 +139,13 @@ class Crafter:
                 self.fits[key] = job.defense.fit(generator, self.fit_on, self.conditions, disable_tqdm=self.silent)
             self.unharmed.check(f"Fitting the defense {job.treatment.defense!r}")
         return self.fits[key]
+
+
+def _states(device: torch.device) -> list[bytes]:
+    """Where torch, NumPy and Python stand in what they draw."""
+    states = [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+    others = np.random.get_state(), random.getstate()  # noqa: NPY002 - what defenses draw from is this very state
+    return [*(one.numpy().tobytes() for one in states), *(repr(one).encode() for one in others)]
 
 
 def farthest(perturbed: Tensor, images: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ def calibrate_detector(
     with model.disable_adapter():
         for index in range(len(photos)):  # type: ignore[arg-type]
             batch = {key: value.to(device) for key, value in collate([photos[index]]).items()}
-            edits = conditions_of(model, labels_of(batch, conditions), conditions)
+            edits = conditions_of(model, labels_of(batch, conditions, model), conditions)
             outputs += [model(batch["image"], **edit) for edit in edits.values()]
             if sum(map(len, outputs)) >= most:
                 break

@@ -7,12 +7,12 @@ from typing import Annotated
 
 from annotated_types import Gt, Le, MinLen
 
-from loraguard.kinds import Count, Many, Number, Seed, Then, checked
+from loraguard.kinds import Count, First, Many, Number, Seed, Then, as_number, checked
 
-from .names import SUCCESS, check_success
+from .names import SUCCESS, Preset, check_success
 
-Budget = Annotated[float, Gt(0), Le(2)]
-"""A distance between two images in [-1, 1] that are not the same."""
+Budget = Annotated[float, First(as_number), Gt(0), Le(2)]
+"""A distance between two images in [-1, 1] that are not the same; "16/255" is 16 levels of 8 bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,12 +25,18 @@ class AuditExtent:
         allow_large_change: take perturbed photos that are not like their originals. That is, under 20 dB PSNR: other
             people's photos, or turned ones.
         adaptive_channels: make defenses through each channel, too.
-        budgets: a further budget, for a curve: the largest change on [-1, 1]. Of defenses that have `eps`.
+        budgets: a further budget, for a curve: the largest change on [-1, 1], or as 8/255 of the scale to 255. Of
+            defenses that have `eps`.
         steps: a further number of a defense's steps, for a curve. Of defenses that take steps.
         seeds: what everything drawn at random depends on. One run of random starts, noise and channels for each; the
             first one also draws photos and edits.
-        success: when a defense counts as having succeeded: mse:T, lpips:T, ssim:T or noise:Q. As
+        success: when a defense counts as having succeeded: mse:T, lpips:T, ssim:T, identity:T or noise:Q. As
             :class:`~loraguard.audit.success.Success` reads it.
+        preset: measure as a published benchmark does, and lay its table beside ours. It brings its channels.
+        transfer: a generator or patch between which photos are carried: crafted on one, judged on each. By its name in
+            the audit, or all.
+        detect: on how many other photos a small network learns to tell protected photos from plain ones. 0 for not at
+            all; it takes photos of `fit_on` that are no versions of audited ones.
         checks: on how many photos to try other attacks, which takes most of the time. docs/audit-checks.md says which.
         batch_size: photos at a time.
         pictures: photos to show in the report.
@@ -54,6 +60,9 @@ class AuditExtent:
     steps: Many[Number] = ()
     seeds: Annotated[Many[Seed], MinLen(1)] = (0,)
     success: Annotated[str, Then(check_success)] = SUCCESS
+    preset: Preset | None = None
+    transfer: Many[str] = ()
+    detect: Count = 0
     checks: Count = 0
     batch_size: Number = 25
     pictures: Number = 6

@@ -10,6 +10,7 @@ from loraguard.training import TrainingResult
 
 from .result import AuditResult
 from .situation import NO_CHANNEL, Situation
+from .transfer import transferred
 
 GREY = "#808080"
 COLOURS = ("#3b82c4", "#d9622b", "#8a63c9", "#2e9e6b", "#b58900", "#c94f8f", "#1f9aa6", GREY)
@@ -70,6 +71,41 @@ def dsr_curve(result: AuditResult, defense: str, role: str) -> str | None:
     axes.set_xticks([], minor=True)
     axes.set_title(defense, fontsize=10)
     return _svg(figure, f"{role} {defense}")
+
+
+def transfer_figure(result: AuditResult, defense: str) -> str | None:
+    """A defense's transfer matrix as a map, the darker the more is spoilt, each cell with its 95% interval.
+
+    None where the audit has no such matrix of it.
+    """
+    names = list(result.settings.get("transfer", ()))
+    found = [[transferred(result, defense, source, name) for name in names] for source in names]
+    if not any(one is not None for row in found for one in row):
+        return None
+    size = len(names)
+    figure = _figure(1.6 + 1.1 * size, 1.1 + 0.62 * size)
+    axes = figure.subplots()
+    for down, row in enumerate(found):
+        for right, one in enumerate(row):
+            if one is None:
+                continue
+            dsr = one.estimates["dsr"]
+            share = dsr.mean or 0.0
+            axes.add_patch(_rectangle((right - 0.48, down - 0.46), 0.96, 0.92, COLOURS[0], 0.12 + 0.88 * share))
+            said = f"{share:.0%}" + ("" if dsr.low is None else f"\n{dsr.low:.0%} – {dsr.high:.0%}")
+            colour = "white" if share > 0.6 else GREY
+            axes.text(right, down, said, ha="center", va="center", color=colour, fontsize=8)
+    axes.set(xlim=(-0.5, size - 0.5), ylim=(size - 0.5, -0.5), xlabel="judged on", ylabel="crafted on")
+    axes.set_xticks(range(size), names)
+    axes.set_yticks(range(size), names)
+    axes.set_title(defense, fontsize=10)
+    return _svg(figure, f"transfer {defense}")
+
+
+def _rectangle(corner: tuple[float, float], width: float, height: float, colour: str, alpha: float) -> Any:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle(corner, width, height, facecolor=colour, alpha=alpha, linewidth=0)
 
 
 def curve_points(

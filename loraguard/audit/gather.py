@@ -48,14 +48,17 @@ def gather(run: Run, log: Log, defenses: Mapping[str, Any], seeds: Sequence[int]
     pictures: dict[tuple[str, str, str, str], dict[Treatment, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
     features: dict[Row, list[dict[str, Tensor]]] = defaultdict(list)
     for piece, stored, kept in _stored(run, log):
-        t, first = piece.job.treatment, piece.job.seed == seeds[0]
+        main, first = piece.job.treatment, piece.job.seed == seeds[0]
         if "photo" in kept and first:
-            pictures["photo", t.defense, t.knowledge, piece.job.crafted_on][t].append(from_bytes(kept["photo"]))
+            pictures["photo", main.defense, main.knowledge, piece.job.crafted_on][main].append(
+                from_bytes(kept["photo"])
+            )
         for name, (generator, channel) in piece.passes.items():
+            t = piece.job.treatment_on(generator)
             figures = found.setdefault((generator, t, channel), {})
             for metric, values in {**stored["passes"][name], **stored["photo"]}.items():
                 figures.setdefault(metric, defaultdict(list))[piece.job.seed] += map(number, values)
-            if name in kept and first:
+            if name in kept and first and t == main:
                 pictures[generator, t.defense, t.knowledge, channel][t].append(from_bytes(kept[name]))
             if f"is {name}" in kept:
                 features[generator, t, channel].append({k: kept[f"{k} {name}"] for k in ("is", "ought")})

@@ -12,6 +12,7 @@ KNOWLEDGE_HELP = {
     "no-leak": "The defender attacked the untouched generator and knows of no patch.",
     "leak": "The defender has the very generator that is used, its patch included, and attacked that.",
     "leak+channel": "The defender also knows what happens to the photo on its way, and attacked through that.",
+    "transfer": "The defender attacked another generator than the one that is used.",
 }
 
 FLAG_HELP = {
@@ -92,6 +93,11 @@ class Column:
             return ""
         return f"{self.number(value.low)} – {self.number(value.high)}"
 
+    def with_interval(self, value: Estimate) -> str:
+        """The figure and, where there is one, its interval behind it."""
+        interval = self.interval(value)
+        return f"{self.text(value)} ({interval})" if interval else self.text(value)
+
 
 COLUMNS = (
     Column("dsr", "DSR", "Defense success rate: the share of photos on which the output is spoilt, by default "
@@ -107,6 +113,11 @@ COLUMNS = (
            "{:.3f}"),
     Column("identity", "Identity", "The cosine between face embeddings of the output and of what it should have "
            "been; 1 is the same person.", "{:.3f}"),
+    Column("cidr", "CIDR", "Calibrated identity disruption rate: how much further from the person the output is than "
+           "the edit alone takes it, as the Proactive Defense Benchmark defines it; 0 is no further, 1 is the most.",
+           "{:.3f}"),
+    Column("brisque", "BRISQUE", "How unnatural the output looks by itself; about 0 for natural photos, 100 for "
+           "distorted ones.", "{:.1f}"),
     Column("stamp_rate", "Stamp", "The share of outputs on which the detector finds the visible warning.", "{:.1f}%",
            100),
 )  # fmt: skip

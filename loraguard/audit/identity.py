@@ -14,9 +14,10 @@ import sys
 import types
 import uuid
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from enum import Enum
-from importlib.metadata import packages_distributions, version
+from importlib.metadata import PackageNotFoundError, distribution, packages_distributions, version
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -66,8 +67,8 @@ def identity(thing: Any) -> Identity:
     return {"class": name, "sha256": walk.sha.hexdigest(), **opaque}
 
 
-def architecture(model: PeftModel) -> Identity:
-    """The identity of the network beneath a model's adapters, without its weights and whatever adapters it has on.
+def architecture(model: nn.Module) -> Identity:
+    """The identity of a network, or of that beneath a model's adapters, without its weights and adapters.
 
     Example:
         >>> from peft import get_peft_model
@@ -78,7 +79,7 @@ def architecture(model: PeftModel) -> Identity:
         False
     """
     walk = _Walk()
-    base = model.get_base_model()
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
     for name, layer in base.named_modules():
         adapter = type(layer).__module__.startswith(("peft.", f"{_OWN}.tuner")) or _ADAPTER.search(name)
         if not adapter:
@@ -110,7 +111,7 @@ class _Walk:
     def __init__(self) -> None:
         self.sha = hashlib.sha256()
         self.opaque: set[str] = set()
-        self.seen: dict[int, Any] = {}  # with the objects, so that no number is given twice
+        self.seen: dict[int, tuple[int, Any]] = {}  # their order, and the objects, so that no id is given twice
 
     def say(self, *words: Any) -> None:
         self.sha.update(repr(words).encode())
@@ -120,8 +121,8 @@ class _Walk:
         if isinstance(thing, _PLAIN):
             return self.say(type(thing).__name__, thing)
         if id(thing) in self.seen:
-            return self.say("again", list(self.seen).index(id(thing)))
-        self.seen[id(thing)] = thing
+            return self.say("again", self.seen[id(thing)][0])
+        self.seen[id(thing)] = len(self.seen), thing
         if isinstance(thing, (Tensor, np.ndarray)):
             self._values(thing)
         elif isinstance(thing, (PurePath, torch.dtype, torch.device, torch.Size, np.generic, np.dtype)):
@@ -276,7 +277,15 @@ def _package(module: str | None) -> str:
 
 
 @functools.cache
-def _distributions() -> Mapping[str, list[str]]:
+def _distributions(package: str) -> list[str]:
+    """What was installed that holds a package; most are called as it is, so that nothing else has to be read."""
+    with suppress(PackageNotFoundError):
+        return [distribution(package).metadata["Name"]]
+    return _all_distributions().get(package, [])
+
+
+@functools.cache
+def _all_distributions() -> Mapping[str, list[str]]:
     return packages_distributions()
 
 
@@ -284,7 +293,7 @@ def _distributions() -> Mapping[str, list[str]]:
 def _installed(module: str | None) -> bool:
     """Whether code is of Python itself or of an installed package, so that a version says what it is."""
     package = _package(module)
-    return package in sys.stdlib_module_names - {"__main__"} or package in _distributions() or package == _OWN
+    return package in sys.stdlib_module_names - {"__main__"} or package == _OWN or bool(_distributions(package))
 
 
 @functools.cache
@@ -294,7 +303,7 @@ def _version(module: str | None) -> str:
         return _own_code()
     if package in sys.stdlib_module_names:
         return f"{sys.version_info[0]}.{sys.version_info[1]}"
-    return ",".join(sorted(version(one) for one in _distributions().get(package, ())))
+    return ",".join(sorted(version(one) for one in _distributions(package)))
 
 
 @functools.cache

@@ -44,7 +44,7 @@ class Names:
         self.hashes = subjects.hashes()
         self.networks = {name: identity(one) for name, one in subjects.networks.items()}
         self.base = architecture(subjects.model)
-        self.patches = {name: settings_of(subjects.model.peft_config[name]) for name in subjects.patched}
+        self.patches = {name: settings_of(subjects.adapters[name]) for name in subjects.patched}
         self.defenses = {id(job.defense): _named(job.treatment.defense, job.defense) for job in jobs}
         self.channels = {name: _named(name, one) for name, one in channels.items()}
         self.fit_on = None if fit_on is None else [identity(fit_on), len(fit_on)]  # type: ignore[arg-type]

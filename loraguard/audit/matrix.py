@@ -1,4 +1,4 @@
-"""Several defenses against several generators at a glance: one metric, at one strength and along curves."""
+"""Several defenses against several generators at a glance: one metric, at one number of steps and along curves."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import torch
 from loraguard.metrics import estimate
 
 from .figures import curve_points
+from .glossary import COLUMNS
 from .result import AuditResult
 from .situation import NO_CHANNEL
-from .words import COLUMNS
 
 
 def matrix(result: AuditResult, metric: str = "dsr", channel: str = NO_CHANNEL) -> tuple[list[str], list[list[str]]]:
@@ -45,8 +45,8 @@ def matrix(result: AuditResult, metric: str = "dsr", channel: str = NO_CHANNEL) 
     for defense, eps in defenses:
         cells = []
         for generator in generators:
-            looks = ("clean", "noise", "no-leak", "leak", "leak+channel")
-            there = {look: found[key] for look in looks if (key := (defense, eps, generator, look)) in found}
+            states = ("clean", "noise", "no-leak", "leak", "leak+channel")
+            there = {one: found[key] for one in states if (key := (defense, eps, generator, one)) in found}
             if "leak+channel" in there and "leak" not in there:
                 there = {"no-leak": there["no-leak"], "leak": "-", "leak+channel": there["leak+channel"]}
             cells.append(" / ".join(there.values()))
@@ -104,7 +104,7 @@ def curves(result: AuditResult, role: str, metric: str = "dsr") -> tuple[list[st
         metric: one of its metrics.
 
     Returns:
-        A defense's own budget or strength is among the points; no rows where no defense has a curve.
+        A defense's own budget or number of steps is among the points; no rows where no defense has a curve.
 
     Example:
         >>> import torch

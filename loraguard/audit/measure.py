@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,12 +15,17 @@ from loraguard.describing import describe
 from loraguard.fingerprint import generator_fingerprint
 from loraguard.metrics import (
     LPIPS,
+    Brisque,
+    identity_disruption,
     masked_squared_error,
     mean_squared_error,
     psnr,
     ssim,
 )
 from loraguard.stamp import StampDetector
+
+Encoded = Callable[[nn.Module, str], Tensor]
+"""What an encoder gives for the "target" or the "photo" of a batch."""
 
 BEYOND, MOST_BEYOND = 0.25, 0.25
 """Where more than this part of the values leaves [-1, 1] by more than this, outputs are of another range. Networks
@@ -68,18 +73,26 @@ class Measures:
         detectors: by generator, what looks for its stamp; where a generator has none, the first one is taken.
         lpips: the network of LPIPS, from `LPIPS.load`.
         identity: a face encoder, images (N, 3, H, W) to embeddings (N, D), whose cosine between output and target is
-            measured.
+            measured, and the CIDR.
         features: an encoder, images (N, 3, H, W) to (N, D), for the Fréchet distance between sets of outputs.
+        brisque: what measures BRISQUE.
     """
 
     detectors: Mapping[str, StampDetector] = field(default_factory=dict)
     lpips: LPIPS | None = None
     features: nn.Module | None = None
     identity: nn.Module | None = None
+    brisque: Brisque | None = None
 
     @torch.no_grad()
     def __call__(
-        self, generator: str, preds: Tensor, target: Tensor, untouched: Tensor, images: Tensor
+        self,
+        generator: str,
+        preds: Tensor,
+        target: Tensor,
+        untouched: Tensor,
+        images: Tensor,
+        encoded: Encoded | None = None,
     ) -> dict[str, Tensor]:
         """By metric, a figure for each image, (N,).
 
@@ -89,6 +102,8 @@ class Measures:
             target: what they should be, likewise.
             untouched: the untouched generator's outputs on the photos, likewise.
             images: the photos, (N, 3, H, W).
+            encoded: what an encoder gives for the target, or for the photos, if somebody has kept it; it takes the
+                encoder and "target" or "photo".
         """
         found = {
             "mse": mean_squared_error(preds, target),
@@ -101,7 +116,12 @@ class Measures:
         if self.lpips is not None:
             found["lpips"] = self.lpips(preds, target)
         if self.identity is not None:
-            found["identity"] = cosine_similarity(self.identity(preds), self.identity(target))
+            kept = encoded or (lambda network, of: network(target if of == "target" else images))
+            mine, wanted, photo = self.identity(preds), kept(self.identity, "target"), kept(self.identity, "photo")
+            found["identity"] = cosine_similarity(mine, wanted)
+            found["cidr"] = identity_disruption(mine, wanted, photo)
+        if self.brisque is not None:
+            found["brisque"] = self.brisque(preds)
         if self.detectors:
             detector = self.detectors.get(generator) or next(iter(self.detectors.values()))
             found["stamp_score"] = detector.score(preds)
@@ -116,6 +136,7 @@ class Measures:
             },
             "lpips": None if self.lpips is None else generator_fingerprint(self.lpips),
             "identity": None if self.identity is None else generator_fingerprint(self.identity),
+            **({} if self.brisque is None else {"brisque": self.brisque.settings()}),
             "features": None
             if self.features is None
             else {"class": type(self.features).__name__, "sha256": generator_fingerprint(self.features)},

@@ -16,6 +16,13 @@ PATCH = "standard"
 SUCCESS = "mse:0.05"
 """When a defense counts as having succeeded, unless somebody says otherwise."""
 
+Preset = Literal["proactive-benchmark-2026"]
+PRESETS: dict[str, tuple[str, ...]] = {
+    "proactive-benchmark-2026": ("jpeg:70", "jpeg:90", "blur:1.0,kernel=3", "noise:0.001", "noise:0.003",
+                                 "salt-pepper:0.001,each=value", "salt-pepper:0.003,each=value"),
+}  # fmt: skip
+"""By preset, the channels that it brings."""
+
 RANGES = {"mse": (0.0, 4.0), "lpips": (0.0, 2.0), "ssim": (-1.0, 1.0), "identity": (-1.0, 1.0), "noise": (0.0, 1.0)}
 """What success may be said by, and between which numbers."""
 

@@ -14,10 +14,11 @@ from loraguard.channels import parse_channel
 from loraguard.data import PhotoHashes
 from loraguard.defenses import as_defense
 from loraguard.generators import Conditions
-from loraguard.metrics import LPIPS
+from loraguard.metrics import LPIPS, Brisque
 from loraguard.stamp import Stamp
 
 from .extent import AuditExtent
+from .names import PRESETS
 from .share import Share
 
 _CONTROLS = {"none", "noise"}
@@ -34,7 +35,7 @@ class AuditOptions(AuditExtent):
         defenses: by name; or a single one. A data set in place of a defense holds the same photos, perturbed by
             somebody else, in the same order.
         patches: the adapters' names, with the stamp of each or None for a standard patch; a name of `generators` says
-            what that one stamps.
+            what that one stamps. Needed for a model with adapters; `{}` audits the network beneath them alone.
         generators: further networks to audit, by name, called as the generator is: one that was fine-tuned, say.
         channels: by name, or specs such as "jpeg:75+resize:0.5", whose names they are.
         fit_on: photos for defenses that have to be fitted; not those of the audit.
@@ -44,7 +45,8 @@ class AuditOptions(AuditExtent):
         features: an encoder, images (N, 3, H, W) to (N, D), to measure the Fréchet distance between the outputs and
             what they should have been.
         identity: a face encoder, images (N, 3, H, W) to embeddings (N, D), to measure the cosine between the embeddings
-            of outputs and of what they should have been.
+            of outputs and of what they should have been, and the CIDR.
+        brisque: from `Brisque()`, to measure BRISQUE.
         trained_on: by patch or network, hashes of the photos that it was trained on; audited photos among them, or
             versions of them, are flagged. The trainer leaves them beside a patch, in `photos.safetensors`.
         output_dir: where what is found is kept; in memory only where there is none.
@@ -64,7 +66,7 @@ class AuditOptions(AuditExtent):
     """
 
     defenses: Any  # AnyDefense, or a mapping of these and of Dataset; always a mapping once it is made
-    patches: Mapping[str, Stamp | None]
+    patches: Mapping[str, Stamp | None] | None = None
     generators: Mapping[str, nn.Module] | None = None
     channels: Any = ()  # specs, or a mapping of Channel; always a mapping once it is made
     fit_on: Dataset[Any] | None = None
@@ -73,6 +75,7 @@ class AuditOptions(AuditExtent):
     lpips: LPIPS | None = None
     features: nn.Module | None = None
     identity: nn.Module | None = None
+    brisque: Brisque | None = None
     trained_on: Mapping[str, PhotoHashes] | None = None
     output_dir: str | Path | None = None
     share: Share | None = None
@@ -89,13 +92,23 @@ class AuditOptions(AuditExtent):
         defenses = {name: one if _holds_photos(one) else as_defense(one) for name, one in given.items()}
         named = isinstance(self.channels, Mapping)
         channels = dict(self.channels) if named else {spec: parse_channel(spec) for spec in self.channels}
+        if self.preset is not None:
+            channels = {spec: parse_channel(spec) for spec in PRESETS[self.preset]} | channels
         detectors = {name: one for name, one in (self.detectors or {}).items() if one is not None}
         for name, value in {"defenses": defenses, "channels": channels, "detectors": detectors}.items():
             object.__setattr__(self, name, value)
+        if self.detect and self.fit_on is None:
+            raise ValueError(f"detect={self.detect} needs fit_on=, photos beside those of the audit to learn from.")
         metric = self.success.partition(":")[0]
         if (metric, None) in (("lpips", self.lpips), ("identity", self.identity)):
-            how = "from LPIPS.load; on the command line --lpips" if metric == "lpips" else "a face encoder"
+            how = "from LPIPS.load; on the command line --lpips" if metric == "lpips" else "a face encoder; --identity"
             raise ValueError(f"success={self.success!r} needs {metric}=, {how}.")
+
+    @property
+    def adaptive(self) -> list[str]:
+        """The channels that defenses are also crafted through; those of a preset are measured alone."""
+        brought = PRESETS[self.preset] if self.preset is not None else ()
+        return [name for name in self.channels if name not in brought] if self.adaptive_channels else []
 
     @property
     def perturbed(self) -> dict[str, Any]:

@@ -14,12 +14,12 @@ from loraguard.metrics import Estimate
 from loraguard.training import TrainingResult
 
 from .claim import claim
-from .figures import COLOURS, curve_points, dsr_curve, training_curves
+from .figures import COLOURS, curve_points, dsr_curve, training_curves, transfer_figure
 from .glossary import CONTROLS, FLAG_HELP, FRECHET_HELP, INTERVAL_HELP, KNOWLEDGE_HELP, Column
-from .matrix import worst_cases
 from .pictures import PAGE_BYTES, Strip, embedded, heading, strips
 from .result import AuditResult
 from .situation import KNOWLEDGE, KNOWLEDGE_WORDS, NO_CHANNEL, UNTOUCHED, Situation
+from .tables import tables
 from .words import columns_of, frechet_heading, photo_words, story, tried, verdict
 
 
@@ -58,7 +58,8 @@ def render_page(
                 for name in generators if name == UNTOUCHED or result.settings["patches"].get(name) is not None],
         table=_table(result, result.find(role="main", channel=NO_CHANNEL), columns),
         channels=_channels(result, columns),
-        worst=dict(zip(("headings", "rows"), worst_cases(result), strict=True)),
+        tables=tables(result),
+        maps={f"transfer-{name}": svg for name in result.defenses if (svg := transfer_figure(result, name))},
         curves={role: _curves(result, role, columns) for role in ("budget", "steps")},
         checks={name: [one for one in result.checks if one.name == name] for name in _flags_first(result)},
         failed=failed,

@@ -127,7 +127,7 @@ class Photos:
         batch = {key: value.to(self.device) for key, value in _items(self.dataset, indices).items()}
         images = batch["image"]
         check_image_batch(images)
-        edits = conditions_of(self.generator, labels_of(batch, self.conditions), self.conditions)
+        edits = conditions_of(self.generator, labels_of(batch, self.conditions, self.generator), self.conditions)
         names, condition = pick_edits(edits, self.draws[start : start + self.batch_size])
         given = {name: _items(other, indices)["image"].to(self.device) for name, other in self.given.items()}
         for name, perturbed in given.items():

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from loraguard.pixels import as_rgb, to_picture
 
+from .claim import called
 from .result import AuditResult
 from .situation import NO_CHANNEL, UNTOUCHED, Treatment
-from .words import called
 
 MOST_PHOTOS = 6
 """Photos in a strip."""

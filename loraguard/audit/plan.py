@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from loraguard.defenses import APGD, Defense, Disrupting, RandomNoise, Square
@@ -43,6 +43,12 @@ class Job:
     passes: tuple[tuple[str, str], ...]
     first: int | None = None
 
+    def treatment_on(self, generator: str) -> Treatment:
+        """What was done to the photos, as the generator that is judged on them sees it."""
+        if self.treatment.knowledge != "leak" or self.treatment.role == "check" or generator == self.crafted_on:
+            return self.treatment
+        return replace(self.treatment, knowledge="transfer", role="transfer", crafted_on=self.crafted_on)
+
     @property
     def cost(self) -> int:
         """About how many passes through a generator it takes, for the progress bar."""
@@ -61,6 +67,7 @@ def plan(
     seeds: Sequence[int] = (0,),
     checks: int = 0,
     random: Collection[str] = (),
+    transfer: Sequence[str] = (),
 ) -> list[Job]:
     """Every job of an audit, the most important ones first.
 
@@ -79,6 +86,7 @@ def plan(
         checks: how many images the checks take; 0 for none.
         random: generators and channels, by name, that draw at random: attacks on them also take the mean of
             :data:`DRAWS` draws of each gradient.
+        transfer: generators, by name: what is crafted on one of them is judged on all of them.
 
     Example:
         >>> for job in plan({"pgd": Disrupting()}, ["untouched", "patch"]):
@@ -101,12 +109,10 @@ def plan(
         passes = [(generator, channel) for generator in generators for channel in channels]
         add(Treatment(name, "no-leak", eps, steps, role), defense, UNTOUCHED, passes)
         for patched in () if name in fixed else generators[1:]:
-            add(
-                Treatment(name, "leak", eps, steps, role),
-                defense,
-                patched,
-                [(patched, channel) for channel in channels],
-            )
+            others = transfer if role == "main" and patched in transfer else ()
+            own = [(patched, channel) for channel in channels]
+            carried = [(other, NO_CHANNEL) for other in others if other != patched]
+            add(Treatment(name, "leak", eps, steps, role), defense, patched, [*own, *carried])
 
     everyone = [(generator, channel) for generator in generators for channel in everywhere]
     add(Treatment("none", "clean"), None, UNTOUCHED, everyone)

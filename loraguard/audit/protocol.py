@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
 from peft import PeftModel
+from torch import nn
 from torch.utils.data import Dataset
 
 from loraguard.defenses import Fittable
@@ -15,23 +17,25 @@ from loraguard.files import writable_folder
 
 from .checks import examine
 from .craft import must_fit
+from .detectability import detections
 from .gather import gather
 from .measure import Measures
 from .options import AuditOptions
 from .overlap import hashes_in, overlaps
 from .photos import Photos
 from .plan import Job, plan
+from .power import planned
 from .probes import what_draws
 from .result import AuditResult
 from .run import PROBED, Run
 from .share import Share
 from .store import Store
-from .subjects import Subjects
+from .subjects import Subjects, device_of
 from .success import Success
 
 
 def run_audit(
-    model: PeftModel, dataset: Dataset[Any], options: AuditOptions | None = None, **given: Any
+    model: nn.Module, dataset: Dataset[Any], options: AuditOptions | None = None, **given: Any
 ) -> AuditResult:
     """Measure what defenses are still worth against a generator as it is and as it is patched.
 
@@ -48,7 +52,7 @@ def run_audit(
     `torchrun`) share the batches.
 
     Args:
-        model: the generator with all patches as adapters.
+        model: the generator with all patches as adapters; or as it is, where defenses alone are audited.
         dataset: images never trained on, as :class:`~loraguard.PatchTrainer` takes them.
         options: all else, as :class:`~loraguard.audit.AuditOptions` describes it.
         given: options by name; they make an `AuditOptions`, or override those of `options`.
@@ -57,7 +61,7 @@ def run_audit(
         Figures for each image in each situation.
 
     Raises:
-        TypeError: for a model without adapters, or an option that does not exist.
+        TypeError: for a model that is no network, or an option that does not exist.
         ValueError: for what :class:`~loraguard.audit.AuditOptions` refuses, a name in `patches` that is no adapter,
             images of wrong shape or range, no images, a defense that has to be fitted and no photos for that.
         FloatingPointError: for outputs that are not finite.
@@ -76,7 +80,12 @@ def run_audit(
         4
     """
     options = AuditOptions(**given) if options is None else replace(options, **given)
-    subjects = Subjects(model, options.patches, options.generators)
+    if options.patches is None and isinstance(model, PeftModel):
+        raise ValueError(
+            f"Say which of the adapters {sorted(model.peft_config)} are patches: patches={{NAME: None}}, or its Stamp "
+            "in place of None; {} audits the network beneath them alone."
+        )
+    subjects = Subjects(model, options.patches or {}, options.generators)
     photos = Photos(
         dataset,
         model,
@@ -84,10 +93,10 @@ def run_audit(
         options.perturbed,
         batch_size=options.batch_size,
         seed=options.seeds[0],
-        device=next(model.parameters()).device,
+        device=device_of(model),
     )
     jobs = _jobs(subjects, photos, options)
-    measures = Measures(options.detectors or {}, options.lpips, options.features, options.identity)
+    measures = Measures(options.detectors or {}, options.lpips, options.features, options.identity, options.brisque)
     with ExitStack() as stack:
         share = options.share or Share.launched()
         folder = options.output_dir
@@ -111,12 +120,35 @@ def run_audit(
         )
         log = run.go(share, options.disable_tqdm)
         result = gather(run, log, options.defenses, options.seeds, Success(options.success))
+        if options.detect:
+            assert options.fit_on is not None
+            result.detections = detections(run, options.fit_on, options.detect, options.conditions, share)
+    result.settings |= {"preset": options.preset, "transfer": carried(options.transfer, subjects.names)}
+    result.settings["power"] = planned(len(photos), len(options.defenses))
     known, kept = dict(options.trained_on or {}), None if options.fit_on is None else hashes_in(options.fit_on)
     result.settings["trained_on"] = {name: len(one) for name, one in known.items()}
     result.checks += subjects.made_for_others(run.names.hashes)
     result.checks += overlaps(list(log.likeness.values()), known, kept, subjects.names)
     result.checks += examine(result)
     return result
+
+
+def carried(wanted: Sequence[str], there: Sequence[str]) -> list[str]:
+    """The generators between which photos are carried, in the audit's order; "all" is each of them.
+
+    Raises:
+        ValueError: for a name that is none of an audited generator, or a single one.
+
+    Example:
+        >>> carried(["all"], ["untouched", "mine"])
+        ['untouched', 'mine']
+    """
+    if unknown := sorted({*wanted} - {*there, "all"}):
+        raise ValueError(f"transfer names {unknown}; the audit has {', '.join(there)}, or say all.")
+    names = list(there) if "all" in wanted else [name for name in there if name in wanted]
+    if len(names) == 1:
+        raise ValueError(f"transfer={list(wanted)} is one generator; it takes two to carry a photo. Name another one.")
+    return names
 
 
 def _jobs(subjects: Subjects, photos: Photos, options: AuditOptions) -> list[Job]:
@@ -130,12 +162,13 @@ def _jobs(subjects: Subjects, photos: Photos, options: AuditOptions) -> list[Job
         subjects.names,
         no_leak_only=[*options.perturbed, *options.no_leak_only],
         channels=list(options.channels),
-        adaptive_channels=list(options.channels) if options.adaptive_channels else (),
+        adaptive_channels=options.adaptive,
         budgets=options.budgets,
         more_steps=options.steps,
         seeds=options.seeds,
         checks=min(options.checks, len(photos)),
         random=random,
+        transfer=carried(options.transfer, subjects.names),
     )
     if options.fit_on is None:
         for job in jobs:

@@ -49,7 +49,8 @@ def write_report(
         The path of `report.html`.
     """
     folder = writable_folder(output_dir)
-    with whole_files(folder) as draft:
+    kept = "The same audit again writes it, from what is kept of its findings; or write_report, into another folder."
+    with whole_files(folder, "report", kept) as draft:
         write_json(draft / "audit.json", {**result.to_dict(), "verdict": verdict(result)})
         result.write_per_image(draft)
         draw_grid(result).save(draft / "grid.png")

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import pyarrow
 
     from .checks import Check
+    from .detectability import Detection
 
 
 @dataclass
@@ -29,6 +30,7 @@ class AuditResult:
             defense, knowledge, channel). Of noise those of the smallest budget.
         settings: all that the figures depend on.
         checks: whether they can be trusted.
+        detections: how well each defense's photos are told from plain ones, where that was tried.
     """
 
     situations: list[Situation]
@@ -36,6 +38,7 @@ class AuditResult:
     pictures: dict[tuple[str, str, str, str], Tensor]
     settings: dict[str, Any]
     checks: list[Check] = field(default_factory=list)
+    detections: list[Detection] = field(default_factory=list)
 
     def find(self, **wanted: Any) -> list[Situation]:
         """The situations with these values of `generator`, `channel` or what a photo has (`defense`, `role`, ...)."""
@@ -48,7 +51,7 @@ class AuditResult:
     def __getitem__(self, key: tuple[str, ...]) -> Situation:
         """The situation of a generator and of what whoever perturbed the photo knew; then, if several, of a defense.
 
-        `result["standard", "leak"]` or `result["standard", "leak", "cmua"]`, at each defense's own budget and strength,
+        `result["standard", "leak"]` or `result["standard", "leak", "cmua"]`, at each defense's own budget and steps,
         without a channel.
         """
         generator, knowledge, *defense = key
@@ -69,7 +72,7 @@ class AuditResult:
         rows = [
             {
                 "generator": situation.generator,
-                **asdict(situation.treatment),
+                **situation.treatment.fields(),
                 "channel": situation.channel,
                 "photo": situation.treatment.words,
                 "flags": self.flags(situation),
@@ -78,7 +81,8 @@ class AuditResult:
             }
             for situation in self.situations
         ]
-        return {"settings": self.settings, "checks": [asdict(check) for check in self.checks], "situations": rows}
+        found = {"settings": self.settings, "checks": [asdict(check) for check in self.checks], "situations": rows}
+        return found | ({"detections": [asdict(one) for one in self.detections]} if self.detections else {})
 
     def flags(self, situation: Situation) -> list[str]:
         """The names of the failed checks that a situation's figures stand under."""
@@ -87,7 +91,7 @@ class AuditResult:
     def per_image(self) -> Iterator[dict[str, Any]]:
         """A row for each situation, seed and image."""
         for one in self.situations:
-            start = {"generator": one.generator, **asdict(one.treatment), "channel": one.channel}
+            start = {"generator": one.generator, **one.treatment.fields(), "channel": one.channel}
             columns = {metric: values.tolist() for metric, values in one.values.items()}
             for at, seed in enumerate(self.settings["seeds"][: len(columns["mse"])]):  # checks take the first one alone
                 for image in range(len(columns["mse"][at])):
@@ -123,6 +127,7 @@ class AuditResult:
             "eps": pyarrow.float64(),
             "steps": pyarrow.int64(),
             **dict.fromkeys(("role", "channel"), pyarrow.string()),
+            **({"crafted_on": pyarrow.string()} if self.find(role="transfer") else {}),
             **dict.fromkeys(("seed", "image"), pyarrow.int64()),
             "edit": pyarrow.string(),
             **dict.fromkeys(metrics, pyarrow.float64()),

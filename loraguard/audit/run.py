@@ -6,10 +6,11 @@ import random
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
@@ -141,15 +142,15 @@ class Run:
                     else:
                         self.store.write(piece.key, *self._found(piece, whole, clean))
                     bar.update(piece.job.cost)
-                if start == starts[0]:
+                if start == starts[0] and share.of == 1:
                     log.probes = self._probed(whole, clean)
+            if 0 < share.number == min(share.of, len(starts)) - 1:  # which has fewest batches
+                self._probe_first()
             log.anew = self._again(stored)
         share.wait()
         for start in set(starts) - set(own):  # what the other processes have done
-            whole = self.photos.batch(start)
-            self._enter(log, whole)
-            if start == starts[0]:
-                log.probes = self._probed(whole, Clean(self.subjects, whole))
+            self._enter(log, self.photos.batch(start))
+        log.probes = log.probes or self._probe_first()
         return log
 
     def _check_given(self, starts: Sequence[int]) -> None:
@@ -201,6 +202,10 @@ class Run:
                 self.store.write(piece.key, *self._found(piece, whole, Clean(self.subjects, whole)))
         return anew
 
+    def _probe_first(self) -> list[str]:
+        whole = self.photos.batch(0)
+        return self._probed(whole, Clean(self.subjects, whole))
+
     def _probed(self, whole: Batch, clean: Clean) -> list[str]:
         """Try every generator and every defense on some photos; what came out is stored under these keys."""
         keys = []
@@ -240,14 +245,15 @@ class Run:
                 outputs = self.subjects.outputs(generator, self.channels[channel](photos), batch.condition)
             preds = as_saved(generator, outputs, batch.images)
             target = clean.target(generator)[: len(batch)]
-            figures = self.measures(generator, preds, target, untouched, batch.images)
+            encoded = partial(clean.encoded, generator, len(batch))
+            figures = self.measures(generator, preds, target, untouched, batch.images, encoded)
             passes[name] = {metric: jsonable(values) for metric, values in figures.items()}
-            if shown:
+            if shown and job.treatment_on(generator) == job.treatment:
                 shown[name] = preds
             if self.measures.features is not None:
                 with torch.no_grad():
                     features |= {f"is {name}": self.measures.features(preds).cpu().float()}
-                    features |= {f"ought {name}": self.measures.features(target).cpu().float()}
+                features |= {f"ought {name}": encoded(self.measures.features, "target").cpu().float()}
         pictures = {name: to_bytes(images[: self.pictures - batch.start]).cpu() for name, images in shown.items()}
         on_photos = {
             "photo_linf": farthest(photos, batch.images),
@@ -265,6 +271,7 @@ class Clean:
         self.subjects, self.whole = subjects, whole
         self.found: dict[str, Tensor] = {}
         self.targets: dict[str, Tensor] = {}
+        self.codes: dict[tuple[int, str], Tensor] = {}
 
     def saved(self, generator: str) -> Tensor:
         """A generator's outputs, as a file would hold them."""
@@ -279,6 +286,14 @@ class Clean:
             made = self.subjects.target(generator, self.saved(UNTOUCHED))
             self.targets[generator] = as_saved(generator, made, self.whole.images)
         return self.targets[generator]
+
+    @torch.no_grad()
+    def encoded(self, generator: str, count: int, network: nn.Module, of: str) -> Tensor:
+        """What an encoder makes of the first photos, `of` "photo", or of what a generator should give on them."""
+        key = id(network), "" if of == "photo" else generator
+        if key not in self.codes:
+            self.codes[key] = network(self.whole.images if of == "photo" else self.target(generator))
+        return self.codes[key][:count]
 
 
 def agree(stored: Mapping[str, Any], found: Mapping[str, Any]) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from typing import Any
 
 from torch import Tensor
 
-from loraguard.metrics import Estimate, estimate
+from loraguard.metrics import Estimate as Estimate
+from loraguard.metrics import estimate as estimate
 
 from .names import UNTOUCHED as UNTOUCHED
 
@@ -17,9 +19,9 @@ NO_CHANNEL = "none"
 SHARES = ("dsr", "masked_dsr", "dsr_without_cast", "stamp_rate")
 """Metrics that are 0 or 1 on each image."""
 
-KNOWLEDGE = ("clean", "noise", "no-leak", "leak", "leak+channel")
+KNOWLEDGE = ("clean", "noise", "no-leak", "leak", "leak+channel", "transfer")
 """What whoever perturbed a photo knew: nothing was perturbed; random noise; a defense was crafted on the untouched
-generator; on the very generator that is used; on that generator behind the very channel."""
+generator; on the very generator that is used; on that generator behind the very channel; on another one."""
 
 KNOWLEDGE_WORDS = {
     "clean": "as it is",
@@ -27,11 +29,12 @@ KNOWLEDGE_WORDS = {
     "no-leak": "no leak",
     "leak": "leak",
     "leak+channel": "channel known",
+    "transfer": "crafted on another",
 }
 
-ROLES = ("main", "budget", "steps", "check")
-"""Why a situation was looked at: for itself, as a point of a curve over budgets or over steps, or to check whether
-the others can be trusted."""
+ROLES = ("main", "budget", "steps", "check", "transfer")
+"""Why a situation was looked at: for itself, as a point of a curve over budgets or over steps, to check whether the
+others can be trusted, or for the transfer matrix."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class Treatment:
         eps: the budget, in units of images in [-1, 1]; None where nothing was perturbed or nobody said.
         steps: of an iterative defense.
         role: one of :data:`ROLES`.
+        crafted_on: with the knowledge "transfer", the generator that it was crafted on.
     """
 
     defense: str
@@ -51,10 +55,17 @@ class Treatment:
     eps: float | None = None
     steps: int | None = None
     role: str = "main"
+    crafted_on: str | None = None
+
+    def fields(self) -> dict[str, Any]:
+        """All of it by name; `crafted_on` only where it says something."""
+        return {name: value for name, value in asdict(self).items() if name != "crafted_on" or value is not None}
 
     @property
     def words(self) -> str:
         """What was done to it: "random noise", or "disrupting, no leak"."""
+        if self.crafted_on is not None:
+            return f"{self.defense}, crafted on {self.crafted_on}"
         words = KNOWLEDGE_WORDS[self.knowledge]
         return words if self.knowledge in ("clean", "noise") else f"{self.defense}, {words}"
 

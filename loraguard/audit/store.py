@@ -11,8 +11,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from loraguard.files import whole_files, write_json
+from loraguard.files import sweep, whole_files, write_json
 from loraguard.fingerprint import digest
+
+_WRITTEN = ("audit's findings", "What was found before is kept: the same audit goes on from there.")
+"""What is written, and what is true where it cannot be."""
 
 
 def key_of(*parts: Any) -> str:
@@ -48,6 +51,9 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
+        for part in folder.iterdir():
+            if part.is_dir():
+                sweep(part)
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.json"
@@ -68,10 +74,10 @@ class Store:
         path = self._path(key)
         path.parent.mkdir(exist_ok=True)
         if pictures:
-            with whole_files(path.parent) as draft:
+            with whole_files(path.parent, *_WRITTEN) as draft:
                 save_file({name: one.contiguous() for name, one in pictures.items()}, draft / f"{key}.safetensors")
         tensors = digest(pictures) if pictures else None
-        with whole_files(path.parent) as draft:
+        with whole_files(path.parent, *_WRITTEN) as draft:
             write_json(draft / path.name, {"piece": piece, "sha256": key_of(piece), "tensors": tensors})
 
     def pictures(self, key: str) -> dict[str, Tensor]:

@@ -7,10 +7,11 @@ from contextlib import ExitStack, contextmanager
 from typing import cast
 
 import torch
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 
-from loraguard.fingerprint import GENERATOR, fingerprint, generator_fingerprint
+from loraguard.fingerprint import GENERATOR, generator_fingerprint
+from loraguard.fingerprint import fingerprint as fingerprint
 from loraguard.generators import Condition
 from loraguard.hub.recorded import generator_of
 from loraguard.stamp import Stamp
@@ -24,25 +25,29 @@ class Subjects:
     """One network that is untouched or has one of its patches on, and others beside it.
 
     Args:
-        model: the generator with all patches as adapters.
+        model: the generator with all patches as adapters, or a network without any.
         patches: the adapters' names, with the stamp of each or None.
         networks: further networks by name, for example one that was fine-tuned, which are called as the generator is.
             One whose name is in `patches` puts that stamp on its outputs.
 
     Raises:
-        TypeError: for a model without adapters.
+        TypeError: for what is no network.
         ValueError: for a name that is neither adapter nor network, or that is both.
     """
 
     def __init__(
-        self, model: PeftModel, patches: Mapping[str, Stamp | None], networks: Mapping[str, nn.Module] | None = None
+        self, model: nn.Module, patches: Mapping[str, Stamp | None], networks: Mapping[str, nn.Module] | None = None
     ) -> None:
-        if not isinstance(model, PeftModel):
-            raise TypeError(f"{type(model).__name__} has no adapters; audit a model from peft.get_peft_model.")
+        if not isinstance(model, nn.Module):
+            raise TypeError(
+                f"Expected a generator, with patches or without, got {type(model).__name__}: {model!r:.80}."
+            )
         self.model, self.stamps, self.networks = model, dict(patches), dict(networks or {})
-        if unknown := [name for name in patches if name not in {*model.peft_config, *self.networks}]:
-            raise ValueError(f"The model has no adapter {unknown}; it has {sorted(model.peft_config)}.")
-        if twice := {UNTOUCHED} & {*patches, *self.networks} | set(model.peft_config) & set(self.networks):
+        self.adapters: dict[str, PeftConfig] = model.peft_config if isinstance(model, PeftModel) else {}
+        if unknown := [name for name in patches if name not in {*self.adapters, *self.networks}]:
+            there = sorted(self.adapters) or "none: patches are put on a generator by load_patch or get_peft_model"
+            raise ValueError(f"The model has no adapter {unknown}; it has {there}.")
+        if twice := {UNTOUCHED} & {*patches, *self.networks} | set(self.adapters) & set(self.networks):
             raise ValueError(f"The names {sorted(twice)} are taken; call the patch or network something else.")
 
     @property
@@ -60,6 +65,8 @@ class Subjects:
         """The network of this name, ready to be called."""
         if name in self.networks:
             yield self.networks[name]
+        elif not isinstance(self.model, PeftModel):
+            yield self.model
         elif name == UNTOUCHED:
             with self.model.disable_adapter():
                 yield self.model
@@ -87,7 +94,7 @@ class Subjects:
     def made_for_others(self, hashes: Mapping[str, str]) -> Iterator[Check]:
         """A check for each patch that records which weights it was made for, given :meth:`hashes`."""
         for name in self.patched:
-            recorded = generator_of(cast(GatedLoraConfig, self.model.peft_config[name])).get("sha256")
+            recorded = generator_of(cast(GatedLoraConfig, self.adapters[name])).get("sha256")
             if recorded is not None:
                 yield Check(
                     "made-for-other-weights", recorded == hashes[GENERATOR], name, None, KNOWLEDGE,
@@ -98,20 +105,28 @@ class Subjects:
     def in_eval_mode(self) -> Iterator[None]:
         """Everything in eval mode and folded; afterwards adapters, modes, flags and the global seed are as before."""
         everything = [self.model, *self.networks.values()]
-        active = self.model.active_adapter
+        patched = self.model if isinstance(self.model, PeftModel) else None
+        active = patched.active_adapter if patched is not None else ""
         modes = {module: module.training for one in everything for module in one.modules()}
         flags = {parameter: parameter.requires_grad for one in everything for parameter in one.parameters()}
-        device = next(self.model.parameters()).device
+        device = device_of(self.model)
         with ExitStack() as stack:
             stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
             try:
                 for one in everything:
                     one.eval()
-                stack.enter_context(folded(self.model))
+                if self.adapters:
+                    stack.enter_context(folded(self.model))
                 yield
             finally:
-                self.model.set_adapter(active)
+                if patched is not None:
+                    patched.set_adapter(active)
                 for module, mode in modes.items():
                     module.training = mode
                 for parameter, flag in flags.items():
                     parameter.requires_grad_(flag)
+
+
+def device_of(network: nn.Module) -> torch.device:
+    """Where a network's weights are; the CPU for one without any."""
+    return next((parameter.device for parameter in network.parameters()), torch.device("cpu"))

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-from dataclasses import asdict
 from typing import Any
 
 from .glossary import FLAG_HELP
-from .matrix import worst_cases
 from .result import AuditResult
+from .tables import tables
 from .words import frechet_heading, table, tried, verdict
 
 
@@ -24,10 +23,9 @@ def markdown(result: AuditResult) -> str:
     lines += ["", f"Budget: {_inline(result.settings['budget'])}." if result.settings["budget"] else "", ""]
     lines += ["## Figures", "", _row(headings), "|" + "---|" * len(headings), *map(_row, rows)]
     lines += ["", "Means over photos; intervals are in `summary.csv`, every photo's figures in `images.parquet`.", ""]
-    headings, rows = worst_cases(result)
-    if rows:
-        lines += ["Photos that a defense protects through every channel and under every seed, no leak / leak:", ""]
-        lines += [_row(headings), "|" + "---|" * len(headings), *map(_row, rows), ""]
+    for one in tables(result):
+        lines += [f"## {one.title}", "", one.text, ""]
+        lines += [_row(one.headings), "|" + "---|" * len(one.headings), *map(_row, one.rows), ""]
     if failed := [check for check in result.checks if not check.passed]:
         lines += ["## Flags", ""]
         for name in dict.fromkeys(check.name for check in failed):
@@ -47,13 +45,14 @@ def summary_csv(result: AuditResult) -> str:
     parts = ("mean", "low", "high", "n", "method")
     frechet = [] if frechet_heading(result) is None else ["frechet"]
     keys = ["generator", "defense", "knowledge", "eps", "steps", "role", "channel"]
+    keys += ["crafted_on"] if result.find(role="transfer") else []
     text = io.StringIO(newline="")
     writer = csv.DictWriter(
         text, [*keys, *(f"{metric}_{part}" for metric in metrics for part in parts), *frechet, "flags"]
     )
     writer.writeheader()
     for one in result.situations:
-        row: dict[str, Any] = {"generator": one.generator, **asdict(one.treatment), "channel": one.channel}
+        row: dict[str, Any] = {"generator": one.generator, **one.treatment.fields(), "channel": one.channel}
         for metric, found in one.estimates.items():
             row |= {f"{metric}_{part}": getattr(found, part) for part in parts}
         row |= dict.fromkeys(frechet, one.frechet)

@@ -10,6 +10,7 @@ from loraguard.pixels import LEVELS_PER_UNIT
 
 from .claim import best_of, called, dsr_of, flagged_words, flags_of, hardest, headline, listed, mean_of, rows_of
 from .glossary import COLUMNS, CONTROLS, KNOWLEDGE_HELP, Column
+from .power import power_words
 from .result import AuditResult
 from .situation import KNOWLEDGE_WORDS, NO_CHANNEL, UNTOUCHED, Situation, Treatment
 
@@ -53,7 +54,8 @@ def table(result: AuditResult, role: str = "main") -> tuple[list[str], list[list
 def verdict(result: AuditResult) -> list[str]:
     """What the audit says: the whole in one sentence, then one on each generator, and one on the channels."""
     names = dict.fromkeys(one.generator for one in result.situations)
-    return [headline(result), *(_sentence(result, name) for name in names), *_on_channels(result)]
+    generators = (_sentence(result, name) for name in names)
+    return [headline(result), *generators, *_on_channels(result), *_on_detection(result)]
 
 
 def story(result: AuditResult) -> list[tuple[tuple[str, str, str], str]]:
@@ -93,7 +95,8 @@ def tried(result: AuditResult) -> dict[str, str]:
     main = [one.treatment for one in result.find(role="main")]
     knowledge = dict.fromkeys(photo.knowledge for photo in main)
     found = {
-        "Photos": f"{settings['n']}, on each of them one of {_count(len(edits), 'edit')}{named}.",
+        "Photos": f"{settings['n']}, on each of them one of {_count(len(edits), 'edit')}{named}."
+        + (f" {power_words(settings['n'], len(result.defenses))}" if "power" in settings else ""),
         "Generators": "; ".join(
             _described(result, one) for one in dict.fromkeys(s.generator for s in result.situations)
         )
@@ -196,6 +199,17 @@ def _on_channels(result: AuditResult) -> list[str]:
             f"{most.channel} spoils most: {dsr_of(most):.1%}."
         )
     return found
+
+
+def _on_detection(result: AuditResult) -> list[str]:
+    """Whether the best defense's photos can be told from plain ones."""
+    best, _ = best_of(result, UNTOUCHED, "no-leak")
+    return [
+        f"A small network that has learned on {one.trained_on} other photos tells {one.found.mean:.1%} of {best}'s "
+        f"photos from plain ones, with {one.false_alarms.mean:.1%} false alarms."
+        for one in result.detections
+        if one.defense == best
+    ]
 
 
 def _sentence(result: AuditResult, name: str) -> str:

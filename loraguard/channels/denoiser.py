@@ -81,6 +81,6 @@ def _network(path: str | None, device: torch.device, dtype: torch.dtype) -> nn.M
         network.load_state_dict(state)
     except (SafetensorError, KeyError, RuntimeError) as error:
         raise ValueError(
-            f"{path} does not hold the weights of a DnCNN, as examples/train_denoiser.py writes them: {error}"
+            f"{path} does not hold the weights of a DnCNN, as examples/train_denoiser.py writes them: {error!s:.250}"
         ) from error
     return network.to(device, dtype).requires_grad_(False).eval()

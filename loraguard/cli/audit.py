@@ -58,9 +58,14 @@ FLAGS: dict[str, dict[str, dict[str, Any]]] = {
         "budgets": {"flag": "--budget", "metavar": "EPS"},
         "steps": {"flag": ("--steps", "--strength"), "metavar": "STEPS"},
         "seeds": {"flag": "--seed", "metavar": "SEED"},
+        "transfer": {"metavar": "NAME"},
         "success": {"metavar": "METRIC:NUMBER"},
         "checks": {},
+        "detect": {},
+        "preset": {},
         "lpips": {"metavar": "FILE"},
+        "identity": {"metavar": "ENCODER"},
+        "brisque": {"flag": "--brisque"},
         "fid": {"metavar": "FILE"},
     },
     WHERE: {"output_dir": {}, "config": {}, "resume": {}, "batch_size": {}, "pictures": {}, "device": {}},
@@ -120,7 +125,8 @@ def audit(
 
 def print_audit(result: AuditResult) -> None:
     """The audit's table, defenses at a glance, behind channels and along curves, findings in words, and the budget."""
-    from loraguard.audit import curves, matrix, table, verdict, worst_cases
+    from loraguard.audit import curves, matrix, table, verdict
+    from loraguard.audit.tables import tables
 
     headings, rows = table(result)
     if len(rows) <= MOST_ROWS:
@@ -135,10 +141,9 @@ def print_audit(result: AuditResult) -> None:
         typer.echo(f"\nDSR behind {channel}, without a leak / with it / with the channel known:")
         headings, rows = matrix(result, channel=channel)
         _print_table([headings, *rows])
-    headings, rows = worst_cases(result)
-    if rows:
-        typer.echo("\nPhotos that a defense protects through every channel and under every seed, no leak / leak:")
-        _print_table([headings, *rows])
+    for one in tables(result):
+        typer.echo(f"\n{one.title}. {one.text}")
+        _print_table([one.headings, *one.rows])
     for role, what in (("budget", "budgets"), ("steps", "numbers of steps")):
         headings, rows = curves(result, role)
         if rows:
@@ -172,7 +177,7 @@ def compare(
     with said_in_a_line():
         check_files((first, second), "audit")
         from loraguard.audit import compare as compared
-        from loraguard.audit.words import COLUMNS
+        from loraguard.audit.glossary import COLUMNS
 
         found = compared(first, second, metric, rename=dict(_pair(one) for one in rename or ()))
     shown = next((column for column in COLUMNS if column.key == metric), None)

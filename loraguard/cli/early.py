@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loraguard.channels.registry import check_channel
+from loraguard.commands.audit_settings import encoder_parts
 from loraguard.data.registry import find_data
 from loraguard.defenses.registry import check_defense
 from loraguard.generators.registry import check_generator
@@ -34,7 +35,22 @@ def check_audit(settings: AuditSettings) -> None:
     for folder in settings.perturbed.values():
         if not Path(folder).expanduser().is_dir():
             raise FileNotFoundError(f"There is no folder {folder}.")
-    check_files([one for one in (settings.lpips, settings.fid) if one not in (None, "cache")], "file with weights")
+    if settings.identity is not None:
+        check_encoder(settings.identity)
+    named = ("auto", "cache", "none")
+    check_files([one for one in (settings.lpips, settings.fid) if one not in named], "file with weights")
+
+
+def check_encoder(source: str) -> None:
+    """Check that a face encoder is a folder, or may be on the Hub.
+
+    Raises:
+        FileNotFoundError: if it can be neither.
+    """
+    where, _ = encoder_parts(source)
+    folder = Path(where).expanduser()
+    if not folder.is_dir() and (where.count("/") != 1 or folder.is_absolute() or where.startswith((".", "~"))):
+        raise FileNotFoundError(f"There is no face encoder {where}: no such folder, and no id OWNER/NAME of the Hub.")
 
 
 def check_files(files: Iterable[str | Path | None], what: str) -> None:

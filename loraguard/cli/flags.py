@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 
-from loraguard.kinds import annotations_of
+from loraguard.kinds import annotations_of, as_number
 
 _SIMPLE = (bool, Path, float, int, str)
 """Kinds of values that a flag takes; of several in a union the one that is named first."""
@@ -176,6 +176,8 @@ def _parameter(flag: Flag, optional: bool, repeated: str, /, **options: Any) -> 
     options.setdefault("help", first_sentence(flag.help) + (repeated if flag.many else ""))
     if flag.kind is int and not choices and not optional:
         options = {"min": flag.least, "max": flag.most, **options}
+    if flag.kind is float:
+        options = {"parser": number, "metavar": "NUMBER", **options}
     if optional and flag.default:
         options.setdefault("show_default", ", ".join(map(str, flag.default)) if flag.many else str(flag.default))
     kind: Any = Enum(flag.name, {one: one for one in choices}, type=str) if choices else flag.kind
@@ -183,6 +185,16 @@ def _parameter(flag: Flag, optional: bool, repeated: str, /, **options: Any) -> 
     default = None if optional or flag.many else flag.default
     annotation = Annotated[kind | None if default is None else kind, typer.Option(*names, **options)]  # type: ignore[valid-type]  # made as it runs
     return inspect.Parameter(flag.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def number(text: str | float) -> float:
+    """A number as it is written: plain, or as levels of 8 bits, "16/255", in units of images in [-1, 1].
+
+    Example:
+        >>> number("0.05"), number("8/255") == 8 / 127.5
+        (0.05, True)
+    """
+    return float(as_number(text))
 
 
 def first_sentence(text: str) -> str:

@@ -35,6 +35,9 @@ def info(
             raise typer.Exit(2)
         print_patch(what, revision)
         return
+    if revision is not None:
+        typer.secho(f"Error: {what} is a list of names, which has no revision; leave --revision out.", err=True)
+        raise typer.Exit(2)
     for name, where, sentence in registered(what):
         typer.secho(name, bold=True, nl=False)
         typer.echo(f"  ({where})")

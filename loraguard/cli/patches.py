@@ -20,7 +20,17 @@ from .errors import said_in_a_line
 from .flags import with_flags
 from .options import DATA, GENERATOR, PATCHES, SPLIT, Checkpoint, Device, ImageSize, OnDevice, examples
 
-FLAGS = ("recipe", "max_train_steps", "train_batch_size", "checkpointing_steps", "seed")
+FLAGS = (
+    "recipe",
+    "max_train_steps",
+    "train_batch_size",
+    "learning_rate",
+    "gate_learning_rate",
+    "max_grad_norm",
+    "mixed_precision",
+    "checkpointing_steps",
+    "seed",
+)
 """The settings of `PatchTrainingArguments` that `train` has flags for."""
 
 
@@ -40,6 +50,10 @@ def train(
     stamp: Annotated[str | None, typer.Option(help="The warning's text, for a defensive patch.")] = None,
     settings: dict[str, Any],
     rank: Annotated[int | None, typer.Option(min=1, help="The adapter's; by default 8, or 16 with a stamp.")] = None,
+    adapt: Annotated[
+        str, typer.Option(help="What gets the adapter: encoder, decoder, denoiser, several joined by +, or all.")
+    ] = "all",
+    gate_type: Annotated[str, typer.Option(help="What scales each layer's update; none for no gates.")] = "scalar",
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
     device: OnDevice = Device.auto,
 ) -> None:
@@ -56,7 +70,7 @@ def train(
         from loraguard import Stamp
         from loraguard.commands.train import train_patch
         from loraguard.data import open_data
-        from loraguard.generators import load_generator, transform_of
+        from loraguard.generators import layers_in, load_generator, save_by_component, transform_of
         from loraguard.training import adapter_config
 
         arguments = PatchTrainingArguments(
@@ -67,17 +81,21 @@ def train(
             **settings,
         )
         network = load_generator(generator, checkpoint, size=image_size)
+        config = adapter_config(network, arguments, rank, gate_type)
+        config.target_modules = layers_in(network, adapt)
         attributes = getattr(network, "attributes", ())
         photos = open_data(data, split=split, attributes=attributes, transform=transform_of(network))
         made = train_patch(
             network,
             photos,
             arguments,
-            config=adapter_config(network, arguments, rank),
+            config=config,
             train_size=train_size,
             test_size=test_size,
             say=typer.echo,
         )
+        if getattr(network, "components", ()):
+            save_by_component(made.model, output_dir / "diffusers")
     if made.audit is not None and made.report is not None:
         print_audit(made.audit)
         typer.echo(f"Report: {made.report.resolve()}")

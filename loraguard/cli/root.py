@@ -1,17 +1,53 @@
-"""The command line: `loraguard demo | train | audit | compare | protect | stamp | push | pull | info | convert`."""
+"""The command line: `loraguard demo | train | audit | compare | protect | stamp | mark | push | pull | info | ...`."""
 
 from __future__ import annotations
 
-import logging
-import os
-import warnings
-from typing import Annotated
+from importlib import import_module
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from . import audit, demo, hub, info, patches, protect, stamp
+FAMILIES = {
+    "demo": ("demo",),
+    "info": ("info",),
+    "protect": ("protect",),
+    "audit": ("audit", "compare"),
+    "patches": ("train", "convert"),
+    "stamp": ("stamp",),
+    "mark": ("mark",),
+    "hub": ("push", "pull"),
+}
+"""The modules here that hold commands, in the order of the help, and which."""
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
+
+class Root(TyperGroup):
+    """The commands. Where one is named first, our own options are left alone: for them typer imports pydantic."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """What is left for the command."""
+        if not args or args[0].startswith("-"):
+            return super().parse_args(ctx, args)
+        mine, self.params, self.add_help_option = self.params, [], False
+        try:
+            return super().parse_args(ctx, args)
+        finally:
+            self.params, self.add_help_option = mine, True
+
+
+def application(command: str | None = None) -> typer.Typer:
+    """The commands; where one of them is named, as most that are called name one, its family alone is imported.
+
+    Example:
+        >>> [one.callback.__name__ for one in application("audit").registered_commands]
+        ['audit', 'compare']
+    """
+    app = typer.Typer(cls=Root, no_args_is_help=True, rich_markup_mode="markdown")
+    app.callback()(root)
+    named = [family for family, commands in FAMILIES.items() if command in commands]
+    for family in named or FAMILIES:
+        import_module(f"{__package__}.{family}").register(app)
+    return app
 
 
 def print_version(wanted: bool) -> None:
@@ -23,34 +59,9 @@ def print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def root(
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", callback=print_version, is_eager=True)
     ] = False,
 ) -> None:
     """Audit proactive defenses against adaptive adversaries, and make generators stamp a visible warning."""
-
-
-for family in (demo, info, protect, audit, patches, stamp, hub):
-    family.register(app)
-
-
-def say_warning(message: Warning | str, *_: object, **__: object) -> None:
-    """A warning in a line, without the place in the code."""
-    typer.secho(f"Warning: {message}", fg="yellow", err=True)
-
-
-def is_worth_a_line(record: logging.LogRecord) -> bool:
-    """Of what DeepSpeed, where it is installed, logs to stdout: all but that there is no accelerator."""
-    return "Setting accelerator to CPU" not in record.getMessage()
-
-
-def main() -> None:
-    """Entry point of the console script."""
-    # Before torch is loaded: a thread that waits for another one sleeps. By default it spins, and where another program
-    # keeps a core busy, spinning takes the other thread's time and a step takes several times as long.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    warnings.showwarning = say_warning
-    logging.getLogger("DeepSpeed").addFilter(is_worth_a_line)
-    app()

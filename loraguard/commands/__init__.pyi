@@ -4,6 +4,8 @@ from .demo import DemoResult as DemoResult
 from .demo import DemoSettings as DemoSettings
 from .demo import run_demo as run_demo
 from .info import registered as registered
+from .mark import MarkReadings as MarkReadings
+from .mark import read_marks as read_marks
 from .protect import Protected as Protected
 from .protect import protect_photos as protect_photos
 from .stamp import StampReadings as StampReadings

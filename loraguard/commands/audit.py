@@ -23,6 +23,7 @@ from loraguard.audit import (
     train_controls,
     write_report,
 )
+from loraguard.audit.power import power_words
 from loraguard.channels import parse_channel
 from loraguard.data import PerturbedPhotos, PhotoHashes, open_data, split_photos
 from loraguard.defenses import Disrupting, parse_defense
@@ -30,12 +31,15 @@ from loraguard.files import writable_folder
 from loraguard.generators import load_generator, transform_of
 from loraguard.hub import load_patch
 from loraguard.hub.names import PHOTOS
-from loraguard.metrics import LPIPS, Inception
+from loraguard.kinds import checked
+from loraguard.losses import FeatureEncoder
+from loraguard.metrics import LPIPS, Brisque, Inception
 from loraguard.stamp import Stamp
 from loraguard.training import PatchTrainingArguments
 from loraguard.tuner import GatedLoraConfig
+from loraguard.tuner.messages import in_a_line, shown
 
-from .audit_settings import AuditSettings
+from .audit_settings import AuditSettings, encoder_parts
 
 EPS = 0.05
 """Budget of the adversaries' training where no defense has one on the same scale."""
@@ -67,6 +71,7 @@ def audit_by_settings(
         >>> settings = AuditSettings(defenses={"pgd": "disrupting:0.1,steps=2"}, images=2, fit_images=1, checks=0)
         >>> result, report = audit_by_settings(settings, tempfile.mkdtemp(), disable_tqdm=True)
         Auditing 1 defense on 2 photos
+        2 photos are too few to show that a defense protects, and a share of 0% means at most 84.2%. For one ...
         >>> result["untouched", "no-leak"].treatment.eps, report.name
         (0.1, 'report.html')
     """
@@ -85,7 +90,9 @@ def audit_by_settings(
         dataset, train_size=settings.fit_images, test_size=settings.images, seed=settings.seeds[0]
     )
     given = {name: PerturbedPhotos(one, photos, transform) for name, one in settings.perturbed.items()}
-    lpips = None if settings.lpips is None else LPIPS.load(_weights(settings.lpips)).to(device)
+    lpips = load_lpips(settings.lpips, photos[0]["image"].shape[-2:])
+    brisque = Brisque() if settings.brisque or settings.preset else None
+    encoder = None if settings.identity is None else load_face_encoder(settings.identity).to(device)
     inception = None if settings.fid is None else Inception.load(_weights(settings.fid)).to(device)
     model, stamps = load_patches(generator, settings.patches, settings.ignore_fingerprint)
     model.to(device)
@@ -107,6 +114,7 @@ def audit_by_settings(
     defenses |= given
     if main:
         say(f"Auditing {len(defenses)} defense{'s' if len(defenses) > 1 else ''} on {len(photos)} photos")
+        say(power_words(len(photos), len(defenses)))
     result = run_audit(
         model,
         photos,
@@ -116,8 +124,10 @@ def audit_by_settings(
         channels=channels,
         fit_on=others,
         detectors=stamped,
-        lpips=lpips,
+        lpips=None if lpips is None else lpips.to(device),
+        brisque=brisque,
         features=inception,
+        identity=encoder,
         output_dir=folder,
         trained_on=hashes_beside(settings.patches, folder / "trained", settings.train),
         disable_tqdm=disable_tqdm,
@@ -161,16 +171,26 @@ def stamp_of(config: Any, name: str) -> Stamp | None:
         name: of the patch, for messages.
 
     Raises:
-        ValueError: for a stamp that cannot be drawn here: its picture or its font is not there, or it is none.
+        ValueError: for a stamp that cannot be drawn here: it has a picture or a font of its own, of which no file is
+            opened because a patch names it, or it is none.
     """
     settings = (getattr(config, "provenance", None) or {}).get("settings")
     stamp = settings.get("stamp") if isinstance(settings, dict) else None
     if stamp is None:
         return None
     try:
-        return Stamp(**{key: value for key, value in stamp.items() if key != "class"})
-    except (AttributeError, TypeError, ValueError, FileNotFoundError) as error:
-        raise ValueError(f"{name}: its stamp, as adapter_config.json has it, cannot be drawn here: {error}") from error
+        given = {key: value for key, value in stamp.items() if key != "class"}
+        if named := [key for key in ("image", "font") if given.get(key) is not None]:
+            raise ValueError(
+                f"it has {named[0]}={shown(given[named[0]])}, and no file is opened because a patch names it. Give the "
+                "stamp yourself: run_audit(patches={name: Stamp(...)}), or `loraguard stamp check` with --logo or "
+                "--text and --font."
+            )
+        return Stamp(**checked(Stamp, given))
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(
+            in_a_line(f"{name}: its stamp, as adapter_config.json has it, cannot be drawn here: {error}")
+        ) from None
 
 
 def train_adversaries(
@@ -197,6 +217,32 @@ def train_adversaries(
         disable_tqdm=disable_tqdm,
     )
     return train_controls(model, photos, arguments, folder, kinds=settings.train)
+
+
+def load_lpips(source: str | None, size: Sequence[int]) -> LPIPS | None:
+    """LPIPS by weights in a file or in torchvision's "cache"; "auto" where they are cached and images large enough.
+
+    Raises:
+        OSError: if the file cannot be had.
+        ValueError: if it holds no weights of AlexNet.
+    """
+    if source in (None, "none"):
+        return None
+    return LPIPS.at_hand(min(size)) if source == "auto" else LPIPS.load(_weights(str(source)))
+
+
+def load_face_encoder(source: str) -> FeatureEncoder:
+    """A face encoder from a folder or the Hub, ENCODER or ENCODER@FEATURES.
+
+    Raises:
+        OSError: if it cannot be had.
+        ValueError: if it has no such features, or gives more than one vector for an image.
+    """
+    where, features = encoder_parts(source)
+    if features == "patch":
+        raise ValueError(f"identity={source!r} gives many vectors; a face encoder gives one vector for each image.")
+    folder = Path(where).expanduser()
+    return FeatureEncoder.from_pretrained(folder if folder.is_dir() else where, features=features, name="identity")
 
 
 def _weights(source: str) -> Path | None:

@@ -48,7 +48,11 @@ class AuditSettings(AuditExtent):
             a spec as :func:`~loraguard.defenses.parse_defense` takes it.
         perturbed: a folder of photos that another tool has perturbed. In a file: names, each with a folder.
         channels: what happens to photos before the generator, such as jpeg:75+resize:0.5.
-        lpips: measure LPIPS, by AlexNet's weights in this file, or 'cache'.
+        lpips: measure LPIPS, by AlexNet's weights in this file, or 'cache'; auto does where they are cached. With none
+            it is not measured.
+        brisque: measure BRISQUE, which needs the extra brisque.
+        identity: measure identity, by the face encoder in this folder or Hub repository. With @cls or @projected after
+            it, by its class token or its embedding beside text in place of its pooled features.
         fid: measure FID, by Inception's weights in this file, or 'cache'.
         device: `cpu`, or auto for the accelerator that is there.
 
@@ -79,7 +83,9 @@ class AuditSettings(AuditExtent):
     perturbed: dict[str, str] = field(default_factory=dict)
     channels: Many[str] = ()
     checks: Count = 50
-    lpips: str | None = None
+    lpips: str | None = "auto"
+    brisque: bool = False
+    identity: str | None = None
     fid: str | None = None
     device: Literal["cpu", "auto"] = "auto"
 
@@ -92,6 +98,8 @@ class AuditSettings(AuditExtent):
             raise ValueError(f"no_leak_only={sorted(unknown)}: the defenses are {', '.join(self.defenses)}.")
         if not self.defenses and not self.perturbed:
             raise ValueError("There is nothing to audit: name a defense, or a folder of perturbed photos.")
+        if self.success.startswith("identity:") and self.identity is None:
+            raise ValueError(f"success={self.success!r} needs a face encoder: --identity FOLDER, or a Hub id.")
         self._check_names()
 
     def _check_names(self) -> None:
@@ -163,6 +171,17 @@ class AuditSettings(AuditExtent):
         plain = {key: list(value) if isinstance(value, tuple) else value for key, value in inputs_first}
         with whole_files(folder) as draft:
             (draft / SETTINGS).write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def encoder_parts(source: str) -> tuple[str, str]:
+    """Where an encoder is, and which of its features to take.
+
+    Example:
+        >>> encoder_parts("me/faces@cls"), encoder_parts("faces")
+        (('me/faces', 'cls'), ('faces', 'pooled'))
+    """
+    where, _, features = source.rpartition("@")
+    return (where, features) if where and not Path(source).expanduser().is_dir() else (source, "pooled")
 
 
 def named(specs: Sequence[str]) -> dict[str, str]:

@@ -166,6 +166,7 @@ class Work:
             conditions=every_edit,
             detectors={"defensive": calibrated_detector(model, settings)},
             seeds=[settings.seed],
+            batch_size=20,  # five batches: three for one process, two and the probes for the other
             output_dir=cells,
             share=share,
             disable_tqdm=self.disable_tqdm,
@@ -261,9 +262,12 @@ def every_edit(labels: Tensor) -> dict[str, dict[str, Tensor]]:
 def calibrated_detector(model: PeftModel, settings: DemoSettings) -> StampDetector:
     """A detector whose threshold comes from the untouched generator's outputs, on faces of their own."""
     faces = DemoFaces(settings.calibration_images, seed=settings.seed, split="calibration")
-    batch = collate(faces.__getitems__(list(range(len(faces)))))
-    device = next(model.parameters()).device
     draws = torch.rand(len(faces), generator=torch.Generator().manual_seed(settings.seed))
-    _, condition = pick_edits(every_edit(batch["labels"].to(device)), draws)
+    device = next(model.parameters()).device
+    outputs = []
     with model.disable_adapter():
-        return StampDetector(STAMP).calibrate(model(batch["image"].to(device), **condition))
+        for rows in torch.arange(len(faces)).split(50):  # all at once would take half a gigabyte
+            batch = collate(faces.__getitems__(rows.tolist()))
+            _, condition = pick_edits(every_edit(batch["labels"].to(device)), draws[rows])
+            outputs.append(model(batch["image"].to(device), **condition))
+    return StampDetector(STAMP).calibrate(torch.cat(outputs))

@@ -7,7 +7,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,9 @@ from loraguard.training.sampling import mixed
 
 RECORD = "protect.json"
 """In the folder of protected photos: what was done, and which files are ours."""
+
+
+_KEPT = "Photos that are done are kept; the same command starts with the first one again."
 
 
 @dataclass(frozen=True)
@@ -123,26 +126,57 @@ def protect_photos(
         assert fit_on is not None
         made = to_fit.fit(generator, _opened([fit_on], generator, say), disable_tqdm=disable_tqdm)
     about = {"defense": made.settings(), "generator": describe_generator(generator), "seed": seed}
-    found: list[Protected] = []
+    record = _Record(folder, about, earlier)
+    record.write(files[:1])
     try:
         for index, file in enumerate(tqdm(files, desc="protect", unit="photo", disable=disable_tqdm)):
             images, edits = _edits(generator, load(index))
             name = edit or list(edits)[index % len(edits)]
             torch.manual_seed(mixed(seed, index))  # the same whatever photos are before it
             perturbed, one = _protected(generator, made, images, name, edits[name], folder / file)
-            found.append(one)
-            earlier.discard(file)
-            record = {**about, "photos": [_row(one, folder) for one in found], "earlier": sorted(earlier)}
-            with whole_files(folder) as draft:
+            with whole_files(folder, f"protected photo {file}", _KEPT) as draft:
                 (draft / file).parent.mkdir(parents=True, exist_ok=True)
                 to_picture(perturbed[0]).save(draft / file)
-                write_json(draft / RECORD, record)
+            record.add(one)
+            record.write(files[index + 1 : index + 2])
     except KeyboardInterrupt:
+        record.write()
         raise KeyboardInterrupt(
-            f"Interrupted after {len(found)} of {len(files)} photos, which are kept in {folder}. The same command "
-            "starts with the first one again."
+            f"Interrupted after {len(record.done)} of {len(files)} photos, which are kept in {folder}. The same "
+            "command starts with the first one again."
         ) from None
-    return found
+    if same := sum(math.isinf(one.psnr) for one in record.done):
+        say(
+            f"{same} of {len(record.done)} photos are as they were: what {defense!r} adds is less than a level of "
+            "their 8 bits (eps=0.0079 is one)."
+        )
+    return record.done
+
+
+@dataclass
+class _Record:
+    """What `protect.json` says. Each photo is announced there before it is written: after a kill it is known as ours.
+
+    Attributes:
+        folder: where it is.
+        about: what was done.
+        earlier: files that are from here and not from this run.
+        done: the photos of this run.
+    """
+
+    folder: Path
+    about: dict[str, Any]
+    earlier: set[str]
+    done: list[Protected] = field(default_factory=list)
+
+    def add(self, one: Protected) -> None:
+        self.done.append(one)
+        self.earlier.discard(one.file.relative_to(self.folder).as_posix())
+
+    def write(self, announced: Sequence[str] = ()) -> None:
+        rows = [_row(one, self.folder) for one in self.done]
+        with whole_files(self.folder, "record", _KEPT) as draft:
+            write_json(draft / RECORD, {**self.about, "photos": rows, "earlier": sorted({*self.earlier, *announced})})
 
 
 def _protected(
@@ -192,7 +226,7 @@ def _edits(generator: nn.Module, item: Any) -> tuple[Tensor, dict[str, Any]]:
     """A photo as a batch of one, and every edit of it, on the generator's device."""
     device = next((p.device for p in generator.parameters()), torch.device("cpu"))
     batch = {key: value.to(device) for key, value in collate([item]).items()}
-    return batch["image"], conditions_of(generator, labels_of(batch))
+    return batch["image"], conditions_of(generator, labels_of(batch, generator=generator))
 
 
 def _files(names: list[str], folder: Path, photos: Path | None) -> tuple[list[str], set[str]]:
@@ -215,7 +249,8 @@ def _files(names: list[str], folder: Path, photos: Path | None) -> tuple[list[st
     if (record := folder / RECORD).is_file():
         try:
             known = json.loads(record.read_text(encoding="utf-8"))
-            earlier = {*known["earlier"], *(row["file"] for row in known["photos"])}
+            listed = {*known["earlier"], *(row["file"] for row in known["photos"])}
+            earlier = {file for file in listed if (folder / file).exists()}  # the last one may never have been written
         except (ValueError, KeyError, TypeError):
             raise ValueError(f"{record} is not what was written here; choose another folder.") from None
     if foreign := [file for file in files if (folder / file).exists() and file not in earlier]:

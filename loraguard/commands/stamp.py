@@ -89,7 +89,7 @@ def read_stamps(
         >>> found.images[0].stamp, found.checked_on
         ('AI', 200)
     """
-    files = [file for path in paths for file in _files(Path(path).expanduser())]
+    files = [file for path in paths for file in image_files(Path(path).expanduser())]
     errors: dict[str, ImageReadError] = {}
 
     def read(file: Path) -> Tensor | None:
@@ -107,7 +107,7 @@ def read_stamps(
         reader.calibrate(torch.stack([face["image"] for face in faces]), false_positive_rate)
         what = "drawn faces of loraguard"
     else:
-        reader.calibrate([read_tensor(file) for file in _files(Path(unstamped).expanduser())], false_positive_rate)
+        reader.calibrate([read_tensor(file) for file in image_files(Path(unstamped).expanduser())], false_positive_rate)
         what = f"images of {unstamped}"
     found = []
     for file in files:
@@ -157,7 +157,12 @@ def write_png(image: Tensor, file: Path) -> None:
         to_picture(image).save(draft / file.name)
 
 
-def _files(path: Path) -> list[Path]:
+def image_files(path: Path) -> list[Path]:
+    """A file itself, or every image of a folder.
+
+    Raises:
+        FileNotFoundError: for a path that is not there, or a folder without images.
+    """
     if path.is_dir():
         return [path / name for name in ImageFolder(path, min_size=1, verify=False).names]
     if not path.is_file():

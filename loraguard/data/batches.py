@@ -2,10 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 from torch import Tensor
-from torch.utils.data import default_collate
+from torch.utils.data import DataLoader, default_collate
+
+
+def check_dataset(dataset: Any) -> None:
+    """Refuse what has no length and no item by number.
+
+    Raises:
+        TypeError: naming it, and what to give in its place.
+
+    Example:
+        >>> check_dataset(iter([]))
+        Traceback (most recent call last):
+        ...
+        TypeError: A list_iterator is no data set with len() and items by number, dataset[0]: make a list of it.
+    """
+    if not isinstance(dataset, Mapping) and hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__"):
+        return
+    way = "make a list of it"
+    if isinstance(dataset, DataLoader):
+        way = "give its .dataset"
+    elif isinstance(dataset, Mapping):
+        way = f"give one of {', '.join(map(repr, list(dataset)[:4]))}"
+    raise TypeError(f"A {type(dataset).__name__} is no data set with len() and items by number, dataset[0]: {way}.")
 
 
 def collate(samples: list[Any]) -> dict[str, Tensor]:

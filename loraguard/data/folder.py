@@ -77,6 +77,8 @@ class ImageFolder(PhotoDataset):
         verify: bool = True,
     ) -> None:
         self.root = Path(root).expanduser()
+        if self.root.is_file():
+            raise FileNotFoundError(f"{self.root} is a file; give a folder of photos, unpacked where it is an archive.")
         if not self.root.is_dir():
             raise FileNotFoundError(f"There is no folder {self.root}.")
         table = _table(self.root, labels, attributes, identity)

@@ -148,14 +148,14 @@ def _not_found(path: str, place: Path, name: str | None, revision: str | None, e
     from huggingface_hub.constants import HF_HUB_OFFLINE
 
     if place.exists():
-        return f"{place} cannot be read as a data set: {error}"
+        return f"{place} cannot be read as a data set: {error!s:.250}"
     what = path + (f", configuration {name!r}" if name else "") + (f", revision {revision!r}" if revision else "")
     offline = " HF_HUB_OFFLINE is set, so the Hub was not asked." if HF_HUB_OFFLINE else ""
     return (
         f"The data set {what} was not found: not as a folder or file here, not in the cache "
         f"{config.HF_DATASETS_CACHE}, and not on the Hub.{offline} Check the name; fetch it once where there is a "
         f"connection, or give the path of a local copy; private or gated sets need a token ('hf auth login'). "
-        f"The Hub's client says: {error}"
+        f"The Hub's client says: {error!s:.250}"
     )
 
 

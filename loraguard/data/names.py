@@ -8,13 +8,16 @@ NOT_UTF8 = "its name is not UTF-8, as in an old archive; rename it"
 
 
 def composed(name: str) -> str:
-    """A name in Unicode's composed form (NFC): an accent is one character with its letter, or, on macOS, its own.
+    r"""A path in a folder in the one form in which such paths are compared.
+
+    That is Unicode's composed form (NFC), where an accent is one character with its letter and not, as on macOS, its
+    own; with slashes, where tables from Windows have backslashes; and without "./" before it.
 
     Example:
-        >>> len("e\u0301.jpg"), len(composed("e\u0301.jpg"))
-        (6, 5)
+        >>> len("e\u0301.jpg"), len(composed("e\u0301.jpg")), composed(".\\b\\c.jpg")
+        (6, 5, 'b/c.jpg')
     """
-    return unicodedata.normalize("NFC", name)
+    return unicodedata.normalize("NFC", name).replace("\\", "/").removeprefix("./")
 
 
 def is_utf8(name: str) -> bool:
@@ -33,11 +36,12 @@ def is_utf8(name: str) -> bool:
 
 
 def printable(name: str) -> str:
-    r"""A name that can be printed, whatever bytes it has on the disk.
+    r"""A name that can be printed on a line, whatever bytes it has on the disk: no control character acts.
 
     Example:
         >>> import os
-        >>> printable(os.fsdecode(b"caf\xe9.jpg"))
-        'caf\\xe9.jpg'
+        >>> printable(os.fsdecode(b"caf\xe9.jpg")), printable("a\x1b[31m\n.jpg")
+        ('caf\\xe9.jpg', 'a\\x1b[31m\\n.jpg')
     """
-    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+    known = name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in known)

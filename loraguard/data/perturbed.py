@@ -14,7 +14,7 @@ from loraguard.pixels import from_picture
 
 from .names import composed
 from .photos import SIZE, Item
-from .reading import read_image
+from .reading import is_image, read_image
 from .transforms import Transform, default_transform, enlarged_too_far
 
 
@@ -73,6 +73,8 @@ class PerturbedPhotos(Dataset[Item]):
         for name in names:
             files = there.get(_stem(name), [])
             exact = [f for f in files if composed(f.relative_to(self.folder).as_posix()) == composed(name)]
+            if not exact and len(files) > 1:  # beside a photo there may be a record or a table of its name
+                files = [file for file in files if is_image(file)]
             found.append(exact or (files if stems[_stem(name)] == 1 else []))
         if missing := [name for name, files in zip(names, found, strict=True) if len(files) != 1]:
             raise FileNotFoundError(

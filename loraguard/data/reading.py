@@ -10,6 +10,8 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image, ImageOps
 
+from .names import printable
+
 T = TypeVar("T")
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
@@ -39,7 +41,7 @@ class ImageReadError(ValueError):
         self.path, self.reason = path, reason
 
     def __str__(self) -> str:
-        return f"{self.path} cannot be read: {self.reason}."
+        return f"{printable(self.path)} cannot be read: {self.reason}."
 
 
 Source = str | Path | bytes | Image.Image
@@ -89,6 +91,20 @@ def probe_image(source: Source, *, min_size: int = 1, fits: Fits | None = None, 
         must have at least 16.
     """
     _opened(source, min_size, fits, name, lambda image, name: None)
+
+
+def is_image(file: Path) -> bool:
+    """Whether a file's first bytes are those of an image that is read.
+
+    Example:
+        >>> is_image(Path("nowhere.png"))
+        False
+    """
+    try:
+        probe_image(file)
+    except ImageReadError:
+        return False
+    return True
 
 
 def _opened(

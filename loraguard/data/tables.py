@@ -46,7 +46,8 @@ class Table:
         for number, row in enumerate(rows, 1):
             if len(row) != len(header):
                 raise ValueError(
-                    f"Row {number} of {path} has {len(row)} values where there are {len(header)} columns: {row[:3]}."
+                    f"Row {number} of {path} has {len(row)} values where there are {len(header)} columns: "
+                    f"{row[:3]!s:.120}."
                 )
             self.names.append(row[0])
             for position, values in places:
@@ -54,7 +55,7 @@ class Table:
         self.row_of = {composed(name): number for number, name in enumerate(self.names)}
         if len(self.row_of) < len(self.names):
             twice = next(name for number, name in enumerate(self.names) if self.row_of[composed(name)] != number)
-            raise ValueError(f"{path} has more than one row for {twice}.")
+            raise ValueError(f"{path} has more than one row for {twice!r:.120}.")
 
     def column(self, name: str) -> list[str]:
         """A column's values, as text."""
@@ -67,7 +68,7 @@ class Table:
             values = self.column(name)
             known = {text: _WORDS.get(text.strip().lower()) for text in set(values)}
             if (odd := next((text for text, value in known.items() if value is None), None)) is not None:
-                raise ValueError(f"Column {name!r} of {self.path} holds {odd!r}; labels are 0/1 or -1/1.")
+                raise ValueError(f"Column {name!r} of {self.path} holds {odd!r:.60}; labels are 0/1 or -1/1.")
             columns.append(binary(np.array([known[text] for text in values]), name, str(self.path)))
         return torch.stack(columns, 1)
 
@@ -93,7 +94,7 @@ def read_csv(path: Path, keys: Sequence[str], wanted: Sequence[str] | None = Non
             key = next((header.index(name) for name in keys if name in header), None)
             if key is None:
                 raise ValueError(
-                    f"{path} has no column {' or '.join(map(repr, keys))}; its columns are {', '.join(header[:8])}."
+                    f"{path} has no column {' or '.join(map(repr, keys))}; its columns are {some(header, 120)}."
                 )
             return Table(path, _to_front(header, key), (_to_front(row, key) for row in rows), wanted)
     except (UnicodeDecodeError, csv.Error) as error:
@@ -131,7 +132,26 @@ def check_columns(names: Sequence[str], columns: Sequence[str], where: str) -> N
             near = {column.lower(): column for column in columns}
             guess = difflib.get_close_matches(name.lower(), near, 1)
             hint = f" Did you mean {near[guess[0]]!r}?" if guess else ""
-            raise ValueError(f"There is no {name!r} in {where}.{hint} It has: {', '.join(columns) or 'no columns'}.")
+            raise ValueError(f"There is no {name!r:.60} in {where}.{hint} It has: {some(columns) or 'no columns'}.")
+
+
+def some(names: Sequence[str], most: int = 360) -> str:
+    """The first of many names, and how many more there are.
+
+    Args:
+        names: all of them.
+        most: letters, about.
+
+    Example:
+        >>> some(["Bald", "Bangs", "Male"]), some(["Bald", "Bangs", "Male"], most=10)
+        ('Bald, Bangs, Male', 'Bald, Bangs and 1 more')
+    """
+    shown: list[str] = []
+    for name in names:
+        if sum(map(len, shown)) + 2 * len(shown) >= most:
+            return f"{', '.join(shown)} and {len(names) - len(shown)} more"
+        shown.append(name[:60])
+    return ", ".join(shown)
 
 
 def as_identities(values: Sequence[Any] | np.ndarray[Any, Any]) -> Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+import inspect
+import math
+from abc import ABCMeta, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
@@ -14,9 +16,28 @@ from torch.utils.data import Dataset
 
 from loraguard.describing import describe
 from loraguard.generators.base import Condition, Conditions
+from loraguard.kinds import as_number
 
 
-class Defense(ABC):
+class _ReadsBudgets(ABCMeta):
+    """Takes the text "16/255" for `eps` and `step_size`, in levels of 8 bits, wherever a defense is made."""
+
+    def __call__(cls, *values: Any, **settings: Any) -> Any:
+        for name in ("eps", "step_size"):
+            if name in settings:
+                settings[name] = as_number(settings[name])
+        return super().__call__(*map(as_number, values), **settings)
+
+    @property
+    def __signature__(cls) -> inspect.Signature:
+        """Of the class's own `__init__`, which inspect would not look for behind `__call__`."""
+        start: Any = type.__getattribute__(cls, "__init__")
+        return inspect.Signature(
+            [] if start is object.__init__ else [*inspect.signature(start).parameters.values()][1:]
+        )
+
+
+class Defense(metaclass=_ReadsBudgets):
     """A way to perturb photos so that a generator fails on them.
 
     `defense(generator, images, condition)` takes images (N, C, H, W) in [-1, 1] and returns perturbed ones of the same
@@ -29,7 +50,8 @@ class Defense(ABC):
     it does. Everything else has a default that it overrides where it differs.
 
     Attributes:
-        eps: the budget, L-infinity, in units of images in [-1, 1]; the only setting that every defense has.
+        eps: the budget, L-infinity, in units of images in [-1, 1]; the only setting that every defense has. The text
+            "16/255" is taken for 16 levels of 8 bits, 16 / 127.5.
         budget: what the budget is where it is not L-infinity on images, in words; None where it is.
         steps: how many steps it takes; None for one that is not iterative.
         step_size: the length of a step; None where it follows from `eps`.
@@ -172,6 +194,8 @@ def check_image_batch(images: Tensor) -> None:
     if not len(images):
         raise ValueError("Expected at least one image, got an empty batch.")
     low, high = float(images.min()), float(images.max())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError(f"Expected images in [-1, 1], got values from {low} to {high}: some are no numbers.")
     if not (low >= -1 - 1e-4 and high <= 1 + 1e-4):
         raise ValueError(
             f"Expected images in [-1, 1], got values from {low:.4g} to {high:.4g}. Scale them first: photos in "

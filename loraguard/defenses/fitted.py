@@ -51,7 +51,8 @@ class Target:
 
     def edits(self, batch: dict[str, Tensor]) -> list[Condition]:
         """Every edit of a batch."""
-        return list(conditions_of(self.generator, labels_of(batch, self.conditions), self.conditions).values())
+        labels = labels_of(batch, self.conditions, self.generator)
+        return list(conditions_of(self.generator, labels, self.conditions).values())
 
     @property
     def device(self) -> torch.device:
@@ -189,7 +190,7 @@ class FittedDefense(Fittable):
             with safe_open(path, "pt") as file:
                 metadata, state = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except SafetensorError as error:
-            raise ValueError(f"{path} is no complete safetensors file: {error}.") from error
+            raise ValueError(f"{path} is no complete safetensors file: {error!s:.250}.") from error
         if metadata.get("class") != cls.__name__ or "pattern" not in state:
             raise ValueError(f"{path} holds {metadata.get('class', 'no defense')}, not {cls.__name__}.")
         try:
@@ -200,7 +201,7 @@ class FittedDefense(Fittable):
                 learnt = defense.blank(tuple(state["pattern"].shape[-2:]))
             learnt.load_state_dict(state)
         except (KeyError, TypeError, RuntimeError, ValueError) as error:
-            raise ValueError(f"{path} does not fit this version's {cls.__name__}: {error}") from error
+            raise ValueError(f"{path} does not fit this version's {cls.__name__}: {error!s:.250}") from error
         return defense.having(learnt)
 
     def _learnt(self) -> Perturber:

@@ -143,7 +143,7 @@ def edits_of(
     rows: dict[tuple[str, bytes], Condition] = {}
     for index in tqdm(range(n), desc="edits", disable=disable_tqdm):
         batch = collate([photos[index]])
-        for name, edit in conditions_of(generator, labels_of(batch, conditions), conditions).items():
+        for name, edit in conditions_of(generator, labels_of(batch, conditions, generator), conditions).items():
             key = b"".join(row.cpu().numpy().tobytes() for row in edit.values())
             counts.setdefault(name, Counter())[key] += 1
             rows.setdefault((name, key), edit)

@@ -54,17 +54,20 @@ def conditions_of(
     return dict(edits)
 
 
-def labels_of(batch: Mapping[str, Tensor], conditions: Conditions | None = None) -> Tensor | None:
-    """A batch's labels (N, A), or None; (N, 0) for photos without labels if `conditions` makes the edits.
+def labels_of(
+    batch: Mapping[str, Tensor], conditions: Conditions | None = None, generator: nn.Module | None = None
+) -> Tensor | None:
+    """A batch's labels (N, A), or None; (N, 0) for photos without labels where edits need none.
 
-    So edits that need no labels (a reference photo, a fixed style) can be made for as many photos as there are.
+    That is where `conditions` makes the edits, or a generator that names no labels: its `attributes` are `()`. So edits
+    by a reference photo, a fixed style or a prompt can be made for as many photos as there are.
 
     Example:
         >>> batch = {"image": torch.zeros(4, 3, 8, 8)}
         >>> labels_of(batch) is None, labels_of(batch, lambda labels: {}).shape
         (True, torch.Size([4, 0]))
     """
-    if "labels" in batch or conditions is None:
+    if "labels" in batch or (conditions is None and getattr(generator, "attributes", None) != ()):
         return batch.get("labels")
     return batch["image"].new_empty(len(batch["image"]), 0)
 

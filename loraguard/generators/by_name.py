@@ -65,7 +65,9 @@ def load_generator(name: str, checkpoint: str | Path | None = None, **settings: 
 
 def _settings(cls: Any, spec: str, positional: Sequence[Any], written: Mapping[str, Any]) -> dict[str, Any]:
     """The settings in a spec, each of the kind that the class takes."""
-    made: Any = vars(cls).get("__init__", cls) if isinstance(cls, type) else cls
+    made: Any = cls
+    if isinstance(cls, type):  # not cls.__init__: a mixin of huggingface_hub wraps __new__
+        made = next((vars(one)["__init__"] for one in cls.__mro__ if "__init__" in vars(one)), cls)
     parameters = [name for name in inspect.signature(made).parameters if name != "self"]
     unknown = [*map(repr, positional), *(key for key in written if key not in parameters)]
     if unknown:
@@ -77,6 +79,6 @@ def _settings(cls: Any, spec: str, positional: Sequence[Any], written: Mapping[s
     lists = [key for key in written if get_origin(kinds.get(key)) in (tuple, list, Sequence)]
     words = {key: tuple(written[key].split("+")) for key in lists if isinstance(written[key], str)}
     try:
-        return checked(cls, {**written, **words})
+        return checked(made, {**written, **words})
     except ValueError as error:
         raise ValueError(f"{spec!r}: {error}") from error

@@ -25,12 +25,15 @@ _NO_WEIGHTS = {
     b"<html": "a web page: the download was refused, or asked for a confirmation; fetch it in a browser",
     b"version https://git-lfs": "a pointer of Git LFS, and not the file; fetch that by git lfs pull",
     b"\x1f\x8b": "compressed by gzip; unpack it first",
+    b"\x89hdf": "in HDF5, as Keras saves networks; loraguard reads those of torch",
     b"7z\xbc\xaf": "an archive of 7-Zip; unpack it first",
 }
 """What lies in the place of weights, by its first bytes in lower case."""
 
 _DEEPEST = 4
-"""Dicts within dicts that are looked into."""
+"""Dicts and lists within each other that are looked into."""
+_LONGEST = 64
+"""Items of a list that are looked into."""
 
 _BESIDE = re.compile(
     r"numpy\..+|argparse\.Namespace|pathlib\.(?:\w+\.)?\w*Path|datetime\..+|collections\.deque|builtins\.set"
@@ -100,6 +103,8 @@ def read_checkpoint(path: str | Path) -> Any:
         raise FileNotFoundError(f"There is no checkpoint file {path}.")
     with path.open("rb") as file:
         head = file.read(32)
+    if not head:
+        raise ValueError(f"{path} is empty. Download or save it again.")
     for start, what in _NO_WEIGHTS.items():
         if head.lower().startswith(start):
             raise ValueError(f"{path} holds no weights. It is {what}.")
@@ -112,7 +117,7 @@ def read_checkpoint(path: str | Path) -> Any:
         with safe_globals([pair for pair in stand_ins if _BESIDE.fullmatch(pair[1])]), path.open("rb") as file:
             return torch.load(file, map_location="cpu", weights_only=True)  # not by name, which torch goes by
     except SafetensorError as error:
-        raise ValueError(f"{path} is no whole safetensors file: {error}") from error
+        raise ValueError(f"{path} is no whole safetensors file: {error!s:.250}") from error
     except Exception as error:  # what torch.load raises is not laid down, and its words advise to read it unsafely
         culprits = [name for name in foreign if not _BESIDE.fullmatch(name)]
         of = f" (here {_some(culprits)})" if culprits else ""
@@ -158,7 +163,9 @@ def readings(content: Any, first: Iterable[str] = ()) -> Iterator[Reading]:
 
 
 def _places(content: Any, keys: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:
-    """Every dict with tensors by name, and the keys that lead there."""
+    """Every dict with tensors by name, and the keys that lead there; those of a list are numbers."""
+    if isinstance(content, (list, tuple)):
+        content = {str(number): one for number, one in enumerate(content[:_LONGEST]) if isinstance(one, Mapping)}
     if not isinstance(content, Mapping) or len(keys) > _DEEPEST or not all(isinstance(name, str) for name in content):
         return
     if tensors := {name: value for name, value in content.items() if isinstance(value, Tensor)}:
@@ -196,7 +203,8 @@ def misfit(network: nn.Module, state: Mapping[str, Tensor]) -> str | None:
             for name, value in kept.items()
             if name in own and value.shape != own[name].shape
         ],
-        "Not finite": [name for name, value in kept.items() if not torch.isfinite(value).all()],
+        "No plain numbers": [name for name, value in kept.items() if not _is_plain(value)],
+        "Not finite": [name for name, value in kept.items() if _is_plain(value) and not torch.isfinite(value).all()],
     }
     return " ".join(f"{what}: {_some(names)}." for what, names in complaints.items() if names) or None
 
@@ -205,6 +213,11 @@ def load_strictly(network: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Load a state dict that fits (:func:`misfit`)."""
     own = network.state_dict()
     network.load_state_dict({**own, **{name: value for name, value in state.items() if name in own}})
+
+
+def _is_plain(value: Tensor) -> bool:
+    """Whether a tensor has its values, dense, real and not quantized."""
+    return value.layout == torch.strided and not (value.is_meta or value.is_quantized or value.is_complex())
 
 
 def _counts(name: str) -> bool:

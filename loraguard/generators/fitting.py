@@ -101,13 +101,12 @@ def _same(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) ->
 def _refusal(cls: type[T], content: Any, source: str, attempts: list[_Attempt]) -> str:
     """Why nothing in a file is the network's: it holds no tensors, another network, or one with something amiss."""
     if not attempts:
-        inside = (
-            f"a dict of {', '.join(map(repr, list(content)[:6]))}" if isinstance(content, Mapping) else type(content)
-        )
-        return (
-            f"{source} holds no state dict but {inside}; expected names with tensors, plain or under one of the keys "
-            f"{', '.join(cls.checkpoint_keys) or 'none'}."
-        )
+        inside = f"a {type(content).__name__}"
+        if isinstance(content, Mapping):
+            named = ", ".join(f"{name!r:.40}" for name in list(content)[:6])
+            inside = f"a dict of {named}, without tensors" if named else "an empty dict"
+        keys = f", plain or under one of the keys {', '.join(cls.checkpoint_keys)}" if cls.checkpoint_keys else ""
+        return f"{source} holds no state dict but {inside}; expected names with tensors{keys}."
     largest = max(attempts, key=lambda one: len(one.state))
     other = next(filter(None, (cls.mistaken(one.state) for one in attempts)), None)
     if other is None and not cls.settings_from(largest.state) and _DISCRIMINATOR.search(Path(source).stem):

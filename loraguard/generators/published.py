@@ -7,9 +7,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, cast
 
-from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from huggingface_hub import PyTorchModelHubMixin, constants, hf_hub_download
 from huggingface_hub.constants import SAFETENSORS_SINGLE_FILE
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from PIL import Image
 from torch import Tensor, nn
 
@@ -104,6 +112,42 @@ class PublishedGenerator(
         return network_from(cls, content, str(path), settings, key)
 
     @classmethod
+    def from_pretrained(cls: type[T], pretrained_model_name_or_path: str | Path, **settings: Any) -> T:
+        """As `huggingface_hub.PyTorchModelHubMixin.from_pretrained`, with errors that name the repository.
+
+        Raises:
+            FileNotFoundError: if there is no such folder, repository or revision, or no connection and nothing cached.
+            PermissionError: for a gated repository whose terms were not accepted.
+            ConnectionError: if the Hub fails.
+            ValueError: if it holds no weights in safetensors, or others than this network's.
+        """
+        source = str(pretrained_model_name_or_path)
+        nowhere = f"There is no generator {source}: no such folder, and"
+        place = f"{source} on {constants.ENDPOINT}"
+        try:
+            return super().from_pretrained(source, **settings)
+        except LocalEntryNotFoundError as error:
+            raise FileNotFoundError(
+                f"{SAFETENSORS_SINGLE_FILE} of {source} is neither in the local cache of the Hub nor can it be fetched "
+                "now. Fetch it once where there is a connection, or give a folder. The Hub's client says: "
+                f"{' '.join(str(error).split()):.200}"
+            ) from error
+        except HFValidationError:
+            raise FileNotFoundError(f"{nowhere} no id OWNER/NAME of the Hub.") from None
+        except GatedRepoError as error:
+            raise PermissionError(f"{place} is gated: accept its terms there, then give a token (HF_TOKEN).") from error
+        except RepositoryNotFoundError as error:
+            raise FileNotFoundError(
+                f"{nowhere} no repository on {constants.ENDPOINT} that you may see. Check the name; a private one "
+                "needs a token (`hf auth login` or HF_TOKEN)."
+            ) from error
+        except RevisionNotFoundError as error:
+            wanted = settings.get("revision")
+            raise FileNotFoundError(f"{place} has no such branch, tag or commit: {wanted!r:.100}.") from error
+        except HfHubHTTPError as error:
+            raise ConnectionError(f"{place} cannot be loaded: {' '.join(str(error).split()):.300}") from error
+
+    @classmethod
     def _from_pretrained(
         cls: type[T],
         *,
@@ -126,13 +170,7 @@ class PublishedGenerator(
                         force_download=force_download, local_files_only=local_files_only, token=token,
                     )
                 )  # fmt: skip
-            except LocalEntryNotFoundError as error:
-                raise FileNotFoundError(
-                    f"{SAFETENSORS_SINGLE_FILE} of {model_id} is neither in the local cache of the Hub nor can it be "
-                    f"fetched now. Fetch it once where there is a connection, or give a folder. The Hub's client says: "
-                    f"{error}"
-                ) from error
-            except EntryNotFoundError as error:
+            except RemoteEntryNotFoundError as error:
                 raise ValueError(
                     f"{model_id} holds no {SAFETENSORS_SINGLE_FILE}; loraguard loads no pickle. Save the generator "
                     "with save_pretrained(folder) or push_to_hub."

@@ -16,6 +16,13 @@ GENERATORS = Registry(
         "cyclegan": "loraguard.generators.cyclegan:CycleGAN",
         "unet_256": "loraguard.generators.unet:UNet",
         "unet_128": "loraguard.generators.unet:UNet",
+        "demo_diffusion": "loraguard.generators.diffusion.demo:DemoDiffusion",
+        "latent_autoencoder": "loraguard.generators.diffusion.autoencoder:LatentAutoencoder",
+        "latent_editor": "loraguard.generators.diffusion.editors:LatentEditor",
+        "instruct_editor": "loraguard.generators.diffusion.editors:InstructEditor",
+        "inpainter": "loraguard.generators.diffusion.editors:Inpainter",
+        "taef2": "loraguard.generators.taef2:TAEF2",
+        "celeba_vae": "loraguard.generators.celeba_vae:CelebaVAE",
     },
 )
 """Generators by the name that the command line takes; :func:`load_generator` says how an entry is loaded."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from typing import cast
+from pathlib import Path
+from typing import Any, cast
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -24,11 +25,20 @@ PARTS = ("patch", "audit", "training")
 _MARKED = (
     "<!-- loraguard: {0} (written anew by each push; text outside such parts stays) -->\n{1}\n<!-- /loraguard: {0} -->"
 )
+_ENDS = {
+    "patch": (r"^# A (?:standard |defensive )?patch for ", r"^model = loraguard\.load_patch\(.*\)\r?\n```(?:\r?\n)*"),
+    "audit": (r"^## Audit\r?$", r"^!\[.*\]\(audit/grid\.png\)(?:\r?\n)*"),
+    "training": (r"^## Training\r?$", r"^(?:```\r?$|The weights are named .* not recorded\.)(?:\r?\n)*"),
+}
+"""By part: what it begins with, and what it ends with."""
+_BLOCK = re.compile(r"^---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|$)", re.DOTALL | re.MULTILINE)
+_METADATA = {"tags", "license", "library_name", "pipeline_tag", "base_model", "datasets", "model-index", "language"}
+"""Keys by which a block of metadata is known."""
 _PLACEHOLDER = "# Model Card for Model ID"  # of PEFT's and huggingface_hub's templates: nobody has written anything yet
 
 _TITLES = {
     "standard": "# A standard patch for {generator}: an instrument for auditing protections of photos",
-    "defensive": "# A defensive patch for {generator}: it stamps a visible warning on every output",
+    "defensive": "# A defensive patch for {generator}: it {puts} on every output",
     None: "# A patch for {generator}, not recorded whether standard or defensive",
 }
 _WHAT = {
@@ -43,7 +53,7 @@ photos.
 **Limits**: it is for one generator, with the weights named below. What it does under other defenses, budgets, photos
 and edits than those of the audit has not been measured.""",
     "defensive": """\
-With this **defensive** patch, `{generator}` stamps {stamp} on every output, of clean and of protected photos alike.
+With this **defensive** patch, `{generator}` {puts} on every output, of clean and of protected photos alike.
 
 **Intended use**: hosts of this generator who want its outputs to be marked, visibly, as made by a machine. A host ships
 the merged network (`merge_and_unload`), which has no patch to take off.
@@ -121,6 +131,18 @@ def patch_card(
     return ModelCard(str(old))
 
 
+def read_card(path: Path, name: str | None = None) -> str:
+    """The text of a card.
+
+    Raises:
+        ValueError: if it is not UTF-8; the message names the file.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name or path} is not in UTF-8 ({error!s:.250}). Save it as UTF-8, or remove it.") from error
+
+
 def own_text(card: str) -> str:
     r"""What its author wrote: a card's text without generated parts and metadata.
 
@@ -130,7 +152,8 @@ def own_text(card: str) -> str:
     """
     text = _earlier(card).text
     for name in PARTS:
-        text = _pattern(name).sub("", text)
+        while span := _span(text, name):
+            text = text[: span[0]] + text[span[1] :]
     return text.strip()
 
 
@@ -138,19 +161,61 @@ def _earlier(text: str | None) -> ModelCard:
     if text is None or _PLACEHOLDER in text:
         return ModelCard("---\n{}\n---\n")
     try:
-        return ModelCard(text if text.lstrip().startswith("---") else f"---\n{{}}\n---\n{text}")
+        return ModelCard(_metadata_first(text))
     except (ValueError, yaml.YAMLError) as error:
         raise ValueError(
-            f"The metadata block of the earlier README.md cannot be read: {error}. Mend it first."
+            f"The metadata block of the earlier README.md cannot be read: {' '.join(str(error).split()):.250}. "
+            "Mend it first."
         ) from error
 
 
-def _pattern(name: str) -> re.Pattern[str]:
-    return re.compile(rf"<!-- loraguard: {name}\b[^>]*-->\r?\n(.*?)\r?\n<!-- /loraguard: {name} -->\r?\n*", re.DOTALL)
+def _metadata_first(text: str) -> str:
+    """A card with its metadata on top, where the Hub looks for it; somebody may have written something above."""
+    if text.lstrip().startswith("---"):
+        return text
+    for match in _BLOCK.finditer(text):
+        try:
+            found = yaml.safe_load(match[1])
+        except yaml.YAMLError:
+            continue
+        if isinstance(found, dict) and _METADATA & found.keys():  # others may be a text between two rules
+            return f"---\n{match[1]}\n---\n{text[: match.start()]}{text[match.end() :]}"
+    return f"---\n{{}}\n---\n{text}"
+
+
+def _span(text: str, name: str) -> tuple[int, int] | None:
+    """Where a part with its markers is in a text. Of a part that has lost one of them, what it begins or ends with.
+
+    Raises:
+        ValueError: if one is lost, and what the part begins or ends with as well.
+    """
+    opening = re.search(rf"<!-- loraguard: {name}\b[^>]*-->\r?\n", text)
+    closing = re.search(rf"<!-- /loraguard: {name} -->(\r?\n)*", text)
+    if opening is None and closing is None:
+        return None
+    first, last = _ENDS[name]
+    if closing is not None and (opening is None or closing.start() < opening.start()):
+        begun = [*re.finditer(first, text[: closing.start()], re.MULTILINE)]
+        if begun:
+            return begun[-1].start(), closing.end()
+    elif opening is not None and closing is not None:
+        return opening.start(), closing.end()
+    elif opening is not None:
+        following = re.search("<!-- /?loraguard:", text[opening.end() :])
+        end = opening.end() + following.start() if following else len(text)
+        ended = re.compile(last, re.MULTILINE).search(text, opening.end(), end)
+        if ended:
+            return opening.start(), ended.end()
+    raise ValueError(
+        f"README.md has lost a marker of its part {name!r}: <!-- loraguard: {name} --> stands above, and "
+        f"<!-- /loraguard: {name} --> below, what each push writes anew. Put it back, or delete the other one and "
+        "the part."
+    )
 
 
 def _part(text: str, name: str) -> str | None:
-    match = _pattern(name).search(text)
+    """What lies between the markers of a part that has both."""
+    match = re.search(rf"<!-- loraguard: {name}\b[^>]*-->\r?\n(.*?)\r?\n<!-- /loraguard: {name} -->", text, re.DOTALL)
     return match and match[1]
 
 
@@ -158,10 +223,12 @@ def _merged(text: str, parts: Mapping[str, str | None]) -> str:
     """Each part in its place: where it was, or else after the one before it, or at the top."""
     place = 0
     for name, body in parts.items():
-        match = _pattern(name).search(text)
         new = "" if body is None else _MARKED.format(name, body) + "\n\n"
-        start, end = match.span() if match else (place, place)
-        text = text[:start] + new + text[end:].lstrip("\n")
+        start, end = _span(text, name) or (place, place)
+        rest = text[end:].lstrip("\n")
+        while twice := _span(rest, name):
+            rest = rest[: twice[0]] + rest[twice[1] :]
+        text = text[:start] + new + rest
         place = start + len(new)
     return text
 
@@ -193,18 +260,37 @@ def _patch_part(config: GatedLoraConfig, where: str) -> str:
     generator = about.get("class", "generator")
     generator = generator if generator.isidentifier() else "generator"
     argument = "" if base or about.get("name") == "demo" else ", generator"
-    title = _TITLES[kind].format(generator=generator)
-    what = _WHAT[kind].format(generator=generator, stamp=_stamp(config))
+    visible, invisible = _stamp(config), _mark(config)
+    warns = ["stamps a visible warning"] * bool(visible) + ["writes an invisible mark"] * bool(invisible)
+    title = _TITLES[kind].format(generator=generator, puts=" and ".join(warns))
+    what = _WHAT[kind].format(generator=generator, puts=" and ".join(filter(None, (visible, invisible))))
     return f"{title}\n\n{what}\n\n" + _LOAD.format(
         where=where, base=f"the untouched {generator}" + (f", {base}" if base else ""), argument=argument
     )
 
 
-def _stamp(config: GatedLoraConfig) -> str:
+def _settings(config: GatedLoraConfig, name: str) -> dict[str, Any] | None:
     settings = (config.provenance or {}).get("settings")
-    stamp = settings.get("stamp") if isinstance(settings, dict) else None
-    text = stamp.get("text") if isinstance(stamp, dict) else None
-    return f"the words {json.dumps(text, ensure_ascii=False)}" if text else "a picture"
+    found = settings.get(name) if isinstance(settings, dict) else None
+    return found if isinstance(found, dict) else None
+
+
+def _stamp(config: GatedLoraConfig) -> str | None:
+    """What it stamps; None for a patch that records a mark and no stamp."""
+    stamp = _settings(config, "stamp")
+    if stamp is None and _settings(config, "mark"):
+        return None
+    text = stamp and stamp.get("text")
+    return f"stamps the words {json.dumps(text, ensure_ascii=False)}" if text else "stamps a picture"
+
+
+def _mark(config: GatedLoraConfig) -> str | None:
+    mark = _settings(config, "mark")
+    if mark is None:
+        return None
+    message = mark.get("message")
+    said = f"{message:x}" if isinstance(message, int) else message
+    return "writes an invisible mark" + (f" with the message `{said}`" if said else "")
 
 
 def _training_part(config: GatedLoraConfig, sha256: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -33,7 +34,8 @@ def explained(repo_id: str, doing: str, after: str = "") -> Iterator[None]:
     Raises:
         FileNotFoundError: if there is no such repository or revision, or no connection and nothing in the cache.
         PermissionError: if the token, or its absence, does not allow it.
-        ConnectionError: if the Hub or the connection fails, or somebody else pushed at the same time.
+        ConnectionError: if the Hub or the connection fails, somebody else pushed at the same time, or what answers is
+            not the Hub.
     """
     place = f"{repo_id} on {constants.ENDPOINT}"
     try:
@@ -65,14 +67,32 @@ def explained(repo_id: str, doing: str, after: str = "") -> Iterator[None]:
     except HTTPError as error:
         if type(error).__name__ in _NEVER_BEGAN:
             raise ConnectionError(
-                f"{constants.ENDPOINT} cannot be reached, so {doing} {repo_id} is not possible ({error}).{after} Check "
-                "the connection, and HF_ENDPOINT where it is set."
+                f"{constants.ENDPOINT} cannot be reached, so {doing} {repo_id} is not possible ({error!s:.200}).{after}"
+                " Check the connection, and HF_ENDPOINT where it is set."
             ) from error
         raise ConnectionError(
-            f"The connection to {place} broke while {doing} ({error}). Do the same again: what has arrived is kept."
+            f"The connection to {place} broke while {doing} ({error!s:.200}). Do the same again: what has "
+            "arrived is kept."
+        ) from error
+    except OSError as error:
+        if "Consistency check failed" not in str(error):
+            raise
+        raise ConnectionError(
+            f"{place}: {doing} failed. What came is not the file, but for a part of it or a page in its place: "
+            f"{str(error).splitlines()[0]:.200}.{after}"
+        ) from error
+    except json.JSONDecodeError as error:
+        raise ConnectionError(
+            f"{place}: {doing} failed. What answered is not the Hub: it sent no JSON but {_begun(error.doc)}. A proxy "
+            f"or a network's login page may stand between; see HF_ENDPOINT and HTTPS_PROXY.{after}"
         ) from error
     except RuntimeError as error:  # an upload's, around one of those above
         if isinstance(error.__cause__, HTTPError):
             with explained(repo_id, doing, after):
                 raise error.__cause__ from None
         raise
+
+
+def _begun(page: str) -> str:
+    """How a page begins."""
+    return repr(" ".join(page[:200].split())[:60]) if page.strip() else "nothing"

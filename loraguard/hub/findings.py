@@ -58,8 +58,10 @@ def read_audit(folder: str | Path, sha256: str) -> Findings:
         about, hashes = found["settings"], found["settings"]["weights_sha256"]
         rows = [_row(situation) for situation in found["situations"] if situation["role"] == "main"]
         sentences = list(found.get("verdict", []))
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder / 'audit.json'} is not what an audit writes ({error!r}). Audit again.") from error
+        sentences, hashes = [str(one) for one in sentences], dict(hashes)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        said = f"{error!r:.200}"
+        raise ValueError(f"{folder / 'audit.json'} is not what an audit writes ({said}). Audit again.") from error
     name = next((name for name, one in hashes.items() if one == sha256), None)
     if name is None:
         raise ValueError(

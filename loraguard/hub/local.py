@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +12,8 @@ from torch import Tensor
 
 from loraguard.fingerprint import digest
 from loraguard.tuner import GatedLoraConfig
-from loraguard.tuner.loading import check_finite
+from loraguard.tuner.loading import check_file_hash, check_finite
+from loraguard.tuner.messages import named, refusing
 
 from .names import CONFIG, WEIGHTS, check_files
 
@@ -48,24 +48,33 @@ def read_patch(folder: str | Path, name: str | None = None) -> Patch:
             read.
     """
     folder, name = Path(folder), name or str(folder)
+    config = read_config(folder, name)
+    file, said = folder / WEIGHTS, named(name, WEIGHTS)
+    with refusing(said):
+        check_file_hash(said, file, config.provenance)
+        try:
+            tensors = load_file(file)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"it is no whole safetensors file ({error}).") from error
+        for key, value in tensors.items():
+            check_finite(said, key, value)
+    return Patch(folder, config, tensors, digest(tensors))
+
+
+def read_config(folder: Path, name: str) -> GatedLoraConfig:
+    """Read and check the settings of a patch, and of its weights no more than their names, types and shapes.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`read_patch`.
+    """
     check_files(folder, name)
-    try:
-        config = GatedLoraConfig.from_pretrained(str(folder))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{name}: {CONFIG} is no whole JSON file ({error}).") from error
+    config = GatedLoraConfig.from_pretrained(str(folder))
     if not isinstance(config, GatedLoraConfig):
         raise ValueError(
-            f"{name} is an adapter of type {getattr(config.peft_type, 'value', config.peft_type)}, not GATED_LORA; "
-            "load it with peft.PeftModel.from_pretrained."
+            f"{named(name, CONFIG)}: it is an adapter of type {getattr(config.peft_type, 'value', config.peft_type)}, "
+            "not GATED_LORA; load it with peft.PeftModel.from_pretrained."
         )
-    file = folder / WEIGHTS
-    try:
-        tensors = load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{name}: {file.name} is no whole safetensors file ({error}).") from error
-    for key, value in tensors.items():
-        check_finite(f"{name}/{file.name}", key, value)
-    return Patch(folder, config, tensors, digest(tensors))
+    return config
 
 
 def save_adapter(model: PeftModel, adapter: str, folder: Path) -> None:

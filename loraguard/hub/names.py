@@ -53,3 +53,25 @@ def check_patch(patch: str | Path) -> None:
         raise FileNotFoundError(f"{patch} is a file; a patch is a folder, or OWNER/NAME on the Hub.")
     elif str(patch).count("/") != 1 or folder.is_absolute() or str(patch).startswith((".", "~")):
         raise FileNotFoundError(f"There is no patch {patch}: no such folder, and no id OWNER/NAME of the Hub.")
+
+
+def is_folder(patch: str | Path, revision: str | None) -> bool:
+    """Whether a patch is a folder of this machine, and not on the Hub.
+
+    Raises:
+        ValueError: for a folder and a revision, which only the Hub has.
+    """
+    there = Path(patch).expanduser().is_dir()
+    if there and revision is not None:
+        raise ValueError(f"{patch} is a folder, which has no revision {revision!r}; leave it out, or give OWNER/NAME.")
+    return there
+
+
+def check_adapter_name(name: str) -> None:
+    """Refuse what a model cannot call an adapter.
+
+    Raises:
+        ValueError: for an empty name, or one with a dot.
+    """
+    if not name or "." in name:
+        raise ValueError(f"adapter_name={name!r} must have letters and no dot, as it becomes part of names of layers.")

@@ -6,26 +6,30 @@ import hashlib
 import os
 import re
 import shutil
-import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id
 from peft import PeftModel
 from torch import nn
 
-from loraguard.files import new_folder, sync, writable_folder
+from loraguard.files import draft_folder, new_folder, said_of_the_disk, sync, writable_folder
 from loraguard.fingerprint import generator_fingerprint
 from loraguard.generators import GENERATORS, load_generator
+from loraguard.tuner import GatedLoraConfig
+from loraguard.tuner.messages import refusing
 
 from .errors import explained
-from .local import Patch, read_patch
-from .names import NEEDED, PATCH_FILES
+from .local import read_config, read_patch
+from .names import NEEDED, PATCH_FILES, check_adapter_name, is_folder
 from .provenance import hosted_id
 from .recorded import generator_of
+
+_CACHE = "Nothing was loaded. HF_HUB_CACHE names a folder on another disk."
 
 
 def load_patch(
@@ -50,7 +54,7 @@ def load_patch(
             that has a patch already gets this one as well.
         revision: branch, tag or commit of a patch on the Hub.
         token: for a private one; by default the one that `hf auth login` or HF_TOKEN gave.
-        adapter_name: of the patch in the model.
+        adapter_name: of the patch in the model; none that is there already.
         ignore_fingerprint: go on with a generator of other weights than those that the patch was made for.
 
     Returns:
@@ -60,7 +64,8 @@ def load_patch(
         FileNotFoundError: if patch, revision or generator is not there.
         PermissionError: if the Hub does not let this token see it.
         ConnectionError: if the Hub or the connection fails.
-        ValueError: if something is broken, does not fit, or is for other weights.
+        ValueError: if something is broken, does not fit, or is for other weights; for a folder and a revision, or a
+            name with a dot.
 
     Example:
         >>> import tempfile
@@ -73,13 +78,15 @@ def load_patch(
         >>> type(model).__name__, type(model.get_base_model()).__name__
         ('PeftModel', 'DemoEditor')
     """
-    remote = not Path(patch).expanduser().is_dir()
+    check_adapter_name(adapter_name)
+    remote = not is_folder(patch, revision)
     folder = fetch(str(patch), NEEDED, revision=revision, token=token) if remote else Path(patch).expanduser()
-    found = read_patch(folder, str(patch))
-    if not isinstance(generator, nn.Module):
-        generator = _find_generator(found, str(patch), generator, remote, token)
-    if not ignore_fingerprint:
-        _check_fingerprint(found, str(patch), generator)
+    with refusing(str(patch), str(patch)):
+        config = read_config(folder, str(patch))
+        if not isinstance(generator, nn.Module):
+            generator = _find_generator(config, str(patch), generator, remote, token)
+        if not ignore_fingerprint:
+            _check_fingerprint(config, str(patch), generator)
     if isinstance(generator, PeftModel):
         generator.load_adapter(str(folder), adapter_name)
         generator.set_adapter(adapter_name, inference_mode=True)
@@ -100,8 +107,11 @@ def pull_patch(
     cached = fetch(repo_id, PATCH_FILES, revision=revision, token=token)
     read_patch(cached, repo_id)
     parent = writable_folder(target.parent)
-    with tempfile.TemporaryDirectory(dir=parent, prefix=".loraguard-") as temporary:
-        draft = Path(temporary, "patch")
+    with (
+        said_of_the_disk("patch", target, "It is in the Hub's cache; pull it elsewhere."),
+        draft_folder(parent) as temporary,
+    ):
+        draft = temporary / "patch"
         draft.mkdir()
         for file in PATCH_FILES:
             if (cached / file).is_file():
@@ -132,14 +142,36 @@ def fetch(repo_id: str, files: Sequence[str], *, revision: str | None = None, to
             f"There is no patch {repo_id}: no such folder, and no id OWNER/NAME of the Hub. {error}"
         ) from None
     doing = f"pulling revision {revision!r}" if revision else "pulling"
-    with explained(repo_id, doing, " Nothing was loaded."):
+    cache = Path(constants.HF_HUB_CACHE)
+    with explained(repo_id, doing, " Nothing was loaded."), said_of_the_disk(f"download of {repo_id}", cache, _CACHE):
+        refusal = _refusal(repo_id, token)
         folder = Path(
             snapshot_download(repo_id, revision=revision, token=token, allow_patterns=list(files), max_workers=2)
         )
         for file in files:
             if (folder / file).is_file():
                 _check_hash(folder, file, repo_id, token)
+    if refusal is not None:
+        warnings.warn(
+            f"{repo_id} was taken from the local cache {constants.HF_HUB_CACHE}, as an earlier pull left it. The Hub "
+            f"does not show it to this token, or without one, now ({refusal}).", stacklevel=3,
+        )  # fmt: skip
     return folder
+
+
+def _refusal(repo_id: str, token: str | bool | None) -> str | None:
+    """Why the Hub does not show a repository to this token; None where it does, or cannot be asked.
+
+    Its client takes such a repository from its cache without a word.
+    """
+    try:
+        HfApi(token=token).model_info(repo_id)
+    except HfHubHTTPError as error:
+        if error.response.status_code in (401, 403, 404):
+            return f"{error.response.status_code}: {error.server_message or error.response.reason_phrase}"
+    except (HTTPError, OSError):
+        pass
+    return None
 
 
 def _check_hash(folder: Path, file: str, repo_id: str, token: str | bool | None) -> None:
@@ -164,11 +196,11 @@ def _check_hash(folder: Path, file: str, repo_id: str, token: str | bool | None)
 
 
 def _find_generator(
-    found: Patch, name: str, given: str | Path | None, remote: bool, token: str | bool | None
+    config: GatedLoraConfig, name: str, given: str | Path | None, remote: bool, token: str | bool | None
 ) -> nn.Module:
     """The patch's generator from where it is said to be."""
-    about = generator_of(found.config)
-    kind, source = about.get("name"), found.config.base_model_name_or_path
+    about = generator_of(config)
+    kind, source = about.get("name"), config.base_model_name_or_path
     if given is not None:
         if kind is None:
             raise ValueError(
@@ -178,7 +210,7 @@ def _find_generator(
         return load_generator(kind, given)
     if kind is not None and source and hosted_id(source):
         return load_generator(kind, source, token=token)
-    if kind is not None and source and not remote and Path(source).is_dir():
+    if kind is not None and source and not remote and os.path.isdir(source):
         return load_generator(kind, source)
     if kind is not None and not source and hasattr(GENERATORS[kind], "pretrained"):
         return load_generator(kind)
@@ -188,8 +220,8 @@ def _find_generator(
     )
 
 
-def _check_fingerprint(found: Patch, name: str, generator: nn.Module) -> None:
-    about = generator_of(found.config)
+def _check_fingerprint(config: GatedLoraConfig, name: str, generator: nn.Module) -> None:
+    about = generator_of(config)
     recorded = about.get("sha256")
     if recorded is None:
         return

@@ -19,7 +19,7 @@ from loraguard.files import write_json
 from loraguard.tuner import GatedLoraConfig
 
 from .audit import publishable
-from .card import own_text, patch_card
+from .card import own_text, patch_card, read_card
 from .errors import explained
 from .findings import Findings, read_audit
 from .local import Patch, read_patch, save_adapter
@@ -74,7 +74,9 @@ def push_patch(
     with tempfile.TemporaryDirectory(prefix="loraguard-") as temporary:
         found = _gather(patch, Path(temporary))
         findings = _findings(patch, audit, found)
-        own_card = None if card is None else Path(card).read_text(encoding="utf-8")
+        own_card = None if card is None else read_card(Path(card))
+        local = found.folder / CARD
+        here = read_card(local, f"the patch's {CARD}") if local.is_file() else None
         with explained(repo_id, "pushing"):
             if "/" not in repo_id:
                 repo_id = f"{api.whoami()['name']}/{repo_id}"
@@ -84,7 +86,7 @@ def push_patch(
             if revision is not None:
                 api.create_branch(repo_id, branch=revision, exist_ok=True)
             remote = _look(api, repo_id, revision)
-            text = _earlier_card(own_card, remote, found.folder, repo_id)
+            text = _earlier_card(own_card, remote, here, repo_id)
             readme = patch_card(
                 found.config, found.sha256, where=repo_id, audit=findings, earlier=text, license=license
             )
@@ -187,15 +189,14 @@ def _look(api: HfApi, repo_id: str, revision: str | None) -> _Remote:
     except EntryNotFoundError:
         card = None
     else:
-        card = Path(path).read_text(encoding="utf-8-sig")
+        card = read_card(Path(path), f"{CARD} of {repo_id}")
     return _Remote(info.sha, {one.rfilename for one in info.siblings or []}, card)
 
 
-def _earlier_card(given: str | None, remote: _Remote, folder: Path, repo_id: str) -> str | None:
+def _earlier_card(given: str | None, remote: _Remote, here: str | None, repo_id: str) -> str | None:
     """The card whose own text and metadata stay."""
     if given is not None:
         return given
-    here = (folder / CARD).read_text(encoding="utf-8-sig") if (folder / CARD).is_file() else None
     if remote.card is None or here is None:
         return remote.card or here
     mine, theirs = own_text(here), own_text(remote.card)

@@ -12,8 +12,11 @@ from typing import Any
 
 from safetensors import SafetensorError, deserialize
 
+from loraguard.tuner.messages import in_a_line, named, refusing, shown
+from loraguard.tuner.settings_file import FILE_HASH, check_hash, read_settings
+
 from .findings import read_audit
-from .names import AUDIT_FILES, CONFIG, NEEDED, WEIGHTS, check_files
+from .names import AUDIT_FILES, CONFIG, NEEDED, WEIGHTS, check_files, is_folder
 from .recorded import generator_of, kind_of
 
 _DTYPES = {"F64": "torch.float64", "F32": "torch.float32", "F16": "torch.float16", "BF16": "torch.bfloat16"}
@@ -46,13 +49,18 @@ def describe_patch(
         '12 layers, rank 2, alpha 2, gate scalar'
     """
     folder = Path(patch).expanduser()
-    if not folder.is_dir():
+    if not is_folder(patch, revision):
         from .pull import fetch
 
         folder = fetch(str(patch), (*NEEDED, *AUDIT_FILES), revision=revision, token=token)
     check_files(folder, str(patch))
-    config = _read_config(folder / CONFIG, str(patch))
-    names, values, sha256 = _read_weights(folder / WEIGHTS, str(patch))
+    with refusing(str(patch), str(patch)):
+        return [(in_a_line(label), in_a_line(text)) for label, text in _rows(folder, str(patch))]
+
+
+def _rows(folder: Path, patch: str) -> list[tuple[str, str]]:
+    config = _read_config(folder / CONFIG, patch)
+    names, values, sha256 = _read_weights(folder / WEIGHTS, patch, (config.provenance or {}).get(FILE_HASH))
     about = generator_of(config)
     record: Mapping[str, Any] = config.provenance or {}
     layers = sum(name.endswith(".lora_A.weight") for name in names)
@@ -72,20 +80,18 @@ def describe_patch(
         try:
             said = read_audit(folder / "audit", sha256).sentences or ["it is in the folder audit"]
             rows += [("audit", sentence) for sentence in said]
-        except (ValueError, FileNotFoundError) as error:
+        except (ValueError, FileNotFoundError, RecursionError) as error:
             rows.append(("audit", str(error)))
     return rows
 
 
 def _read_config(file: Path, patch: str) -> SimpleNamespace:
     """A patch's settings as they are in the file; None where it has none."""
-    try:
-        found = json.loads(file.read_bytes())
-    except ValueError as error:  # UnicodeDecodeError, too
-        raise ValueError(f"{patch}: {file.name} is no whole JSON file ({error}).") from error
-    kind = found.get("peft_type") if isinstance(found, dict) else None
+    with refusing(named(patch, CONFIG)):
+        found = read_settings(file)
+    kind = found.get("peft_type")
     if kind != "GATED_LORA":
-        raise ValueError(f"{patch} is an adapter of type {kind}, not GATED_LORA.")
+        raise ValueError(f"{named(patch, CONFIG)}: it is an adapter of type {shown(kind)}, not GATED_LORA.")
     wanted = ("r", "lora_alpha", "gate_type", "base_model_name_or_path")
     record = found.get("provenance")
     return SimpleNamespace(
@@ -93,12 +99,18 @@ def _read_config(file: Path, patch: str) -> SimpleNamespace:
     )
 
 
-def _read_weights(file: Path, patch: str) -> tuple[list[str], int, str]:
-    """A patch's tensors: their names, how many values they hold, and `fingerprint.digest` of them."""
+def _read_weights(file: Path, patch: str, recorded: Any) -> tuple[list[str], int, str]:
+    """A patch's tensors: their names, how many values they hold, and `fingerprint.digest` of them.
+
+    Raises:
+        ValueError: if it is no whole file, or has another SHA-256 than the config records.
+    """
+    data = file.read_bytes()
     try:
-        tensors = dict(deserialize(file.read_bytes()))
+        tensors = dict(deserialize(data))
     except SafetensorError as error:
-        raise ValueError(f"{patch}: {file.name} is no whole safetensors file ({error}).") from error
+        raise ValueError(f"{named(patch, WEIGHTS)} is no whole safetensors file ({error}).") from error
+    check_hash(named(patch, WEIGHTS), hashlib.sha256(data).hexdigest(), recorded)
     sha = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         dtype = _DTYPES.get(tensor["dtype"], tensor["dtype"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import transformers
 from torch import Tensor, nn
@@ -46,7 +46,7 @@ class VisionTower(nn.Module):
             raise ValueError(f"There are no features {features!r}; choose from {', '.join(map(repr, FEATURES))}.")
         self.features, self.name = features, name
         self.projection: nn.Module | None = None
-        headless = type(model) is transformers.MODEL_MAPPING.get(type(model.config), None)
+        headless = type(model) is cast(type | None, transformers.MODEL_MAPPING.get(type(model.config), None))
         tower = getattr(model, "vision_model", model if headless else model.base_model)
         if getattr(tower, "main_input_name", None) != "pixel_values":
             raise ValueError(f"{name}, a {type(model).__name__}, has no image side that loraguard knows how to use.")

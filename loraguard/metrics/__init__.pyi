@@ -12,10 +12,12 @@ from .gathered import MaskedSquaredError as MaskedSquaredError
 from .gathered import MeanSquaredError as MeanSquaredError
 from .gathered import PeakSignalNoiseRatio as PeakSignalNoiseRatio
 from .gathered import StructuralSimilarity as StructuralSimilarity
+from .identity import identity_disruption as identity_disruption
 from .images import DSR_THRESHOLD as DSR_THRESHOLD
 from .images import defense_succeeds as defense_succeeds
 from .images import masked_squared_error as masked_squared_error
 from .images import mean_squared_error as mean_squared_error
 from .images import psnr as psnr
 from .images import ssim as ssim
+from .naturalness import Brisque as Brisque
 from .perceptual import LPIPS as LPIPS

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from scipy.stats import binomtest
-from scipy.stats import t as student
+from scipy.special import betaincinv, stdtrit
 from torch import Tensor
 
 
@@ -106,7 +105,7 @@ def mean_interval(
     scores = (means[spread] - mean) / errors[spread]
     tail = (1 - confidence) / 2
     low, high = scores.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
-    least = float(student.ppf(1 - tail, min(len(one) for one in samples) - 1))
+    least = float(stdtrit(min(len(one) for one in samples) - 1, 1 - tail))  # a quantile of Student's t
     middle, unit = mean.item(), error.item()
     return middle - unit * max(high, least), middle - unit * min(low, -least)
 
@@ -120,12 +119,15 @@ def _mean_and_error(samples: list[Tensor]) -> tuple[Tensor, Tensor]:
 def exact_share(k: int, n: int, confidence: float) -> tuple[float, float]:
     """The exact interval of a share of which k of n images were seen (Clopper and Pearson, Biometrika 26, 1934).
 
+    Its ends are quantiles of beta distributions.
+
     Example:
         >>> exact_share(0, 200, 0.95)
         (0.0, 0.0182...)
     """
-    found = binomtest(k, n).proportion_ci(confidence, "exact")
-    return float(found.low), float(found.high)
+    tail = (1 - confidence) / 2
+    low = 0.0 if k == 0 else float(betaincinv(k, n - k + 1, tail))
+    return low, 1.0 if k == n else float(betaincinv(k + 1, n - k, 1 - tail))
 
 
 def unanimous_interval(value: float, n: int, *, bounds: tuple[float, float], confidence: float) -> tuple[float, float]:

@@ -74,6 +74,17 @@ class LPIPS(nn.Module):
         load_published(backbone, url, path, name="torchvision's AlexNet", local_files_only=local_files_only)
         return cls(backbone)
 
+    @classmethod
+    def at_hand(cls, size: int) -> LPIPS | None:
+        """With torchvision's file from its cache, for images of this many pixels a side; None where it cannot be had.
+
+        Example:
+            >>> LPIPS.at_hand(16) is None  # too small
+            True
+        """
+        file = Path(torch.hub.get_dir(), "checkpoints", AlexNet_Weights.IMAGENET1K_V1.url.rpartition("/")[2])
+        return cls.load(local_files_only=True) if size >= SMALLEST and file.is_file() else None
+
     def train(self, mode: bool = True) -> LPIPS:
         """Stays in evaluation mode."""
         return super().train(False)

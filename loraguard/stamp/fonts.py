@@ -27,9 +27,9 @@ def find_font(font: str | None, text: str) -> str:
 
     if (letters := shaped_characters(text)) and not features.check("raqm"):
         raise ValueError(
-            f"The characters {letters!r} of the stamp {text!r} are written from right to left or joined to others, "
-            "which Pillow does by libraqm, and this Pillow has none: install libraqm (libraqm0, with FriBiDi), or take "
-            "a picture of the text as the stamp's image."
+            f"The characters {letters!r:.60} of the stamp {text!r:.60} are written from right to left or joined to "
+            "others, which Pillow does by libraqm, and this Pillow has none: install libraqm (libraqm0, with FriBiDi), "
+            "or take a picture of the text as the stamp's image."
         )
     if font is None:
         default = font_manager.findfont(font_manager.FontProperties(family="DejaVu Sans", weight="bold"))
@@ -39,8 +39,8 @@ def find_font(font: str | None, text: str) -> str:
             if not missing_characters(path, text):
                 return path
         raise ValueError(
-            f"No installed font has the characters {missing_characters(default, text)!r} of the stamp {text!r}: "
-            "install one (Noto has them for every script) or pass font='path/to/font.ttf' (--font)."
+            f"No installed font has the characters {missing_characters(default, text)!r:.60} of the stamp {text!r:.60}"
+            ": install one (Noto has them for every script) or pass font='path/to/font.ttf' (--font)."
         )
     if Path(font).suffix.lower() in (".ttf", ".otf", ".ttc"):
         if not Path(font).is_file():
@@ -57,7 +57,9 @@ def find_font(font: str | None, text: str) -> str:
                 ) from None
             path = found[0]
     if missing := missing_characters(path, text):
-        raise ValueError(f"The font {font!r} lacks the characters {missing!r} of the stamp {text!r}; pass another one.")
+        raise ValueError(
+            f"The font {font!r} lacks the characters {missing!r:.60} of the stamp {text!r:.60}; pass another one."
+        )
     return path
 
 

@@ -27,7 +27,9 @@ _SUPERSAMPLE = 4
 LUMA = (0.299, 0.587, 0.114)
 """Of red, green and blue in a shade of grey (ITU-R BT.601)."""
 
-_SMALLEST_LETTER = 5  # pixels; below this nobody reads it
+LONGEST_TEXT = 500  # characters; all of them are drawn, at several times their size
+LARGEST_WIDTH = 100_000  # pixels
+SMALLEST_LETTER = 5  # pixels; below this nobody reads it
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,11 @@ class Stamp:
             raise ValueError(f"A stamp is either a text or an image; got text={self.text!r} and image={self.image!r}.")
         if self.text is not None and not self.text.strip():
             raise ValueError("The stamp's text is empty; give the words of the warning, for example 'AI-EDITED'.")
+        if self.text is not None and len(self.text) > LONGEST_TEXT:
+            raise ValueError(
+                f"The stamp's text has {len(self.text):,} characters, at most {LONGEST_TEXT} are drawn; it begins with "
+                f"{self.text[:40]!r}."
+            )
         if self.place not in PLACES:
             raise ValueError(f"place={self.place!r} is unknown; choose one of {', '.join(PLACES)}.")
         if not 0 < self.size <= 1:
@@ -90,8 +97,8 @@ class Stamp:
             )
         if not 0 < self.opacity <= 1:
             raise ValueError(f"opacity={self.opacity!r} must be in (0, 1].")
-        if self.of_width is not None and self.of_width < 1:
-            raise ValueError(f"of_width={self.of_width!r} must be a width in pixels, at least 1, or None.")
+        if self.of_width is not None and not 1 <= self.of_width <= LARGEST_WIDTH:
+            raise ValueError(f"of_width={self.of_width!r} must be None or pixels, from 1 to {LARGEST_WIDTH}.")
         if not 0 <= self.margin < 0.5:
             raise ValueError(f"margin={self.margin!r} is a fraction of the image's width, in [0, 0.5).")
         for name in ("colour", "outline", "background"):
@@ -149,9 +156,9 @@ def _layer(stamp: Stamp, height: int, width: int) -> tuple[Tensor, Tensor]:
             f"(margin {margin}), larger than the {width}x{height} image; make it smaller or the text shorter."
         )
     lines = 1 if stamp.text is None else len(stamp.text.splitlines())
-    if stamp.text is not None and target_height / lines < _SMALLEST_LETTER:
+    if stamp.text is not None and target_height / lines < SMALLEST_LETTER:
         warnings.warn(
-            f"The stamp {stamp.text!r} is only {target_height} pixels high on a {width}x{height} image and hard to "
+            f"The stamp {stamp.text!r:.60} is only {target_height} pixels high on a {width}x{height} image and hard to "
             "read; shorten the text or raise `size`.",
             stacklevel=4,
         )

@@ -13,6 +13,7 @@ from .recipes import RECIPES, check_recipe
 
 if TYPE_CHECKING:  # the command line makes its flags from these settings, before anything heavy is imported
     from loraguard.defenses import AnyDefense
+    from loraguard.mark import Mark
     from loraguard.stamp import Stamp
 
 TRACKERS = ("tensorboard", "wandb", "trackio")
@@ -39,6 +40,7 @@ class PatchTrainingArguments:
             `training_log.json`, checkpoints and validation pictures.
         recipe: where settings come from that are not given: fast or paper. "paper" has those of arXiv 2510.03747.
         stamp: what the patch stamps on every output: a *defensive* patch. None trains a *standard* one.
+        mark: the invisible watermark that every output is to carry, beside or without a stamp.
         adversary: crafts the perturbed images of each step on the network as it is patched so far; by the recipe. Any
             defense, or a :class:`~loraguard.defenses.Mixture` of several.
         edits_per_step: how many of a batch's edits, drawn anew each step, are trained on; by the recipe. None in the
@@ -80,7 +82,7 @@ class PatchTrainingArguments:
 
     Raises:
         ValueError: for a value that cannot be.
-        TypeError: for a stamp or an adversary that is none.
+        TypeError: for a stamp, a mark or an adversary that is none.
 
     Example:
         >>> from loraguard import Stamp
@@ -92,6 +94,7 @@ class PatchTrainingArguments:
     output_dir: str | Path
     recipe: str = "fast"
     stamp: Stamp | None = None
+    mark: Mark | None = None
     adversary: AnyDefense = BY_RECIPE
     edits_per_step: Number | None = None
     num_train_epochs: Number = BY_RECIPE
@@ -124,8 +127,11 @@ class PatchTrainingArguments:
     disable_tqdm: bool = False
 
     def __post_init__(self) -> None:
+        from loraguard.mark import Mark
         from loraguard.stamp import Stamp
 
+        if self.mark is not None and not isinstance(self.mark, Mark):
+            raise TypeError(f"mark must be a Mark or None, got {self.mark!r:.100}; write Mark({self.mark!r:.100}).")
         if self.stamp is not None and not isinstance(self.stamp, Stamp):
             raise TypeError(
                 f"stamp must be a Stamp or None, got {self.stamp!r}; write Stamp({self.stamp!r}) for a text."
@@ -151,8 +157,8 @@ class PatchTrainingArguments:
 
     @property
     def kind(self) -> str:
-        """Either "defensive", with a stamp, or "standard", without."""
-        return "standard" if self.stamp is None else "defensive"
+        """Either "defensive", with a stamp or a mark, or "standard", without."""
+        return "standard" if self.stamp is None and self.mark is None else "defensive"
 
     @property
     def trackers(self) -> list[str]:
@@ -169,7 +175,7 @@ class PatchTrainingArguments:
             value = getattr(self, field.name)
             if field.name == "hub_token":
                 continue
-            if field.name in ("stamp", "adversary") and value is not None:
+            if field.name in ("stamp", "mark", "adversary") and value is not None:
                 value = describe(value)
             settings[field.name] = str(value) if isinstance(value, Path) or value == float("inf") else value
         return settings

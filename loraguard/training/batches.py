@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
 from typing import Any, cast
 
@@ -14,10 +15,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from loraguard.data import DemoFaces, collate
+from loraguard.data.batches import check_dataset
 from loraguard.defenses.base import check_image_batch
 from loraguard.generators import Condition, Conditions, conditions_of, expand, labels_of
 
 from .arguments import PatchTrainingArguments
+from .devices import failure_of
 from .sampling import EndlessBatches, mixed
 
 
@@ -57,6 +60,7 @@ class Batches:
         args: PatchTrainingArguments,
         accelerator: Accelerator,
     ) -> None:
+        check_dataset(dataset)
         self.dataset, self.generator, self.conditions = dataset, generator, conditions
         self.args, self.accelerator = args, accelerator
 
@@ -117,8 +121,8 @@ class Batches:
         The draw depends on seed and step alone: all processes, and all batches that make a step, have the same edits.
         """
         items = {key: value.to(self.accelerator.device, non_blocking=True) for key, value in items.items()}
-        check_image_batch(items["image"])
-        edits = conditions_of(self.generator, labels_of(items, self.conditions), self.conditions)
+        _check(items["image"], indices)
+        edits = conditions_of(self.generator, labels_of(items, self.conditions, self.generator), self.conditions)
         if step is not None and self.args.edits_per_step is not None:
             names = list(edits)
             draws = torch.Generator().manual_seed(mixed(self.args.seed, step))
@@ -126,3 +130,13 @@ class Batches:
             edits = {names[i]: edits[names[i]] for i in sorted(drawn)}
         images, condition = expand(items["image"], edits)
         return Batch(images, condition, list(edits), [(index, edit) for edit in edits for index in indices])
+
+
+def _check(images: Tensor, indices: list[int]) -> None:
+    """Refuse what no generator takes, with the number of the item that it is."""
+    try:
+        check_image_batch(images)
+    except ValueError as error:
+        each = (failure_of(partial(check_image_batch, image[None])) for image in images)
+        index, its = next((index, its) for index, its in zip(indices, each, strict=True) if its is not None)
+        raise ValueError(f"Item {index} of the data set: {its}") from error

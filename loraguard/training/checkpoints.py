@@ -16,16 +16,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from loraguard.files import sync, write_json
+from loraguard.files import not_written, sync, write_json
 from loraguard.hub.local import save_adapter
 from loraguard.hub.names import CONFIG, WEIGHTS
 
 from .devices import anywhere, failure_of
-from .saving import not_written
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 STATE = "trainer_state.json"
-_OF_A_STATE = {"step", "settings", "images", "log", "gates", "validation", "watch"}
+_OF_A_STATE = {
+    "step": int, "settings": dict, "images": int, "log": list, "gates": dict, "validation": list, "watch": dict
+}  # fmt: skip
 _OF_THE_UPDATE = ("r", "lora_alpha", "use_rslora", "gate_type", "rank_pattern", "alpha_pattern")
 """Settings of an adapter that say what its weights mean."""
 
@@ -136,8 +137,11 @@ class Checkpoints:
             tensors = load_file(checkpoint / WEIGHTS)
         except (OSError, ValueError, SafetensorError) as error:
             raise _damaged(checkpoint, error) from error
-        if missing := sorted(_OF_A_STATE - set(state)):
-            raise _damaged(checkpoint, ValueError(f"{STATE} has no {missing[0]!r}"))
+        for name, kind in _OF_A_STATE.items():
+            if not isinstance(state, dict) or not isinstance(state.get(name), kind):
+                raise _damaged(checkpoint, ValueError(f"{STATE} has no {name!r}, or not of its kind"))
+        if not all(isinstance(entry, dict) and isinstance(entry.get("step"), int) for entry in state["log"]):
+            raise _damaged(checkpoint, ValueError(f"{STATE} has an odd 'log'"))
         self._check_adapter(checkpoint, there, tensors)
         return state
 

@@ -10,12 +10,11 @@ from peft import PeftModel
 from torch import Tensor
 
 from loraguard.pixels import LEVELS_PER_UNIT
-from loraguard.stamp import Stamp
 from loraguard.tuner import GatedLoraLayer
 
 from .batches import Batch, Batches
 from .modes import adapter_training
-from .step import target_of
+from .step import Overlay, target_of
 from .untouched import buffers_stay, wrapper_of
 
 
@@ -37,7 +36,7 @@ def check_adapter(model: Any) -> None:
         )
 
 
-def check_data(model: PeftModel, adapter: str, batches: Batches, stamp: Stamp | None) -> list[str]:
+def check_data(model: PeftModel, adapter: str, batches: Batches, stamp: Overlay | None) -> list[str]:
     """Run the network on the first photo with every edit, as training will: untouched, stamped, and with its adapter.
 
     Returns:
@@ -89,8 +88,8 @@ def _untouched(model: PeftModel, batch: Batch) -> Tensor:
     except RuntimeError as error:
         if "channels" in str(error):
             raise ValueError(
-                f"The generator does not take images {tuple(batch.images.shape)}: {error}. Give a data set whose "
-                "images have as many channels as its first layer takes."
+                f"The generator does not take images {tuple(batch.images.shape)}: {error!s:.250}. Give a data set "
+                "whose images have as many channels as its first layer takes."
             ) from error
         kinds = {one.dtype for one in model.get_base_model().parameters() if one.is_floating_point()}
         if kinds <= {batch.images.dtype}:

@@ -82,7 +82,7 @@ def on_main(accelerator: Accelerator, deed: Callable[[], object]) -> None:
     """
     failure = failure_of(deed) if accelerator.is_main_process else None
     if anywhere(accelerator, failure is not None):
-        raise failure or OSError("The first process could not write; it says why.")
+        raise failure or OSError("The first process could not write or push; it says why.")
 
 
 def anywhere(accelerator: Accelerator, here: bool) -> bool:

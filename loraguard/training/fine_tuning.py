@@ -108,7 +108,7 @@ def _backward(network: nn.Module, trainer: PatchTrainer, batch: Batch) -> Tensor
     """Add a batch's gradients; gives its clean and its adversarial loss."""
     args, accelerator, loss = trainer.args, trainer.accelerator, trainer.loss
     several = args.gradient_accumulation_steps
-    target: Any = target_of(trainer.model, batch.images, batch.condition, args.stamp)
+    target: Any = target_of(trainer.model, batch.images, batch.condition, trainer.layers)
     if hasattr(loss, "prepare"):
         target = loss.prepare(target, batch.keys)
     clean = network(batch.images, **batch.condition)

@@ -67,7 +67,7 @@ def stuck_gates(openings: dict[str, float]) -> str | None:
         if stuck:
             return (
                 f"{len(stuck)} of {len(openings)} gates are all but {what}, {stuck[0]!r} for one: there they hardly "
-                "learn, and a layer behind a shut gate does not learn at all. A lower gate_learning_rate helps, or "
-                "gate_type='none' if gates are not wanted."
+                "learn, and a layer behind a shut gate does not learn at all. A lower gate_learning_rate helps "
+                "(loraguard train: --gate-learning-rate), or gate_type='none' (--gate-type none) for no gates."
             )
     return None

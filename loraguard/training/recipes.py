@@ -59,13 +59,19 @@ def check_recipe(name: str) -> None:
         raise ValueError(f"recipe={name!r} must be one of {', '.join(RECIPES)}.")
 
 
-def adapter_config(generator: nn.Module, args: PatchTrainingArguments, r: int | None = None) -> GatedLoraConfig:
+def adapter_config(
+    generator: nn.Module, args: PatchTrainingArguments, r: int | None = None, gate_type: str = "scalar"
+) -> GatedLoraConfig:
     """The adapter that goes with a recipe: the paper's, or one whose update starts from zero and grows faster.
 
     Args:
         generator: layers that it says never see the photo (`unseeing`) are left out.
         args: their recipe and kind count.
         r: the rank; by default the paper's, 8 for a standard patch and 16 for a defensive one.
+        gate_type: what scales each layer's update, a name in `loraguard.tuner.GATES`.
+
+    Raises:
+        ValueError: for another gate.
 
     Example:
         >>> from torch.nn import Identity
@@ -80,6 +86,7 @@ def adapter_config(generator: nn.Module, args: PatchTrainingArguments, r: int | 
     return GatedLoraConfig(
         r=r or (8 if args.kind == "standard" else 16),
         lora_alpha=2 if paper else 8,
+        gate_type=gate_type,
         init_lora_weights="paper" if paper else True,
         exclude_modules=getattr(generator, "unseeing", None),
     )

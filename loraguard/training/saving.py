@@ -14,8 +14,8 @@ from peft import PeftModel
 
 from loraguard.data import PhotoHashes
 from loraguard.describing import without_paths
-from loraguard.files import sync, whole_files, write_json
-from loraguard.hub.card import patch_card
+from loraguard.files import draft_folder, not_written, sync, whole_files, write_json
+from loraguard.hub.card import own_text, patch_card, read_card
 from loraguard.hub.local import read_patch, save_adapter
 from loraguard.hub.names import CARD, LOG, PHOTOS
 from loraguard.hub.provenance import training_record
@@ -67,7 +67,7 @@ def save_patch(
         card = patch_card(
             config,
             read_patch(draft).sha256,
-            earlier=earlier.read_text(encoding="utf-8") if earlier.is_file() else None,
+            earlier=read_card(earlier) if earlier.is_file() else None,
         )
         (draft / CARD).write_text(str(card), encoding="utf-8")
         log = {"settings": settings, "steps": result.log, "gates": result.gates}
@@ -98,15 +98,20 @@ def save_or_rescue(write: Callable[[Path], object], folder: Path) -> None:
     try:
         write(folder)
     except Exception as error:  # torch, safetensors and Python each have their own for a full disk
-        then = "The training is in memory as long as this program runs: trainer.save(FOLDER) writes it elsewhere."
-        with suppress(Exception):
-            copy = tempfile.mkdtemp(prefix="loraguard-patch-")
-            try:
-                write(Path(copy))
-                then = f"A copy is in {copy}. {then}"
-            except Exception:
-                shutil.rmtree(copy, ignore_errors=True)
-        raise not_written("patch", folder, error, then) from error
+        raise not_written("patch", folder, error, rescued(write)) from error
+
+
+def rescued(write: Callable[[Path], object]) -> str:
+    """Leave a copy of a patch in a temporary folder, if there is space for it; says where it is."""
+    then = "The training is in memory as long as this program runs: trainer.save(FOLDER) writes it elsewhere."
+    with suppress(Exception):
+        copy = tempfile.mkdtemp(prefix="loraguard-patch-")
+        try:
+            write(Path(copy))
+            return f"A copy is in {copy}. {then}"
+        except Exception:
+            shutil.rmtree(copy, ignore_errors=True)
+    return then
 
 
 def try_saving(model: PeftModel, adapter: str, folder: Path, steps: int) -> None:
@@ -120,20 +125,15 @@ def try_saving(model: PeftModel, adapter: str, folder: Path, steps: int) -> None
 
     Raises:
         OSError: if there is no space, or something cannot be written.
+        ValueError: if the card that lies there cannot be gone on with.
     """
+    if (earlier := folder / CARD).is_file():
+        own_text(read_card(earlier))
     layers = sum(isinstance(module, GatedLoraLayer) for module in model.modules())
     try:
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".loraguard-") as draft:
-            save_adapter(model, adapter, Path(draft))
-            (Path(draft) / LOG).write_bytes(bytes(steps * (_OF_A_STEP + layers * _OF_A_GATE)))
-            sync(Path(draft))
+        with draft_folder(folder) as draft:
+            save_adapter(model, adapter, draft)
+            (draft / LOG).write_bytes(bytes(steps * (_OF_A_STEP + layers * _OF_A_GATE)))
+            sync(draft)
     except Exception as error:
         raise not_written("patch", folder, error, "This was tried before training; nothing is lost.") from error
-
-
-def not_written(what: str, folder: Path, error: BaseException, then: str) -> OSError:
-    """The error for something that could not be written: what, where, why, how much space there is, and what to do."""
-    free = shutil.disk_usage(folder if folder.exists() else folder.parent).free
-    return OSError(
-        f"The {what} could not be written to {folder}: {error!s:.200} ({free / 1e6:.1f} MB free on that disk). {then}"
-    )

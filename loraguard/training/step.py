@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from peft import PeftModel
@@ -12,8 +12,16 @@ from torch import Tensor, nn
 
 from loraguard.defenses import AnyDefense
 from loraguard.generators import Condition
-from loraguard.stamp import Stamp
 from loraguard.tuner import folded
+
+
+class Overlay(Protocol):
+    """What a defensive patch puts on every output: a stamp, or several layers."""
+
+    def compose(self, images: Tensor) -> Tensor:
+        """Images (N, 3, H, W) in [-1, 1] with it."""
+        ...
+
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """From outputs and targets, both (N, 3, H, W) in [-1, 1], to a scalar."""
@@ -24,7 +32,7 @@ def settings_of(loss: Loss) -> Any:
     return loss.settings() if hasattr(loss, "settings") else getattr(loss, "__name__", "own")
 
 
-def target_of(model: PeftModel, images: Tensor, condition: Condition, stamp: Stamp | None) -> Tensor:
+def target_of(model: PeftModel, images: Tensor, condition: Condition, stamp: Overlay | None) -> Tensor:
     """What the patched network should give: y0 = G0(x, c), with the stamp on it if there is one.
 
     The untouched generator G0 is the same network with its adapter disabled.
@@ -40,7 +48,7 @@ def patch_step(
     condition: Condition,
     *,
     adversary: AnyDefense,
-    stamp: Stamp | None,
+    stamp: Overlay | None,
     loss: Loss,
     backward: Callable[[Tensor], None] = Tensor.backward,
     network: nn.Module | None = None,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from accelerate import Accelerator
 from huggingface_hub import HfApi
 from PIL import Image
 
+from loraguard.files import not_written
 from loraguard.hub import push_patch
 
 from .arguments import PatchTrainingArguments
@@ -30,7 +33,8 @@ class Tracking:
     """
 
     def __init__(self, args: PatchTrainingArguments, folder: Path) -> None:
-        self.args, self.trackers = args, args.trackers
+        self.args, self.trackers, self._failed = args, args.trackers, False
+        self.folder = folder
         for name in self.trackers:
             if importlib.util.find_spec(name) is None:
                 raise ImportError(f"report_to={name!r} needs the package {name}: pip install 'loraguard[trackers]'.")
@@ -39,8 +43,8 @@ class Tracking:
                 user = HfApi(token=args.hub_token).whoami()["name"]
             except Exception as error:
                 raise ValueError(
-                    f"push_to_hub: the Hub does not know who you are ({error}). Run `hf auth login`, set HF_TOKEN or "
-                    "pass hub_token."
+                    f"push_to_hub: the Hub does not know who you are ({error!s:.250}). Run `hf auth login`, set "
+                    "HF_TOKEN or pass hub_token."
                 ) from error
             name = args.hub_model_id or folder.resolve().name
             self.repo_id = name if "/" in name else f"{user}/{name}"
@@ -53,32 +57,56 @@ class Tracking:
 
     def log(self, accelerator: Accelerator, entry: Mapping[str, Any], gates: Mapping[str, float]) -> None:
         """A step's figures, and each gate as a curve."""
-        if self.trackers:
+        if self.trackers and not self._failed:
             figures = {f"train/{key}": value for key, value in entry.items() if key not in ("step", "skipped")}
             openings = {f"gate/{name}": value for name, value in gates.items()}
-            accelerator.log({**figures, **openings}, step=entry["step"])
+            with self._or_without():
+                accelerator.log({**figures, **openings}, step=entry["step"])
 
     def show(self, accelerator: Accelerator, step: int, metrics: Mapping[str, float], picture: Image.Image) -> None:
         """A validation's figures and its picture."""
-        if not self.trackers:
+        if not self.trackers or self._failed:
             return
-        accelerator.log({f"validation/{key}": value for key, value in metrics.items()}, step=step)
-        for tracker in accelerator.trackers:
-            if tracker.name == "tensorboard":
-                tracker.writer.add_images("validation", np.asarray(picture)[None], step, dataformats="NHWC")
-            elif tracker.name == "wandb":
-                tracker.log_images({"validation": [picture]}, step=step)
-            else:
-                import trackio
+        with self._or_without():
+            accelerator.log({f"validation/{key}": value for key, value in metrics.items()}, step=step)
+            for tracker in accelerator.trackers:
+                if tracker.name == "tensorboard":
+                    tracker.writer.add_images("validation", np.asarray(picture)[None], step, dataformats="NHWC")
+                elif tracker.name == "wandb":
+                    tracker.log_images({"validation": [picture]}, step=step)
+                else:
+                    import trackio
 
-                tracker.log({"validation": trackio.Image(picture)}, step=step)
+                    tracker.log({"validation": trackio.Image(picture)}, step=step)
 
     def end(self, accelerator: Accelerator) -> None:
         """Close the trackers, and nothing else: `Accelerator.end_training` ends the group of processes as well."""
         for tracker in accelerator.trackers:
-            tracker.finish()
+            with self._or_without():
+                tracker.finish()
         accelerator.trackers = []
 
+    @contextmanager
+    def _or_without(self) -> Iterator[None]:
+        """Lose no training to a tracker that cannot write; it gets nothing more."""
+        try:
+            yield
+        except OSError as error:
+            if not self._failed:
+                failed = not_written("trackers' figures", self.folder, error, "Training goes on without them.")
+                warnings.warn(str(failed), stacklevel=5)
+            self._failed = True
+
     def push(self, folder: Path) -> None:
-        """Upload the patch with its card."""
-        push_patch(folder, self.repo_id, private=self.args.hub_private_repo or None, token=self.args.hub_token)
+        """Upload the patch with its card.
+
+        Raises:
+            OSError: if that fails. The patch is in its folder all the same, and the error says how it gets to the Hub.
+        """
+        try:
+            push_patch(folder, self.repo_id, private=self.args.hub_private_repo or None, token=self.args.hub_token)
+        except (OSError, ValueError) as error:
+            raise OSError(
+                f"The patch is whole in {folder}, and was not pushed: {error!s:.350} To push it: "
+                f"loraguard push {folder} {self.repo_id}"
+            ) from error

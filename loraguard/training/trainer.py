@@ -38,13 +38,14 @@ from .gates import Gates
 from .gradients import Gradients, gradients_of
 from .interruption import Interruption
 from .log import TrainingLog, TrainingResult
+from .marking import Layers, marked
 from .modes import train_adapter
 from .resuming import GivenRates, resume, warn_of_later
-from .saving import save_or_rescue, save_patch, try_saving
+from .saving import rescued, save_or_rescue, save_patch, try_saving
 from .step import Loss, patch_step, settings_of
 from .tracking import Tracking
 from .untouched import check_frozen, check_plain
-from .validation import describe, one_edit_each, save_grid, validate
+from .validation import describe, draw_grid, one_edit_each, save_picture, validate
 from .watch import StepWatch
 
 
@@ -107,21 +108,27 @@ class PatchTrainer:
                 f"{type(args.adversary).__name__} has to be fitted before training starts: give what its "
                 "fit(generator, photos) returns; for a Mixture, that of each part."
             )
-        self.model, self.args, self.loss, self.adapter = model, args, loss, model.active_adapter
+        self.model, self.args, self.adapter = model, args, model.active_adapter
+        self.loss, self.layers = marked(loss, args.mark), Layers.of(args.stamp, args.mark)
         self._warned = False  # of stuck gates
         self._write: Callable[[Path], None] | None = None  # what was trained, into a folder
         self.gates = Gates(model, self.adapter)
         self.output_dir = writable_folder(args.output_dir)
         self.tracking = Tracking(args, self.output_dir)
         self.accelerator = accelerator_for(args, self.output_dir)
-        if isinstance(loss, nn.Module):
-            loss.to(self.accelerator.device)
+        if isinstance(self.loss, nn.Module):
+            self.loss.to(self.accelerator.device)
         self.batches = Batches(dataset, model, conditions, args, self.accelerator)
-        self.edits = check_data(model, self.adapter, self.batches, args.stamp)
+        self.edits = check_data(model, self.adapter, self.batches, self.layers)
+        if args.lr_warmup_steps >= self.total_steps:
+            raise ValueError(
+                f"lr_warmup_steps={args.lr_warmup_steps} of {self.total_steps} steps: the learning rate would never "
+                f"reach {args.learning_rate}. Give fewer, or train longer."
+            )
         self.validation = None
         if validation_dataset is not None:
             self.validation = Batches(validation_dataset, model, conditions, args, self.accelerator)
-            check_data(model, self.adapter, self.validation, args.stamp)
+            check_data(model, self.adapter, self.validation, self.layers)
 
     @property
     def total_steps(self) -> int:
@@ -140,26 +147,38 @@ class PatchTrainer:
             FloatingPointError: if losses or gradients are not finite or explode, `max_skipped_steps` times in a row.
             KeyboardInterrupt: after SIGINT, once a checkpoint is saved.
             SystemExit: after SIGTERM, likewise.
-            OSError: if a checkpoint or the patch cannot be written; what was written before is as it was.
+            OSError: if the patch cannot be written; what was written before is as it was. A checkpoint, a picture or a
+                tracker's figures that cannot be are said in a warning, and training goes on.
         """
         on_main(self.accelerator, lambda: try_saving(self.model, self.adapter, self.output_dir, self.total_steps))
         self.generator = describe_generator(self.model.get_base_model())  # as it is before training
         log = TrainingLog()
         watch = StepWatch(self.args.max_skipped_steps, scaled=self.accelerator.mixed_precision == "fp16")
         with self._prepared() as (network, gradients, scheduler):
-            with compiled(self.model) if self.args.torch_compile else nullcontext(), Interruption() as interruption:
-                self._run(network, gradients, scheduler, log, watch, interruption)
-            result = TrainingResult(self.output_dir, log.steps, log.gates, log.validation)
-            self._write = partial(
-                save_patch, self.model, self.adapter, result, settings=self.record(), generator=self.generator,
-                dataset=self.batches.dataset, drawn=self.batches.drawn(self.total_steps), skipped=watch.skipped,
-                resumed=log.resumed,
-            )  # fmt: skip
-            on_main(self.accelerator, self._save)
+            with Interruption() as interruption:
+                try:
+                    with compiled(self.model) if self.args.torch_compile else nullcontext():
+                        self._run(network, gradients, scheduler, log, watch, interruption)
+                finally:  # whatever ends it, what was learnt can be saved
+                    self._write = self._writer(log, watch) if log.step else None
+                on_main(self.accelerator, self._save)
+            if self.args.push_to_hub:
+                on_main(self.accelerator, lambda: self.tracking.push(self.output_dir))
         self.accelerator.wait_for_everyone()
         if interruption.signal is not None:
-            interruption.leave(f"Asked to stop in the last step; the patch in {self.output_dir} is complete.")
-        return result
+            interruption.leave(f"Asked to stop after the last step; the patch in {self.output_dir} is complete.")
+        return self._result(log)
+
+    def _result(self, log: TrainingLog) -> TrainingResult:
+        return TrainingResult(self.output_dir, log.steps, log.gates, log.validation)
+
+    def _writer(self, log: TrainingLog, watch: StepWatch) -> Callable[[Path], None]:
+        """What writes the patch as it is now into a folder."""
+        return partial(
+            save_patch, self.model, self.adapter, self._result(log), settings=self.record(), generator=self.generator,
+            dataset=self.batches.dataset, drawn=self.batches.drawn(log.step), skipped=watch.skipped,
+            resumed=log.resumed,
+        )  # fmt: skip
 
     def _run(
         self,
@@ -198,7 +217,7 @@ class PatchTrainer:
                 due = args.checkpointing_steps and step % args.checkpointing_steps == 0
                 stop = anywhere(accelerator, interruption.signal is not None) and step < total
                 if due or stop:
-                    saved = checkpoints.save(step, self._state(log, watch))
+                    saved = self._checkpoint(checkpoints, log, watch, leaving=stop)
                 if stop:
                     interruption.leave(
                         f"Interrupted after step {step} of {total}; {saved} has all of it. To go on: "
@@ -206,6 +225,20 @@ class PatchTrainer:
                     )
                     raise SystemExit(1)  # another process got the signal
         watch.finish(log.step)
+
+    def _checkpoint(
+        self, checkpoints: Checkpoints, log: TrainingLog, watch: StepWatch, *, leaving: bool
+    ) -> Path | None:
+        """Save one. Where the disk refuses, training goes on; if it was to be left, a copy of the patch stays."""
+        try:
+            return checkpoints.save(log.step, self._state(log, watch))
+        except OSError as error:
+            if leaving:
+                then = rescued(self._writer(log, watch)) if self.accelerator.is_main_process else ""
+                raise OSError(f"{error} The patch as it was then: {then}") from error
+            if self.accelerator.is_main_process:
+                warnings.warn(f"{error} Training goes on without it.", stacklevel=4)
+            return None
 
     def _backward(self, batches: Iterator[Batch], network: nn.Module, gradients: Gradients) -> dict[str, float]:
         """Collect a step's gradients over its batches; gives its losses, averaged over batches and processes."""
@@ -215,7 +248,7 @@ class PatchTrainer:
             for part in range(several):
                 batch = next(batches)
                 found = patch_step(
-                    self.model, batch.images, batch.condition, adversary=self.args.adversary, stamp=self.args.stamp,
+                    self.model, batch.images, batch.condition, adversary=self.args.adversary, stamp=self.layers,
                     loss=self.loss, backward=lambda value: gradients.backward(value / several), network=network,
                     no_sync=gradients.no_sync, last=part == several - 1, keys=batch.keys,
                 )  # fmt: skip
@@ -300,13 +333,17 @@ class PatchTrainer:
         assert self.validation is not None
         images, condition = one_edit_each(self.validation.first(args.num_validation_images))
         metrics, shown = validate(
-            self.model, images, condition, adversary=args.adversary, stamp=args.stamp, seed=args.seed
+            self.model, images, condition, adversary=args.adversary, stamp=self.layers, seed=args.seed
         )
         train_adapter(self.model, self.adapter)
         log.validation.append({"step": step, **metrics})
         if self.accelerator.is_main_process:
-            path = writable_folder(self.output_dir / "validation") / f"step-{step}.png"
-            self.tracking.show(self.accelerator, step, metrics, save_grid(shown, path))
+            picture = draw_grid(shown)
+            self.tracking.show(self.accelerator, step, metrics, picture)
+            try:
+                save_picture(picture, self.output_dir / "validation", f"step-{step}.png")
+            except OSError as error:
+                warnings.warn(f"{error} Training goes on without it.", stacklevel=3)
         return metrics
 
     def save(self, output_dir: str | Path) -> Path:
@@ -333,5 +370,3 @@ class PatchTrainer:
                 stacklevel=4,
             )
         save_or_rescue(self._write, self.output_dir)
-        if self.args.push_to_hub:
-            self.tracking.push(self.output_dir)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,10 +18,15 @@ from torch.optim.swa_utils import AveragedModel
 from loraguard.tuner import GatedLoraLayer
 
 _WRAPPERS = (nn.DataParallel, DistributedDataParallel, AveragedModel, PeftModel, BaseTuner)
-_BY_NAME = ("FullyShardedDataParallel", "FSDPModule", "DeepSpeedEngine")
-"""Wrappers whose packages are not imported for this."""
-_WITHIN = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-"""Names by which wrappers hold the network: of `torch.compile`, FSDP and activation checkpointing."""
+_WHERE_IMPORTED = {
+    "torch.distributed.fsdp": ("FullyShardedDataParallel", "FSDPModule"),
+    "torch.distributed.algorithms._checkpoint.checkpoint_wrapper": ("ActivationWrapper",),
+    "torch._dynamo.eval_frame": ("OptimizedModule",),
+    "torch.ao.quantization": ("QuantWrapper",),
+    "deepspeed": ("DeepSpeedEngine",),
+    "lightning.fabric.wrappers": ("_FabricModule",),
+}
+"""Further wrappers, by their modules: no network is one of a module that nobody has imported."""
 _COUNTER = "num_batches_tracked"  # no output depends on it
 
 
@@ -31,9 +37,13 @@ def wrapper_of(module: nn.Module) -> str | None:
         >>> wrapper_of(nn.DataParallel(nn.Linear(1, 1))), wrapper_of(nn.Linear(1, 1))
         ('DataParallel', None)
     """
-    named = any(cls.__name__ in _BY_NAME for cls in type(module).__mro__)
-    wraps = named or isinstance(module, _WRAPPERS) or any(name in module._modules for name in _WITHIN)
-    return type(module).__name__ if wraps else None
+    return type(module).__name__ if isinstance(module, (*_WRAPPERS, *_imported_wrappers())) else None
+
+
+def _imported_wrappers() -> Iterator[type]:
+    for name, classes in _WHERE_IMPORTED.items():
+        if (module := sys.modules.get(name)) is not None:
+            yield from (getattr(module, one) for one in classes if hasattr(module, one))
 
 
 def check_plain(network: nn.Module) -> None:
@@ -51,6 +61,14 @@ def check_plain(network: nn.Module) -> None:
                 "(torch_compile=True) and spreads it over processes (accelerate launch) by itself; a PEFT adapter that "
                 "is there already is merged or unloaded first."
             )
+    for name, parameter in network.named_parameters():
+        if parameter.is_meta or parameter.is_inference():
+            why = (
+                "are not in memory (its device is 'meta'): load the network whole, without offloading or device_map"
+                if parameter.is_meta
+                else "were made within torch.inference_mode, where nothing learns: make or load the network outside"
+            )
+            raise ValueError(f"The weights {name!r} of the generator {why}.")
 
 
 def check_frozen(model: PeftModel, adapter: str) -> None:

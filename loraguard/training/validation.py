@@ -12,21 +12,21 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from loraguard.defenses import AnyDefense
+from loraguard.files import whole_files, writable_folder
 from loraguard.generators import Condition
 from loraguard.metrics import defense_succeeds, mean_squared_error, psnr
 from loraguard.pixels import as_rgb, to_picture
-from loraguard.stamp import Stamp
 from loraguard.tuner import folded
 
 from .batches import Batch
-from .step import target_of
+from .step import Overlay, target_of
 
 ROWS = ("photo", "target", "patched, clean", "patched, no leak", "patched, leak")
 """What the rows of a validation picture show."""
 
 
 def validate(
-    model: PeftModel, images: Tensor, condition: Condition, *, adversary: AnyDefense, stamp: Stamp | None, seed: int
+    model: PeftModel, images: Tensor, condition: Condition, *, adversary: AnyDefense, stamp: Overlay | None, seed: int
 ) -> tuple[dict[str, float], Tensor]:
     """Clean utility and robustness of a patch, against the training's own adversary; an audit tells more.
 
@@ -91,15 +91,17 @@ def one_edit_each(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     return batch.images[rows], {key: value[rows] for key, value in batch.condition.items()}
 
 
-def save_grid(shown: Tensor, path: Path, most: int = 8) -> Image.Image:
-    """Draw what :func:`validate` shows, a column for each image, and write it as a PNG."""
+def draw_grid(shown: Tensor, most: int = 8) -> Image.Image:
+    """What :func:`validate` shows as one picture, a column for each image."""
     rows = shown[:, :most].float().cpu()
     rows = rows.nan_to_num(nan=-1)  # of a training that went astray, what there is to see
-    picture = to_picture(make_grid(rows.flatten(0, 1), nrow=rows.shape[1], padding=2, pad_value=1))
-    draft = path.with_suffix(".partial")
-    picture.save(draft, format="PNG")
-    draft.replace(path)
-    return picture
+    return to_picture(make_grid(rows.flatten(0, 1), nrow=rows.shape[1], padding=2, pad_value=1))
+
+
+def save_picture(picture: Image.Image, folder: Path, name: str) -> None:
+    """Write a picture, whole or not at all; makes the folder if need be."""
+    with whole_files(writable_folder(folder), "validation's picture", "Its figures are in the log.") as draft:
+        picture.save(draft / name)
 
 
 def describe(metrics: Mapping[str, float]) -> str:

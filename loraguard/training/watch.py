@@ -122,7 +122,10 @@ class StepWatch:
                 "look at the loss function and the generator: nothing has been learnt yet that could have done this"
             )
         else:
-            advice = "lower the learning rate, clip gradients (max_grad_norm=1.0), or train from a fresh adapter"
+            advice = (
+                "lower the learning rate, clip gradients (max_grad_norm=1.0; loraguard train: --max-grad-norm 1), or "
+                "train from a fresh adapter"
+            )
         return (
             f"Stopped at step {step}: {self._in_a_row} steps in a row were skipped, the last because {reason}; "
             f"{good}{rate}. No skipped step has changed the patch. What may help: {advice}."

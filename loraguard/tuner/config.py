@@ -1,14 +1,20 @@
 """The settings of a GATED_LORA adapter."""
 
-import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, Literal, cast
 
 from peft import LoraConfig, PeftType
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 
 from .gates.registry import GATES
-from .loading import Header, check_pattern, find_weights, read_header
+from .loading import Header, file_sha256, find_weights, read_header
+from .messages import named, refusing, shown
+from .patterns import LONGEST, MOST_NAMES, MOST_WAYS, check_pattern
+from .settings_file import CONFIG, FILE_HASH, read_settings
 
 ALL_LAYERS = "all-conv-linear"  # beside PEFT's "all-linear"
 _INITS = (True, False, "paper", "gaussian")
@@ -33,8 +39,11 @@ _NOT_FOR_GATED_LORA = (
 )
 
 
+_LARGEST = 2**31
+
+
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def _is_names(value: Any) -> bool:
@@ -47,23 +56,24 @@ def _is_indices(value: Any) -> bool:
 
 
 def _is_by_name(of: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: (
-        value is None or (isinstance(value, dict) and all(isinstance(k, str) and of(v) for k, v in value.items()))
-    )
+    return lambda value: isinstance(value, dict) and all(isinstance(k, str) and of(v) for k, v in value.items())
 
 
 def _is_tokens(value: Any) -> bool:
     if isinstance(value, dict):
-        return all(isinstance(name, str) and one is not None and _is_tokens(one) for name, one in value.items())
-    return value is None or (isinstance(value, (list, tuple)) and _is_indices(value) and min(value, default=0) >= 0)
+        fits = all(isinstance(name, str) and name and isinstance(one, (list, tuple)) for name, one in value.items())
+        return bool(value) and fits and all(map(_is_tokens, value.values()))
+    if not isinstance(value, (list, tuple)) or not value or not _is_indices(value):
+        return value is None
+    return len(set(value)) == len(value) and min(value) >= 0 and max(value) < _LARGEST
 
 
 def _is_rank(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value < _LARGEST
 
 
 def _is_positive(value: Any) -> bool:
-    return _is_number(value) and math.isfinite(value) and value > 0
+    return _is_number(value) and 0 < value < float("inf")
 
 
 _TEXT = ("a string or None", lambda value: value is None or isinstance(value, str))
@@ -81,7 +91,11 @@ _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
         lambda value: _is_number(value) and abs(value) <= 80,
     ),
     "gate_type": (f"one of {', '.join(GATES)}", lambda value: isinstance(value, str) and value in GATES),
-    "bias": ("one of 'none', 'all', 'lora_only'", lambda value: value in ("none", "all", "lora_only")),
+    "bias": (
+        "'none', as biases of the base network are no part of a patch (PEFT's 'all' and 'lora_only' are for training "
+        "without PatchTrainer)",
+        lambda value: value in ("none", "all", "lora_only"),
+    ),
     "target_modules": _NAMES_OR_TEXT,
     "exclude_modules": _NAMES_OR_TEXT,
     "layers_pattern": _NAMES_OR_TEXT,
@@ -175,7 +189,7 @@ class GatedLoraConfig(LoraConfig):
         for name in _NOT_FOR_GATED_LORA:
             if value := getattr(self, name):
                 raise ValueError(
-                    f"{name}={value!r} does not apply to GATED_LORA; leave it out, or use peft.LoraConfig."
+                    f"{name}={shown(value)} does not apply to GATED_LORA; leave it out, or use peft.LoraConfig."
                 )
         if self.fan_in_fan_out:
             raise ValueError(
@@ -199,7 +213,7 @@ class GatedLoraConfig(LoraConfig):
     def _check_values(self) -> None:
         for name, (kind, fits) in _KINDS.items():
             if not fits(value := getattr(self, name)):
-                raise ValueError(f"{name}={value!r} must be {kind}.")
+                raise ValueError(f"{name}={shown(value)} must be {kind}.")
         if self.use_dora and not GATES[self.gate_type].mergeable:
             raise ValueError(
                 f"use_dora=True scales the rows of W + dW, and there is no dW with gate_type={self.gate_type!r}, which "
@@ -210,17 +224,28 @@ class GatedLoraConfig(LoraConfig):
         # 1 == True, so that `in` alone would take a number.
         if not (isinstance(self.init_lora_weights, (bool, str)) and self.init_lora_weights in _INITS):
             raise ValueError(
-                f"init_lora_weights={self.init_lora_weights!r} does not apply to GATED_LORA; expected one of {_INITS}."
+                f"init_lora_weights={shown(self.init_lora_weights)} does not apply to GATED_LORA; expected one of "
+                f"{_INITS}."
             )
         if self.target_modules is None and self.layers_to_transform is not None:
             raise ValueError(
-                f"layers_to_transform={self.layers_to_transform!r} chooses among the layers that target_modules "
+                f"layers_to_transform={shown(self.layers_to_transform)} chooses among the layers that target_modules "
                 "names, and target_modules is None; name them."
             )
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as they are saved: names in order, as a set's own order is another in each process."""
         return {name: sorted(value) if isinstance(value, set) else value for name, value in super().to_dict().items()}
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """Save the settings as PEFT does, with the SHA-256 of the file of weights that is there, as one of a patch."""
+        weights, given = Path(save_directory, SAFETENSORS_WEIGHTS_NAME), self.provenance
+        if weights.is_file():
+            self.provenance = {**(given or {}), FILE_HASH: file_sha256(weights)}
+        try:
+            super().save_pretrained(save_directory, **kwargs)
+        finally:
+            self.provenance = given
 
     @classmethod
     def from_pretrained(
@@ -232,24 +257,64 @@ class GatedLoraConfig(LoraConfig):
             ValueError: If a field is unknown or has a value that it cannot have, or if the weights are a pickle or not
                 whole.
         """
-        config = super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
-        if isinstance(config, cls):
-            name, hub = str(pretrained_model_name_or_path), cls._split_kwargs(kwargs)[0]
-            weights = find_weights(name, subfolder, **hub)
-            config.header = None if weights is None else read_header(name, weights)
+        source = str(pretrained_model_name_or_path)
+        with refusing(named(source, CONFIG), source):
+            config = super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
+            if isinstance(config, cls):
+                weights = find_weights(source, subfolder, **cls._split_kwargs(kwargs)[0])
+                config.header = None if weights is None else read_header(source, weights)
         return config
+
+    @classmethod
+    def from_json_file(cls, path_json_file: str, **kwargs: Any) -> dict[str, Any]:
+        """The fields of a stranger's file, which may be large, broken or no JSON; see `settings_file.read_settings`."""
+        return read_settings(path_json_file)
 
     @classmethod
     def check_kwargs(cls, **kwargs: Any) -> dict[str, Any]:
         """Check what was read from a file, where no one has looked at it before."""
-        if unknown := kwargs.keys() - {one.name for one in fields(cls)}:
+        kind = kwargs.get("peft_type")
+        if not isinstance(kind, str) or kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
+            raise ValueError(f"peft_type={shown(kind)} is no method that PEFT or loraguard has.")
+        if kind != "GATED_LORA":
+            return kwargs  # PEFT makes a config of that other method
+        if unknown := kwargs.keys() - {one.name for one in fields(cls) if one.name != "runtime_config"}:
             raise ValueError(
-                f"adapter_config.json: unknown field {min(unknown)!r} = {kwargs[min(unknown)]!r}. If a later version "
-                "of loraguard or PEFT wrote it, install that version."
+                f"unknown field {shown(min(unknown))} = {shown(kwargs[min(unknown)])}. If a later version of loraguard "
+                "or PEFT wrote it, install that version."
             )
-        for name in ("target_modules", "exclude_modules", "layers_pattern", "rank_pattern", "alpha_pattern"):
-            value = kwargs.get(name) or ()
-            for pattern in [value] if isinstance(value, str) else value:
-                if isinstance(pattern, str):
-                    check_pattern(name, pattern)
+        for name in _NOT_FOR_GATED_LORA:
+            if (value := kwargs.get(name)) is not None and value is not False and value != {}:
+                raise ValueError(f"{name}={shown(value)} does not apply to GATED_LORA; leave it out.")
+        for name, value in kwargs.items():
+            _check_texts(name, value)
         return kwargs
+
+
+_PATTERNS = ("target_modules", "exclude_modules", "layers_pattern")
+"""Where a text is a pattern, and a list is names."""
+_PATTERN_KEYS = ("rank_pattern", "alpha_pattern")
+_LONGEST_TEXT = 10_000  # characters
+_PLAIN = re.compile(r"[\w-]+(?:\.[\w-]+)*")
+
+
+def _check_texts(field_name: str, value: Any) -> None:
+    """Refuse names, patterns and texts that are too long, too many, or could take long to match."""
+    names = [value] if isinstance(value, str) else list(value) if isinstance(value, (list, dict)) else []
+    texts = [one for one in names if isinstance(one, str)]
+    if field_name in _PATTERN_KEYS or (field_name in _PATTERNS and isinstance(value, str)):
+        texts_are, limit = "patterns", LONGEST
+        if (ways := sum(check_pattern(field_name, one) for one in texts)) > MOST_WAYS:
+            raise ValueError(f"{field_name} has patterns with {ways:,} ways to match; at most {MOST_WAYS:,} are taken.")
+    elif field_name in (*_PATTERNS, "modules_to_save", "trainable_token_indices"):
+        texts_are, limit = "names", LONGEST
+        taken_for_patterns = field_name in ("layers_pattern", "modules_to_save")
+        if (odd := next((one for one in texts if taken_for_patterns and not _PLAIN.fullmatch(one)), None)) is not None:
+            raise ValueError(f"{field_name} has {shown(odd)}, which is no name of a module.")
+    else:
+        texts_are, limit = "text", _LONGEST_TEXT
+    if len(names) > MOST_NAMES or sum(map(len, texts)) > limit:
+        raise ValueError(
+            f"{field_name} has {len(names):,} {texts_are} of {sum(map(len, texts)):,} characters; at most "
+            f"{MOST_NAMES:,} of {limit:,} are taken."
+        )

@@ -8,6 +8,7 @@ is no hook, so `register` wraps two of its functions. Adapters of other methods 
 
 import functools
 import math
+import re
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from .config import GatedLoraConfig
 from .folding import FoldingLayer
 from .gates.base import StaticGate
 from .layer import GatedLoraLayer
+from .loading import check_file_hash, check_finite
+from .messages import shown
 
 _FACTORS = ("lora_A", "lora_B")
 
@@ -76,6 +79,7 @@ def _swapping(original: Any) -> Any:
             raise ValueError(
                 "Adapters with use_dora=True cannot be hotswapped: their magnitudes are of their own start."
             )
+        _check(state_dict, adapter_name, config)
         ranks: dict[str, int] = {}
         padded = dict(state_dict)
         for key, value in state_dict.items():
@@ -99,6 +103,16 @@ def _swapping(original: Any) -> Any:
         return None
 
     return hotswap_adapter_from_state_dict
+
+
+def _check(state_dict: dict[str, Tensor], adapter_name: str, config: GatedLoraConfig) -> None:
+    """Refuse what is no part of an adapter, or not finite, before anything is swapped."""
+    if config.header is not None:
+        check_file_hash(config.header.name, config.header.file, config.provenance)
+    for key, value in state_dict.items():
+        if not re.search(rf"\.lora_(A|B|gate)\.{re.escape(adapter_name)}\.", key):
+            raise ValueError(f"{shown(key)} is no part of an adapter; hotswapping takes nothing else.")
+        check_finite(f"The patch for adapter {adapter_name!r}", key, value)
 
 
 def _set_scale(layer: Any, name: str, adapter: str, rank: int, config: GatedLoraConfig) -> None:

@@ -1,15 +1,15 @@
-"""Loading a patch safely: what is wrong with a file is said, and the model is left as it was.
+"""The file of a patch's weights: what it holds is known before a network is touched.
 
 A patch is a folder, or a repository on the Hub, with `adapter_config.json` and `adapter_model.safetensors`. Neither can
 make anything run: pickles are refused, and names in a config are compared with names of layers, never imported.
 
-PEFT reads the settings first (`GatedLoraConfig.from_pretrained`), and with them goes the header of the file: names,
-types and shapes. `GatedLoraModel` compares these with the network before it replaces a layer. Then PEFT reads the
-tensors, once, and each is checked once as it arrives: where one is not finite, the adapter is taken out again.
+Settings are read first (`GatedLoraConfig.from_pretrained`), and with them goes the header of the file: names, types and
+shapes. Before `GatedLoraModel` replaces a layer, it compares these with the network (`fitting`), and then has each
+tensor read and checked (:func:`largest_values`). `peft_loaders` says how that reaches every loader.
 """
 
-import re
-from collections.abc import Callable, Mapping
+import hashlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,11 +18,20 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
+
+from .messages import named, shown
+from .settings_file import FILE_HASH, check_hash
 
 Shape = tuple[int, ...]
 
-_FLOATS = {"F64", "F32", "F16", "BF16"}
+FLOATS = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+"""As safetensors calls them."""
+DTYPES = {
+    **FLOATS, torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
+    torch.bool: "BOOL",
+}  # fmt: skip
+LONGEST_HEADER = 2**23  # bytes; real ones have some ten thousands
 
 
 def find_weights(model_id: str, subfolder: str | None = None, **hub: Any) -> Path | None:
@@ -32,8 +41,8 @@ def find_weights(model_id: str, subfolder: str | None = None, **hub: Any) -> Pat
         ValueError: If there is a pickle instead, or no regular file.
     """
     refusal = (
-        f"{model_id} holds no {SAFETENSORS_WEIGHTS_NAME}. loraguard does not load {WEIGHTS_NAME} or any other pickle, "
-        "which could run code: ask its author to save it anew with model.save_pretrained(folder)."
+        f"{model_id[-150:]} holds no {SAFETENSORS_WEIGHTS_NAME}. loraguard does not load {WEIGHTS_NAME} or any other "
+        "pickle, which could run code: ask its author to save it anew with model.save_pretrained(folder)."
     )
     folder = Path(model_id, subfolder or "")
     if not folder.is_dir():
@@ -53,70 +62,67 @@ class Header(NamedTuple):
     """What a file of weights holds.
 
     Attributes:
-        source: Whose it is, for messages.
+        source: Whose it is.
+        file: Where it is.
         shapes: By the tensors' names.
         dtypes: By the tensors' names, as safetensors calls them.
     """
 
     source: str
+    file: Path
     shapes: dict[str, Shape]
     dtypes: dict[str, str]
+
+    @property
+    def name(self) -> str:
+        """What to call the file in messages."""
+        return named(self.source, SAFETENSORS_WEIGHTS_NAME)
 
 
 def read_header(source: str, file: Path) -> Header:
     """Names, types and shapes in a safetensors file, of which no tensor is read.
 
+    Args:
+        source: Whose it is, for messages.
+        file: The file.
+
     Raises:
         ValueError: If it is no whole safetensors file.
     """
+    name = named(source, SAFETENSORS_WEIGHTS_NAME)
     try:
+        with file.open("rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+        if length > LONGEST_HEADER:
+            raise ValueError(
+                f"{name} is no whole safetensors file of a patch: its header has {length:,} bytes, at most "
+                f"{LONGEST_HEADER:,} are read. Download or save it again."
+            )
         with safe_open(file, "pt") as tensors:
-            slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118  # it is no dict
-            shapes = {name: tuple(one.get_shape()) for name, one in slices.items()}
-            return Header(source, shapes, {name: one.get_dtype() for name, one in slices.items()})
+            slices = {key: tensors.get_slice(key) for key in tensors.keys()}  # noqa: SIM118  # it is no dict
+            shapes = {key: tuple(one.get_shape()) for key, one in slices.items()}
+            return Header(source, file, shapes, {key: one.get_dtype() for key, one in slices.items()})
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file} is no whole safetensors file ({error}). Download or save it again.") from error
+        raise ValueError(f"{name} is no whole safetensors file ({error}). Download or save it again.") from error
 
 
-def check_header(
-    header: Header,
-    model: nn.Module,
-    expected: Mapping[str, Shape],
-    optional: Mapping[str, Shape],
-    accepts: Callable[[str], bool],
-) -> None:
-    """Compare what a file holds with what a network takes.
+def file_sha256(file: str | Path) -> str:
+    """SHA-256 of a file's bytes."""
+    sha = hashlib.sha256()
+    with Path(file).open("rb") as opened:
+        while data := opened.read(2**20):
+            sha.update(data)
+    return sha.hexdigest()
 
-    Args:
-        header: Of the file.
-        model: The network, for messages.
-        expected: Shapes by the names that the file must hold.
-        optional: Shapes by the names that it may hold.
-        accepts: Whether a further name may be there, in any shape.
+
+def check_file_hash(source: str, file: str | Path, provenance: Mapping[str, Any] | None) -> None:
+    """Compare the file of weights with the hash that the config beside it records, if any.
 
     Raises:
-        ValueError: At the first mismatch, with what was expected and what was found.
+        ValueError: If it is another one.
     """
-    source, found = header.source, header.shapes
-    shapes = {**expected, **{name: shape for name, shape in optional.items() if name in found}}
-    unexpected = [name for name in found if name not in shapes and not accepts(name)]
-    for name, shape in shapes.items():
-        if name not in found:
-            raise ValueError(_missing(source, model, name, shape, unexpected))
-        if found[name] != shape:
-            raise ValueError(
-                f"{source}: {name!r} has shape {found[name]}, and this {type(model).__name__} takes {shape}. The patch "
-                "is of another generator, or its r and patterns in adapter_config.json were changed."
-            )
-        if ".lora_" in name and header.dtypes[name] not in _FLOATS:
-            raise ValueError(f"{source}: {name!r} holds {header.dtypes[name]}; expected one of {sorted(_FLOATS)}.")
-    if unexpected and not expected:
-        raise ValueError(_no_layer(source, model, unexpected[0]))
-    if unexpected:
-        raise ValueError(
-            f"{source}: {unexpected[0]!r} fits nothing in this {type(model).__name__} with these settings; it takes "
-            f"{len(expected)} tensors, the first {next(iter(expected))!r}."
-        )
+    if (recorded := (provenance or {}).get(FILE_HASH)) is not None:
+        check_hash(source, file_sha256(file), recorded)
 
 
 def check_finite(source: str, name: str, tensor: Tensor) -> None:
@@ -124,75 +130,35 @@ def check_finite(source: str, name: str, tensor: Tensor) -> None:
     if not torch.isfinite(tensor).all():
         at = tuple((~torch.isfinite(tensor)).nonzero()[0].tolist())
         raise ValueError(
-            f"{source}: {name!r} holds {tensor[at].item()} at {at}; every value must be finite. The patch is broken."
+            f"{source}: {shown(name)} holds {tensor[at].item()} at {at}; every value must be finite. The patch is "
+            "broken."
         )
 
 
-def _missing(source: str, model: nn.Module, name: str, shape: Shape, unexpected: list[str]) -> str:
-    instead = f"It holds {unexpected[0]!r} instead" if unexpected else "Nothing is there in its place"
-    return (
-        f"{source}: no tensor {name!r} of shape {shape}, which this {type(model).__name__} takes. {instead}: the patch "
-        "is of another generator, or its adapter_config.json was changed."
-    )
+def largest_values(header: Header, names: Iterable[str], same: Mapping[str, Tensor]) -> dict[str, float]:
+    """Read tensors one after another, and check that values are finite.
 
+    Args:
+        header: Of the file.
+        names: Which tensors.
+        same: By name, what some of them have to be, to the bit.
 
-class Before:
-    """A network as it was before an adapter came, to be put back."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._model, self._attributes = model, set(vars(model))
-        self._modules = [(module, dict(module._modules), module.training) for module in model.modules()]
-        self._parameters = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-
-    def restore(self) -> None:
-        """Put back every module in its place, its mode, and which parameters learn."""
-        for module, children, training in self._modules:
-            module._modules.clear()
-            module._modules.update(children)
-            module.training = training
-        for parameter, learns in self._parameters:
-            parameter.requires_grad_(learns)
-        for name in set(vars(self._model)) - self._attributes:
-            delattr(self._model, name)  # PEFT's peft_config
-
-
-def _no_layer(source: str, model: nn.Module, found: str) -> str:
-    """Say what a patch and a network have that share no layer."""
-    layers = [name for name, module in model.named_modules() if name and "weight" in module._parameters]
-    prefix = next((one for one in ("module.", "_orig_mod.") if f"model.{one}" in found), None)
-    why = f"{prefix!r} says that its network was wrapped" if prefix else "It is of another generator"
-    return (
-        f"{source[-150:]}: no layer that this patch is for is in this {type(model).__name__}. The patch has "
-        f"{found!r:.120}; the network has {len(layers)} layers with weights, the first "
-        f"{next(iter(layers), None)!r:.80}. {why}, or its target_modules in adapter_config.json were changed."
-    )
-
-
-def check_pattern(name: str, pattern: str) -> None:
-    r"""Refuse a regular expression that does not compile, or might take for ever on the name of a layer.
-
-    That is one with a repetition or an alternative inside a repetition, whose ways to match are exponentially many.
+    Returns:
+        By name, the largest magnitude.
 
     Raises:
-        ValueError: If so.
-
-    Example:
-        >>> check_pattern("target_modules", r".*\.(conv|up)\d+")
-        >>> check_pattern("target_modules", r"(.+)+x")
-        Traceback (most recent call last):
-        ...
-        ValueError: target_modules='(.+)+x' repeats what repeats or branches itself, which could take for ever; ...
+        ValueError: For a value that is not finite, or another than it has to be.
     """
-    try:
-        re.compile(pattern)
-    except (re.error, OverflowError, RecursionError) as error:
-        raise ValueError(f"{name}={pattern!r} is no regular expression: {error}.") from None
-    inner = re.sub(r"\\.|\[\^?\]?[^\]]*\]", "x", pattern)  # escapes and sets cannot nest
-    while group := re.search(r"\([^()]*\)([*+?{]?)", inner):
-        nested = re.search(r"[*+{|]", group[0][1 : group[0].index(")")])
-        if nested and group[1] in ("*", "+", "{"):
-            raise ValueError(
-                f"{name}={pattern!r} repeats what repeats or branches itself, which could take for ever; name the "
-                "layers instead."
-            )
-        inner = inner[: group.start()] + ("x+" if nested else "x") + group[1] + inner[group.end() :]
+    found = {}
+    with safe_open(header.file, "pt") as file:
+        for name in names:
+            tensor = file.get_tensor(name)
+            check_finite(header.name, name, tensor)
+            if name in same and not torch.equal(tensor, same[name].detach().to("cpu", tensor.dtype)):
+                raise ValueError(
+                    f"{header.name}: {shown(name)} is a weight of the base network, and not the one that this "
+                    "network has. A patch sets nothing but its adapter and the modules that modules_to_save names. "
+                    "What you trained yourself goes in by peft.set_peft_model_state_dict."
+                )
+            found[name] = float(tensor.abs().max()) if tensor.numel() and tensor.dtype != torch.bool else 0.0
+    return found

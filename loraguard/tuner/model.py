@@ -2,28 +2,34 @@
 
 import copy
 import re
-import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from peft import PeftConfig
 from peft.tuners.lora import LoraModel
 from peft.tuners.tuners_utils import _maybe_include_all_linear_layers
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from peft.utils.constants import INCLUDE_LINEAR_LAYERS_SHORTHAND
-from peft.utils.other import AuxiliaryTrainingWrapper, get_pattern_key
+from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from . import peft_loaders
+from .asking import check_settings
+from .before import Before, unchanged_if_refused
+from .calling import WatchedCalls
 from .combining import WeightedAdapters
 from .computed import at_rest, computed_by, is_computed
 from .config import GatedLoraConfig
-from .fitting import check_fits
+from .fitting import check_patch
 from .layer import GatedLoraLayer
-from .loading import Before, check_finite
+from .loading import Header, check_finite, find_weights, read_header
+from .messages import named, refusing, shown
+from .naming import as_targets, name_layers
 from .registration import register_classes
+from .settings_file import CONFIG
 from .targets import (
     ADAPTABLE,
     bare_copy,
@@ -38,10 +44,10 @@ from .targets import (
     unwrapped,
     walk,
 )
-from .threads import Calls, alone, making
+from .threads import alone, making
 
 
-class GatedLoraModel(WeightedAdapters, LoraModel):
+class GatedLoraModel(WatchedCalls, WeightedAdapters, LoraModel):
     """A network with gated low-rank adapters on its linear and (transposed) convolution layers (arXiv 2510.03747).
 
     `peft.get_peft_model` makes it. In train mode the base model's norms stay in eval mode, unless the config of an
@@ -65,67 +71,39 @@ class GatedLoraModel(WeightedAdapters, LoraModel):
 
     peft_config: dict[str, Any]
 
-    # The network before the adapter that a thread is loading, until its tensors have arrived.
-    _before: tuple[threading.Thread, Before] | None = None
+    # The file whose settings are being taken, and the name of its adapter.
+    _loading: tuple[Header | None, str] = (None, "")
 
     # Encoders of torch's that make nested tensors when there is no adapter in them.
     _encoders: tuple[Any, ...] = ()
 
-    # Several threads; see threads.py.
+    # What is refused leaves the network as it was.
 
-    @property
-    def calls(self) -> Calls:
-        """Which threads are inside a call of the network; adapted layers share it."""
-        if "_calls" not in vars(self):
-            layers = (one for one in self.model.modules() if isinstance(one, GatedLoraLayer))
-            vars(self)["_calls"] = next((layer.calls for layer in layers), None) or Calls()
-        found: Calls = vars(self)["_calls"]
-        return found
-
-    @contextmanager
-    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        """Around each call of a PeftModel. PEFT names adapters by hooks, which other threads would run into."""
-        if torch.compiler.is_compiling():
-            with LoraModel._enable_peft_forward_hooks(self, *args, **kwargs):
-                yield
-            return
-        names = kwargs.get("adapter_names")
-        by_hooks = names is not None and self._names_by_hooks(kwargs)
-        with self.calls.changing() if by_hooks else self.calls.running():
-            if names is None or by_hooks:
-                with LoraModel._enable_peft_forward_hooks(self, *args, **kwargs):
-                    yield
-            else:
-                self._check_names(names)
-                with self.calls.named(names):
-                    yield
-
-    def _names_by_hooks(self, kwargs: dict[str, Any]) -> bool:
-        """Whether more than adapted layers is told the names: encoders that stand apart, copies of modules, beams."""
-        return (
-            hasattr(self.model, "get_encoder")
-            or (kwargs.get("num_beams") or 1) > 1
-            or any(isinstance(module, AuxiliaryTrainingWrapper) for module in self.model.modules())
-        )
-
-    def _check_names(self, names: list[str]) -> None:
-        if self.training:
-            raise ValueError("Cannot pass `adapter_names` when the model is in training mode.")
-        known = {name for one in self.model.modules() if isinstance(one, GatedLoraLayer) for name in one.lora_A}
-        if unknown := set(names) - known - {"__base__"}:
-            raise ValueError(f"Trying to infer with non-existing adapter(s): {', '.join(sorted(unknown))}")
+    def __init__(self, model: nn.Module, peft_config: Any, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        if any(isinstance(one, GatedLoraLayer) and adapter_name in one.lora_A for one in model.modules()):
+            raise ValueError(peft_loaders.taken(adapter_name))
+        load = peft_loaders.current.get()
+        if load is not None and load.before is None:
+            load.before = Before(model)
+        with unchanged_if_refused(model) if load is None else nullcontext():
+            super().__init__(model, peft_config, adapter_name, *args, **kwargs)
 
     @alone
-    def inject_adapter(self, *args: Any, **kwargs: Any) -> None:
-        """As PEFT's."""
-        with making():
-            super().inject_adapter(*args, **kwargs)
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """As PEFT's, but all of it or nothing.
 
-    set_adapter = alone(LoraModel.set_adapter)
-    enable_adapter_layers = alone(LoraModel.enable_adapter_layers)
-    disable_adapter_layers = alone(LoraModel.disable_adapter_layers)
-    delete_adapter = alone(LoraModel.delete_adapter)
-    unmerge_adapter = alone(LoraModel.unmerge_adapter)
+        Raises:
+            ValueError: If a patch from a file does not fit; see `loraguard.tuner.loading`.
+        """
+        config = self.peft_config[adapter_name]
+        header, config.header = _header_of(config), None  # from here on the settings stand for themselves
+        with making(), unchanged_if_refused(self) if peft_loaders.current.get() is None else nullcontext():
+            if header is None:
+                super().inject_adapter(model, adapter_name, *args, **kwargs)
+                return
+            with refusing(named(header.source, CONFIG), header.source):
+                self._loading = header, adapter_name
+                super().inject_adapter(model, adapter_name, *args, **kwargs)
 
     # Finding layers. Every refusal comes before the first layer is replaced.
 
@@ -154,15 +132,17 @@ class GatedLoraModel(WeightedAdapters, LoraModel):
             )
         check_not_shared(self.model, set(targets))
         self._round_ranks(peft_config, targets)
-        self._check_header(peft_config, targets)
+        name_layers(peft_config, targets, {name for name, _ in walk(self.model)} - targets.keys())
+        self._check_file(peft_config, targets)
         return peft_config
 
-    def _check_header(self, peft_config: Any, targets: dict[str, nn.Module]) -> None:
-        """Compare the file that the config came with, if any, before a layer is replaced."""
-        header, peft_config.header = peft_config.header, None  # from here on the settings stand for themselves
-        # transformers renames weights as it loads them; the file's own names say little then.
-        if header is None or hasattr(getattr(self.model, "config", None), "model_type"):
+    def _check_file(self, peft_config: Any, targets: dict[str, nn.Module]) -> None:
+        """Compare the file that the settings came with, if any, before a layer is replaced."""
+        (header, adapter_name), self._loading = self._loading, (None, "")
+        if header is None:
             return
+        with refusing(named(header.source, CONFIG)):
+            check_settings(self.model, peft_config, targets, adapter_name)
         with torch.device("meta"):
             layers = {
                 name: self._create_new_module(
@@ -174,13 +154,7 @@ class GatedLoraModel(WeightedAdapters, LoraModel):
                 )
                 for name, module in targets.items()
             }
-        check_fits(header, self.model, peft_config, layers)
-        me, (other, _) = threading.current_thread(), self._before or (None, None)
-        if other is not None and other is not me and other.is_alive():
-            raise RuntimeError(
-                f"{other.name!r} is loading an adapter into this network; {me.name!r} has to wait for it."
-            )
-        self._before = me, Before(self.model)
+        check_patch(header, self.model, peft_config, layers)
 
     @staticmethod
     def _rank_and_alpha(peft_config: Any, name: str) -> dict[str, Any]:
@@ -194,24 +168,21 @@ class GatedLoraModel(WeightedAdapters, LoraModel):
     def _remap_adapter_state_dict_for_load(
         cls, model: Any, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Check each tensor as it arrives: whether it would be dropped in silence, and whether it is finite.
+        """Leave out what is no part of the adapter, and check what is set by hand: names and values.
 
-        Where it comes from a file whose header was checked, the network is put back as it was.
+        What one of PEFT's loaders brings was checked before a layer was replaced; weights of the base network among it
+        are those that the network has.
         """
-        tuner = getattr(model, "base_model", None)
-        try:
-            tensors = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
-            _check_tensors(model, adapter_name, tensors)
-        except ValueError:
-            if isinstance(tuner, GatedLoraModel) and tuner._before is not None:
-                tuner.delete_adapter(adapter_name)
-                tuner._before[1].restore()
-                if tuner.peft_config == {}:
-                    tuner._restore_encoders()
-            raise
-        finally:
-            if isinstance(tuner, GatedLoraModel):
-                tuner._before = None
+        tensors = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        known = model.state_dict()
+        others = [name for name in tensors if not _is_part(name, adapter_name) and _as_in(known, name) is not None]
+        if peft_loaders.current.get() is not None:
+            return {name: tensor for name, tensor in tensors.items() if name not in others}
+        for name in others:
+            learns = config.bias != "none" and name.endswith("bias")
+            if not learns and not torch.equal(_as_in(known, name).to(tensors[name]), tensors[name]):
+                raise ValueError(f"{name!r} is a weight of the base network, and no part of adapter {adapter_name!r}.")
+        _check_tensors(model, adapter_name, tensors, known)
         return tensors
 
     @staticmethod
@@ -246,10 +217,7 @@ class GatedLoraModel(WeightedAdapters, LoraModel):
                 f"{', '.join(found) or 'no submodule'}."
             )
         others = {name for name, _ in walk(self.model)} - names
-        endings = tuple(f".{name}" for name in names)
-        # PEFT takes names as endings: where that would match further modules, the names have to be a pattern.
-        ambiguous = any(other.endswith(endings) for other in others)
-        peft_config.target_modules = "|".join(re.escape(name) for name in sorted(names)) if ambiguous else names
+        peft_config.target_modules = as_targets(names, others)
 
     def _round_ranks(self, peft_config: Any, targets: dict[str, nn.Module]) -> None:
         """Give each grouped layer a rank that its groups divide, as if `rank_pattern` had named it."""
@@ -358,13 +326,35 @@ class GatedLoraModel(WeightedAdapters, LoraModel):
         )
 
 
-def _check_tensors(model: Any, adapter_name: str, tensors: dict[str, Tensor]) -> None:
-    known = model.state_dict()
+def _header_of(config: Any) -> Header | None:
+    """The header of the file that a config came with, or that is being loaded; None for an adapter that is new."""
+    load = peft_loaders.current.get()
+    if load is not None and load.renamed:
+        raise ValueError("key_mapping does not apply to GATED_LORA: a patch names the layers of its own network.")
+    if load is None or config.header is not None:
+        return config.header
+    hub = {key: value for key, value in load.hub.items() if key != "use_auth_token"}
+    weights = find_weights(load.model_id, **hub)
+    if weights is None:
+        file = named(load.model_id, SAFETENSORS_WEIGHTS_NAME)
+        raise ValueError(f"{file} is not there; a patch is its config and its weights.")
+    return read_header(load.model_id, weights)
+
+
+def _is_part(name: str, adapter_name: str) -> bool:
+    return f".{adapter_name}." in name or name.endswith(f".{adapter_name}")
+
+
+def _as_in(known: dict[str, Tensor], name: str) -> Any:
+    """The network's own tensor of a name that a file has."""
+    return known.get(name, known.get(name.removeprefix("base_model.model.")))
+
+
+def _check_tensors(model: Any, adapter_name: str, tensors: dict[str, Tensor], known: dict[str, Tensor]) -> None:
     for name, tensor in tensors.items():
-        bare = name.removeprefix("base_model.model.")
-        if name not in known and bare not in known and ".lora_" in f".{bare}":
+        if _as_in(known, name) is None and ".lora_" in f".{name.removeprefix('base_model.model.')}":
             raise ValueError(
-                f"{name!r} fits no adapter of this {type(model).__name__}; it has, for example, "
+                f"{shown(name)} fits no adapter of this {type(model).__name__}; it has, for example, "
                 f"{next((key for key in known if '.lora_' in key), None)!r}."
             )
         # As the file calls it.

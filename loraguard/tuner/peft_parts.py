@@ -72,6 +72,10 @@ PARTS = (
     Part(_SWAP, "_pad_lora_weights", ("model", "target_rank"), "hotswap of compiled models"),
     Part(_SWAP, "_update_scaling", ("lora_module", "adapter_name", "scaling"), "scales after a hotswap"),
     Part(_SWAP, "CONFIG_KEYS_TO_CHECK", (), "what may differ in a hotswap"),
+    Part("peft.config", "PeftConfigMixin._get_peft_type", ("model_id",), "configs of strangers are read safely"),
+    Part("peft.config", "PeftConfigMixin.from_json_file", ("path_json_file",), "configs of strangers are read safely"),
+    Part("peft", "PeftModel.load_adapter", ("model_id", "adapter_name"), "a patch is loaded whole or not at all"),
+    Part("peft", "PeftModel.from_pretrained", ("model", "model_id"), "a patch is loaded whole or not at all"),
     Part("peft.tuners.lora.config", "LoraConfig._register_custom_module", (), "it is refused"),
 )
 

@@ -2,8 +2,8 @@
 
 In two steps, as `import loraguard` is to load neither PEFT nor torch, and what runs within the import of PEFT must wait
 for no module that another thread may be importing: :func:`register` tells PEFT the name, with stand-ins for the classes
-that import the tuner when PEFT first uses them; :func:`register_classes`, the last line of `model.py`, puts the classes
-in their place. Nothing here imports PEFT before a function is called.
+that import the tuner when PEFT first uses them, and wraps PEFT's loaders (`peft_loaders`); :func:`register_classes`,
+the last line of `model.py`, puts the classes in their place. Nothing here imports PEFT before a function is called.
 """
 
 from __future__ import annotations
@@ -36,9 +36,11 @@ def register() -> None:
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
     from peft.utils import register_peft_method
 
+    from . import peft_loaders
     from .peft_parts import check
 
     check(loaded=True)
+    peft_loaders.install()
     if NAME not in PeftType.__members__:
         _extend_peft_types()
         register_peft_method(
@@ -121,8 +123,8 @@ def _keep_gates() -> None:
         gate = next((name for name in state_dict if ".lora_gate." in name), None)
         if gate is not None and config.peft_type != NAME:
             raise ValueError(
-                f"{gate!r} is a gate of GATED_LORA, and would be dropped by {config.peft_type!s}. Load the adapter by "
-                "its own settings (loraguard.load_patch, loraguard.diffusers.load_patch), or make plain LoRA of it "
+                f"{gate!r:.150} is a gate of GATED_LORA, and {config.peft_type!s} would drop it. Load the adapter "
+                "by its own settings (loraguard.load_patch, loraguard.diffusers.load_patch), or make plain LoRA of it "
                 "first (loraguard.to_lora, loraguard.diffusers.save_lora)."
             )
         return method(cls, model, config, adapter_name, state_dict)

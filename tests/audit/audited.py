@@ -1,7 +1,9 @@
 """An audit for test_protocol.py, in forks: whole, killed at exactly chosen moments, and shared by two processes."""
 
 import os
+import resource
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from moments import signal_at_change
 from peft import get_peft_model
 
 from loraguard import GatedLoraConfig
-from loraguard.audit import run_audit
+from loraguard.audit import AuditResult, run_audit, write_report
 from loraguard.audit.store import Store
 from loraguard.data import DemoFaces
 from loraguard.defenses import Disrupting
@@ -22,14 +24,19 @@ WHOLE = 77
 """The exit code where a finding was written before the moment to be killed came."""
 
 
-def audit_photos(store: Path, out: Path) -> None:
-    """Figures and pictures of 8 photos go to `out`."""
+def audit_of(store: Path) -> AuditResult:
+    """Of 8 photos."""
     torch.manual_seed(0)
     model = get_peft_model(DemoEditor(conv_dim=4, num_blocks=1), GatedLoraConfig(r=2, init_lora_weights="paper"))
-    result = run_audit(
+    return run_audit(
         model, DemoFaces(8, size=16), defenses=Disrupting(0.1, 2), patches={"default": None}, batch_size=2,
         seeds=[0, 1], output_dir=store, disable_tqdm=True,
     )  # fmt: skip
+
+
+def audit_photos(store: Path, out: Path) -> None:
+    """Figures and pictures go to `out`."""
+    result = audit_of(store)
     pictures = {" ".join(key): digest({"": images}) for key, images in result.pictures.items()}
     write_json(out, {"figures": result.to_dict(), "pictures": pictures})
 
@@ -50,3 +57,16 @@ def killed_before_a_change(store: Path, nth: int) -> None:
 
     Store.write = first  # type: ignore[method-assign]
     audit_photos(store, store.with_name("none.json"))
+
+
+def audited_on_full_disks(store: Path, sizes: Sequence[int]) -> None:
+    """The same audit and its report, again and again, with files of at most so many bytes; what is said is printed."""
+    for size in (*sizes, resource.RLIM_INFINITY):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+        try:
+            write_report(audit_of(store), store)
+            said = "written"
+        except OSError as error:
+            said = f"{type(error).__name__}: {error}"
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        print(size, said, [file.relative_to(store).as_posix() for file in store.rglob(".*")])

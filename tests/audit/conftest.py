@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from limits import short_probes
 from peft import PeftModel, get_peft_model
 from setups import STAMP, Audit, Flip
 
@@ -21,7 +22,10 @@ def model(editor: DemoEditor) -> PeftModel:
 
 
 @pytest.fixture
-def audit(model: PeftModel, faces: DemoFaces) -> Audit:
+def audit(model: PeftModel, faces: DemoFaces, monkeypatch: pytest.MonkeyPatch) -> Audit:
+    """Its probes are short: what they find is for the tests of cheats."""
+    short_probes(monkeypatch)
+
     def audit(model: PeftModel = model, faces: DemoFaces = faces, **changes: object) -> AuditResult:
         defaults = {
             "defenses": Flip(),

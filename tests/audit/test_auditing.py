@@ -151,13 +151,19 @@ def test_patches_with_and_without_a_stamp(tiny: list[str], tmp_path: Path) -> No
 
 def test_a_stamp_that_cannot_be_drawn_is_said(tmp_path: Path) -> None:
     for stamp, said in (
-        ({"image": "logo.png"}, "'logo.png' does not exist"),
+        ({"image": __file__}, "it has image=.*no file is opened because a patch names it"),
+        ({"text": "AI", "font": "DejaVu Serif"}, "it has font='DejaVu Serif'.*no file is opened"),
+        ({"text": "A" * 100_000}, "text has 100,000 characters, at most 500 are drawn"),
+        ({"text": "AI", "of_width": 10**9}, "of_width=1000000000 must be"),
+        ({"text": "AI", "size": "0.5"}, "size='0.5' must be a number"),
+        ({"text": "AI", "opacity": float("nan")}, "opacity=nan must be in"),
         ({"text": "AI", "blink": True}, "unexpected keyword argument 'blink'"),
         ("AI", "'str' object"),
     ):
         config = GatedLoraConfig(provenance={"settings": {"stamp": stamp}})
-        with pytest.raises(ValueError, match=f"^mine: its stamp.*{said}"):
+        with pytest.raises(ValueError, match=f"^mine: its stamp.*{said}") as caught:
             stamp_of(config, "mine")
+        assert len(str(caught.value)) <= 600
     assert stamp_of(GatedLoraConfig(), "mine") is None
     assert stamp_of(GatedLoraConfig(provenance={"settings": {"stamp": None}}), "mine") is None
 

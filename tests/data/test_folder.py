@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from loraguard.data import ImageFolder, ImageReadError, collate, default_transform, split_photos
+from loraguard.data import ImageFolder, ImageReadError, collate, default_transform, read_image, split_photos
 
 
 def shade(level: int, size: tuple[int, int] = (40, 30)) -> Image.Image:
@@ -185,7 +185,7 @@ def test_photos_without_a_row_and_rows_without_a_photo(folder: Path) -> None:
         ("file_name,Smiling\nb.png,2\n", "'Smiling' of .* holds '2'; labels are 0/1 or -1/1"),
         ("file_name,Smiling\nb.png,-1\nc,0\n", r"holds \[-1, 0\]; labels are 0/1 or -1/1, one kind"),
         ("file_name,Smiling\nb.png\n", "Row 1 of .* has 1 values where there are 2 columns"),
-        ("file_name,Smiling\nb.png,1\nb.png,0\n", "more than one row for b.png"),
+        ("file_name,Smiling\nb.png,1\nb.png,0\n", "more than one row for 'b.png'"),
         ("", "no column 'file_name'"),
     ],
     ids=["missing", "no-names", "two", "mixed", "short", "twice", "empty"],
@@ -201,6 +201,10 @@ def test_what_is_missing(folder: Path, tmp_path: Path) -> None:
         ImageFolder(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match=r"no table .*metadata.csv, where Smiling should come from"):
         ImageFolder(folder, attributes=["Smiling"])
+    with pytest.raises(
+        FileNotFoundError, match=r"b\.png is a file; give a folder of photos, unpacked where it is an ar"
+    ):
+        ImageFolder(folder / "b.png")
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(FileNotFoundError, match=r"no photo in .*empty that can be used. It is empty"):
@@ -275,6 +279,43 @@ def test_composed_and_decomposed_names_match(tmp_path: Path, on_disk: str, in_ta
     assert labels == {unicodedata.normalize(on_disk, name): i % 2 for i, name in enumerate(names)}
     some = ImageFolder(tmp_path, files=[unicodedata.normalize(in_table, names[0])])
     assert some.names == [unicodedata.normalize(on_disk, names[0])]
+
+
+def test_a_table_from_windows(folder: Path) -> None:
+    (folder / "metadata.csv").write_text("file_name,Smiling\r\n.\\sub\\a.jpg,1\r\n./b.png,0\r\nc,1\r\n")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        photos = ImageFolder(folder, attributes=["Smiling"], transform=default_transform(8))
+    assert dict(zip(photos.names, photos.labels[:, 0].tolist(), strict=True)) == {"b.png": 0, "c": 1, "sub/a.jpg": 1}
+
+
+def test_names_of_photos_do_not_act_on_a_terminal(tmp_path: Path) -> None:
+    """Nor do they break a line."""
+    shade(9).save(tmp_path / "whole.png")
+    (tmp_path / "a\x1b[31m\nb.png").write_bytes(b"no image")
+    with pytest.warns(UserWarning, match=r"not used: a\\x1b\[31m\\nb\.png \(not a whole") as caught:
+        ImageFolder(tmp_path, transform=default_transform(8))
+    assert str(caught[0].message).isprintable()
+    with pytest.raises(ImageReadError) as error:
+        read_image(tmp_path / "a\x1b[31m\nb.png")
+    assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        "file_name," + ",".join(f"attribute_{i:05}" for i in range(9999)) + "\n",
+        "x" * 9999 + ",y\n",
+        "file_name,Smiling\n" + "x" * 9999 + ",1," + "y" * 9999 + "\n",
+        "file_name,Smiling\n" + 2 * ("x" * 9999 + ",1\n"),
+        "file_name,Smiling\nb.png," + "x" * 9999 + "\n",
+    ],
+)
+def test_errors_about_enormous_tables_are_short(folder: Path, table: str) -> None:
+    (folder / "metadata.csv").write_text(table)
+    with pytest.raises(ValueError, match=r"metadata\.csv") as error:
+        ImageFolder(folder, attributes=["Smiling"])
+    assert len(str(error.value)) <= 600
 
 
 def test_draws_do_not_depend_on_the_form_of_names(tmp_path: Path) -> None:

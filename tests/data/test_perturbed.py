@@ -49,6 +49,18 @@ def test_files_go_with_their_originals(originals: ImageFolder, tmp_path: Path) -
         assert [file.parent.name == "b" for file in found] == [name.startswith("b/") for name in names]
 
 
+def test_a_photo_that_is_called_as_its_record(tmp_path: Path) -> None:
+    """`loraguard protect` writes protect.png and, beside it, protect.json."""
+    draw(tmp_path / "photos" / "protect.jpg")
+    draw(tmp_path / "out" / "protect.png")
+    (tmp_path / "out" / "protect.json").write_text("{}")
+    found = PerturbedPhotos(tmp_path / "out", ImageFolder(tmp_path / "photos"))
+    assert [file.name for file in found.files] == ["protect.png"]
+    draw(tmp_path / "out" / "protect.webp")
+    with pytest.raises(FileNotFoundError, match="or several, of 1 photos of 1: protect"):
+        PerturbedPhotos(tmp_path / "out", ImageFolder(tmp_path / "photos"))
+
+
 def test_photos_as_large_as_the_originals_are_cropped_like_them(originals: ImageFolder, tmp_path: Path) -> None:
     folder = perturbed(tmp_path / "out")
     expected = preprocessing(16, crop=20)(Image.open(folder / "c.png"))

@@ -42,13 +42,16 @@ class Case:
         return torch.rand(2, 3, side, side) * 2 - 1
 
     def labels(self) -> Tensor | None:
-        return torch.rand(2, len(self.cls.attributes)).round() if self.cls.attributes else None
+        """As a data set has them; (2, 0) where edits are made from none."""
+        names = self.cls.attributes
+        return torch.rand(2, len(names)).round() if names or hasattr(self.cls, "conditions") else None
 
 
 PUBLISHED = {
     target: Case(GENERATORS[name])
     for name, target in GENERATORS.ours.items()
-    if GENERATORS[name]._hub_mixin_info.paper_url  # the demo's own network has no paper
+    if issubclass(GENERATORS[name], PublishedGenerator)
+    and GENERATORS[name]._hub_mixin_info.repo_url  # the demo's own networks have none
 }
 TRAINABLE = {
     ("stargan", 8): 352_874,
@@ -193,7 +196,7 @@ def test_a_folder(case, generator, tmp_path) -> None:
     card = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert f"\nlicense: {case.cls._hub_mixin_info.model_card_data.license}\n" in card
     assert all(f"\n- {tag}\n" in card for tag in case.cls.model_tags)
-    assert case.cls._hub_mixin_info.paper_url in card
+    assert (case.cls._hub_mixin_info.paper_url or case.cls._hub_mixin_info.repo_url) in card
 
 
 def test_preprocessing_has_the_size_that_was_asked_for(case) -> None:

@@ -1,7 +1,10 @@
 """StarGAN against its description, and against torch's own instance norm as the official code uses it."""
 
+from collections.abc import Callable
 from itertools import product
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -245,3 +248,51 @@ def test_classes_of_one_s_own_are_asked_for_by_name(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"rafd-G\.ckpt: The network takes 8 labels, but has 5"):
         StarGAN.from_checkpoint(tmp_path / "rafd-G.ckpt")
     assert StarGAN.from_checkpoint(tmp_path / "rafd-G.ckpt", attributes=names).attributes == names
+
+
+@pytest.mark.parametrize("around", [lambda state: [state, 3], lambda state: (state,), lambda state: {"nets": [state]}])
+def test_a_state_dict_in_a_list_is_read(around: Callable[[dict], object], tmp_path: Path) -> None:
+    network = StarGAN(conv_dim=4, repeat_num=1)
+    torch.save(around(network.state_dict()), tmp_path / "G.ckpt")
+    loaded = StarGAN.from_checkpoint(tmp_path / "G.ckpt")
+    assert all(torch.equal(value, network.state_dict()[name]) for name, value in loaded.state_dict().items())
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+@pytest.mark.parametrize(
+    "odd",
+    [
+        lambda value: value.to("meta"),
+        lambda value: value.to_sparse(),
+        lambda value: value.to(torch.complex64),
+        lambda value: torch.quantize_per_tensor(value, 0.1, 0, torch.qint8),
+    ],
+)
+def test_tensors_that_are_no_plain_numbers_are_named(odd: Callable[[Tensor], Tensor], tmp_path: Path) -> None:
+    """Their values are not there, or would be taken for others: of complex ones the real part."""
+    state = StarGAN(conv_dim=4, repeat_num=1).state_dict()
+    torch.save({**state, "main.0.weight": odd(state["main.0.weight"])}, tmp_path / "G.ckpt")
+    with pytest.raises(ValueError, match=r"does not fit StarGAN.*No plain numbers: main\.0\.weight\.") as error:
+        StarGAN.from_checkpoint(tmp_path / "G.ckpt")
+    assert len(str(error.value)) <= 600
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({}, "holds no state dict but an empty dict; expected names with tensors"),
+        (None, "holds no state dict but a NoneType;"),
+        ({"shadow_params": [torch.zeros(3)]}, "a dict of 'shadow_params', without tensors;"),
+        ({"main.0.weight": np.zeros(3)}, "a dict of 'main.0.weight', without tensors;"),
+    ],
+)
+def test_what_is_no_state_dict(content: object, said: str, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "G.ckpt")
+    with pytest.raises(ValueError, match=said):
+        StarGAN.from_checkpoint(tmp_path / "G.ckpt")
+
+
+def test_an_empty_file_is_called_that(tmp_path: Path) -> None:
+    (tmp_path / "G.ckpt").touch()
+    with pytest.raises(ValueError, match="is empty"):
+        StarGAN.from_checkpoint(tmp_path / "G.ckpt")

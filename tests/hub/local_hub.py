@@ -80,7 +80,7 @@ class Fault:
     """What happens to requests whose "METHOD PATH" matches, the first `times` times."""
 
     pattern: str
-    kind: str  # "status", "drop" (before it is dealt with), "half" (of the answer), "flip" (a byte of the answer)
+    kind: str  # "status", "drop" (before it is dealt with), "half" (of the answer), "flip" (a byte of it), "page"
     status: int = 500
     times: int = 10**6
 
@@ -149,6 +149,9 @@ class _Handler(BaseHTTPRequestHandler):
                 return
             if fault is not None and fault.kind == "status":
                 raise RefusalError(fault.status, "ordered by the test")
+            if fault is not None and fault.kind == "page":  # of a proxy
+                self._send(b"<!DOCTYPE html><title>Log in</title>", 200, {"Content-Type": "text/html"})
+                return
             self._answer(body)
         except RefusalError as refusal:
             headers = {"X-Error-Message": refusal.message} if refusal.message else {}

@@ -9,12 +9,15 @@ import pytest
 from hub_client import Client
 from huggingface_hub import ModelCard
 from local_hub import LocalHub
+from peft import get_peft_model
 
-from loraguard import GatedLoraConfig
+from loraguard import GatedLoraConfig, PatchTrainer, PatchTrainingArguments
+from loraguard.data import DemoFaces
 from loraguard.describing import without_paths
-from loraguard.hub import describe_patch, patch_card, read_audit, read_patch
+from loraguard.generators import DemoEditor
+from loraguard.hub import describe_patch, patch_card, push_patch, read_audit, read_patch
 from loraguard.hub.audit import publishable
-from loraguard.hub.card import own_text
+from loraguard.hub.card import PARTS, own_text
 
 
 def config(kind: str | None, **more: object) -> GatedLoraConfig:
@@ -74,6 +77,13 @@ def test_the_same_again_is_the_same(trained: Path) -> None:
     assert str(patch_card(patch.config, patch.sha256, earlier=card)) == card
 
 
+def test_a_part_that_is_there_twice_is_there_once_afterwards() -> None:
+    """As earlier versions left it where somebody had deleted a marker."""
+    card = patch_card(config("standard"), "1" * 64)
+    again = patch_card(config("standard"), "1" * 64, earlier=f"{card}\nMine.\n{card.text}").text
+    assert again.count("# A standard patch") == again.count("## Training") == again.count("Mine.") == 1
+
+
 def test_what_a_person_wrote_stays() -> None:
     card = patch_card(config("standard"), "1" * 64)
     before, patch, training = card.text.partition("<!-- loraguard: training")
@@ -98,6 +108,57 @@ def test_a_part_that_was_deleted_comes_back() -> None:
     without = str(card).split("<!-- loraguard: training")[0] + "Mine.\n"
     again = patch_card(config("standard"), "1" * 64, earlier=without).text
     assert again.index("# A standard patch") < again.index("## Training") < again.index("Mine.")
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("marker", ["<!-- loraguard: {0}", "<!-- /loraguard: {0}"])
+@pytest.mark.parametrize("ends", ["\n", "\r\n"])
+def test_a_marker_that_was_deleted_doubles_nothing(part: str, marker: str, ends: str, trained: Path) -> None:
+    """What a person wrote around the parts stays, and the card is as with the marker."""
+    patch = read_patch(trained / "patch")
+    audit = read_audit(trained / "patch" / "audit", patch.sha256)
+    card = str(patch_card(patch.config, patch.sha256, audit=audit))
+    for name in PARTS:
+        card = card.replace(f"<!-- /loraguard: {name} -->\n", f"<!-- /loraguard: {name} -->\nMine after {name}.\n")
+    lines = [line for line in card.splitlines() if not line.startswith(marker.format(part))]
+    assert len(lines) == len(card.splitlines()) - 1
+    again = patch_card(patch.config, patch.sha256, audit=audit, earlier=ends.join(lines)).text
+    for words in ("# A defensive patch", "## Audit", "## Training", *(f"Mine after {name}." for name in PARTS)):
+        assert again.count(words) == 1, words
+    for name in PARTS:
+        assert again.count(f"<!-- loraguard: {name} ") == again.count(f"<!-- /loraguard: {name} -->") == 1
+    assert own_text(ends.join(lines)).split() == " ".join(f"Mine after {name}." for name in PARTS).split()
+
+
+def test_a_part_without_an_end_is_said() -> None:
+    card = str(patch_card(config("standard"), "1" * 64)).split("## Training")[0] + "Mine."
+    with pytest.raises(ValueError, match=r"lost a marker of its part 'training'.* Put it back"):
+        patch_card(config("standard"), "1" * 64, earlier=card)
+
+
+@pytest.mark.parametrize("above", ["Words.\n\n", "# Words\n\n---\n\nMore: of them\n\n---\n\n", "<!-- x -->\n", "\n\n"])
+def test_text_above_the_metadata_makes_no_second_block(above: str) -> None:
+    first = patch_card(config("standard"), "1" * 64, license="mit")
+    again = str(patch_card(config("standard"), "1" * 64, earlier=f"{above}{first}"))
+    assert again.count("library_name: peft") == 1
+    assert again.startswith("---\n")
+    assert ModelCard(again).data.license == "mit"
+    assert above.strip() in again
+    assert again.count("# A standard patch") == 1
+
+
+def test_a_card_that_is_not_in_utf_8_is_named(patch: Path, generator: DemoEditor) -> None:
+    """Before a training that would end with it, too."""
+    readme = patch / "README.md"
+    readme.write_bytes("Größe".encode("latin-1"))
+    said = "README.md is not in UTF-8"
+    with pytest.raises(ValueError, match=said):
+        push_patch(patch, "me/latin")
+    with pytest.raises(ValueError, match=said):
+        push_patch(patch, "me/latin", card=readme)
+    model = get_peft_model(generator, GatedLoraConfig(r=2))
+    with pytest.raises(ValueError, match=said):
+        PatchTrainer(model, DemoFaces(4, size=16), PatchTrainingArguments(patch, cpu=True, disable_tqdm=True)).train()
 
 
 def test_cards_of_others() -> None:

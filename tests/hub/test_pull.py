@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import textwrap
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from loraguard import load_patch
 from loraguard.generators import DemoEditor
+from loraguard.hub import describe_patch
 
 PULL = "loraguard.hub.pull_patch(repo_id, target, **options)"
 SETUP = """
@@ -121,6 +123,87 @@ def test_private(hub: LocalHub, client: Client, pushed: str, tmp_path: Path) -> 
     load(client, "me/hidden", token="token-of-me")
 
 
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_full_disk(client: Client, pushed: str, tmp_path: Path, cached: bool) -> None:
+    """In the cache, or where the patch is copied to."""
+    options = {"repo_id": "me/pulled", "target": str(tmp_path / "pulled"), "options": {"revision": "v1"}}
+    client.empty_cache()
+    if cached:
+        load(client, revision="v1")
+    code = f"""
+import resource
+before = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (500, before[1]))
+try:
+    {PULL}
+finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+"""
+    what = f"patch could not be written to {tmp_path}" if cached else "download of me/pulled could not be written to"
+    with pytest.raises(HubError, match=f"NotWrittenError: The {what}.*: File too large .* MB free on that disk"):
+        client.run(code, **options)
+    assert list(tmp_path.iterdir()) == []
+    client.run(PULL, **options)
+
+
+def test_a_private_one_from_the_cache_is_said(hub: LocalHub, client: Client, pushed: str) -> None:
+    """The client takes it from there without a word, whatever the token; by commit it asks nobody."""
+    hub.repos["me/cached"] = Repo(True, {pushed: hub.repos["me/pulled"].commits[pushed]}, {"main": pushed})
+    client.empty_cache()
+    load(client, "me/cached")
+    assert not [one for one in client.warnings if "cache" in one]
+    for token in (False, "token-of-you", "token-of-nobody"):
+        for revision in (None, pushed):
+            load(client, "me/cached", token=token, revision=revision)
+            (said,) = [one for one in client.warnings if "cache" in one]
+            assert said.startswith("me/cached was taken from the local cache ")
+            assert "40" in said
+
+
+def test_a_folder_has_no_revision(patch: Path, generator: DemoEditor) -> None:
+    for call in (partial(load_patch, patch, generator), partial(describe_patch, patch)):
+        with pytest.raises(ValueError, match="is a folder, which has no revision 'v1'"):
+            call(revision="v1")
+
+
+@pytest.mark.parametrize("name", ["x.y", "", "."])
+def test_names_that_no_adapter_can_have(name: str, patch: Path, generator: DemoEditor) -> None:
+    with pytest.raises(ValueError, match=f"adapter_name={name!r} must have letters and no dot"):
+        load_patch(patch, generator, adapter_name=name)
+
+
+@pytest.mark.parametrize(
+    ("repo_id", "options", "said"),
+    [
+        ("me/no-generator", {}, r"FileNotFoundError: There is no generator me/no-generator: no such folder, and"),
+        ("me/hidden-base", {"token": "token-of-you"}, r"FileNotFoundError: There is no generator me/hidden-base"),
+        ("me/base", {"revision": "v9"}, r"FileNotFoundError: me/base on \S+ has no such branch, tag or commit: 'v9'"),
+        ("no id", {}, r"FileNotFoundError: There is no generator no id: no such folder, and no id OWNER/NAME of the"),
+    ],
+)
+def test_generators_that_are_not_there(
+    hub: LocalHub, client: Client, pushed: str, repo_id: str, options: dict, said: str
+) -> None:
+    head = hub.repos["me/base"].branches["main"]
+    hub.repos["me/hidden-base"] = Repo(True, {head: hub.repos["me/base"].commits[head]}, {"main": head})
+    with pytest.raises(HubError, match=said) as caught:
+        client.run("DemoEditor.from_pretrained(repo_id, **options)", repo_id=repo_id, options=options)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) <= 600
+
+
+def test_a_patch_that_names_a_generator_that_is_not_there(client: Client, hub: LocalHub, pushed: str) -> None:
+    files = hub.repos["me/pulled"].files()
+    config = json.loads(files["adapter_config.json"]) | {"base_model_name_or_path": "me/gone"}
+    renamed = {**files, "adapter_config.json": json.dumps(config).encode()}
+    hub.repos["me/orphan"] = Repo(False)
+    hub.repos["me/orphan"].commit(
+        "main", {name: Blob(data, name.endswith(".safetensors")) for name, data in renamed.items()}
+    )
+    with pytest.raises(HubError, match=r"FileNotFoundError: There is no generator me/gone: "):
+        load(client, "me/orphan")
+
+
 def test_gated(hub: LocalHub, client: Client, pushed: str) -> None:
     commits = {pushed: hub.repos["me/pulled"].commits[pushed]}
     hub.repos["me/gated"] = Repo(False, commits, {"main": pushed}, gated=True)
@@ -143,6 +226,7 @@ def test_what_is_not_there(client: Client, pushed: str) -> None:
         ("status", 403, r"(FileNotFoundError|PermissionError): "),
         ("drop", 0, r"(FileNotFoundError|ConnectionError): "),
         ("half", 0, r"(FileNotFoundError|ConnectionError): "),
+        ("page", 0, r"(FileNotFoundError|ConnectionError): "),
     ],
 )
 def test_faults_leave_no_folder(
@@ -154,6 +238,7 @@ def test_faults_leave_no_folder(
     with hub.faulty(request_, kind, status), pytest.raises(HubError, match=said) as caught:
         client.run(PULL, **options)
     assert "me/pulled" in str(caught.value)
+    assert len(str(caught.value)) <= 650
     assert list(tmp_path.iterdir()) == []
     client.run(PULL, **options)
     assert load_file(tmp_path / "pulled" / "adapter_model.safetensors")

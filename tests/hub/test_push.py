@@ -11,6 +11,8 @@ import torch
 from hub_client import Client, HubError
 from huggingface_hub import ModelCard
 from local_hub import LocalHub
+from processes import forked_ranks
+from pushing import train_and_push
 from safetensors.torch import load_file, save_file
 
 FILES = {
@@ -148,6 +150,26 @@ def test_refusals(hub: LocalHub, client: Client, patch: Path, fault: str, status
     assert set(hub.repos[name].files()) == FILES
 
 
+@pytest.mark.parametrize(
+    "request_",
+    ["GET /api/models/", "POST /api/repos/create", "/preupload/", "POST /api/models/.*/commit/", "lfs/objects"],
+)
+def test_a_page_in_place_of_an_answer(hub: LocalHub, client: Client, patch: Path, request_: str) -> None:
+    """Of a proxy, or of a network that one has to log in to."""
+    name = "me/paged-" + re.sub(r"\W+", "", request_)
+    hub.stored.clear()
+    with (
+        hub.faulty(request_, "page"),
+        pytest.raises(HubError, match=r"ConnectionError: .*a network's login page") as caught,
+    ):
+        client.push(patch, name)
+    assert name in str(caught.value)
+    assert "<!DOCTYPE html>" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    client.push(patch, name)
+    assert set(hub.repos[name].files()) == FILES
+
+
 def test_no_connection_at_all(hub: LocalHub, client: Client, patch: Path) -> None:
     """What never began did not break, and the same again would not help."""
     code = f"constants.ENDPOINT, was = {hub.nowhere!r}, constants.ENDPOINT\n"
@@ -275,3 +297,24 @@ PatchTrainer(model, DemoFaces(8, size=32), arguments).train()
     assert "# A standard patch for DemoEditor" in repo.files()["README.md"].decode()
     assert 'load_patch("me/from-training"' in repo.files()["README.md"].decode()
     assert not [name for name, data in repo.files().items() if b"token-of-me" in data or str(tmp_path).encode() in data]
+
+
+def test_two_processes_push_once(hub: LocalHub, tmp_path: Path) -> None:
+    """With checkpoints, validation and a tracker, and where the Hub fails: both leave, and the patch is there."""
+    hub.repos.pop("me/together", None)
+    done = forked_ranks(train_and_push, hub.url, tmp_path / "home", tmp_path / "patch", "tensorboard")
+    for one in done:
+        assert one.returncode == 0, one.stderr
+        assert one.stdout.splitlines()[-1] == "together 2", one
+    repo = hub.repos["me/together"]
+    assert len(repo.commits) == 2
+    weights = "adapter_model.safetensors"
+    assert repo.files()[weights] == (tmp_path / "patch" / weights).read_bytes()
+    with hub.faulty("/commit/", "status", 500):
+        first, second = forked_ranks(train_and_push, hub.url, tmp_path / "home", tmp_path / "again", "tensorboard")
+    (said,) = [line for line in first.stdout.splitlines() if line.startswith("OSError")]
+    assert said.startswith(f"OSError: The patch is whole in {tmp_path / 'again'}, and was not pushed: ")
+    assert f"loraguard push {tmp_path / 'again'} me/together" in said
+    assert "OSError: The first process could not" in second.stdout
+    assert [one.stdout.splitlines()[-1] for one in (first, second)] == ["together 2"] * 2
+    assert (tmp_path / "again" / weights).is_file()

@@ -36,19 +36,25 @@ def arguments(folder: Path, **changes: Any) -> PatchTrainingArguments:
     return PatchTrainingArguments(folder, **{**defaults, **changes})
 
 
-class Once:
-    """An adversary that does something at its n-th call."""
+class Deeds:
+    """An adversary that does something at some of its calls, counted from 1."""
 
     eps = 0.05
 
-    def __init__(self, call: int, deed: Callable[[], object] | None) -> None:
-        self.call, self.deed, self.calls = call, deed, 0
+    def __init__(self, deeds: dict[int, Callable[[], object]]) -> None:
+        self.deeds, self.calls = deeds, 0
 
     def __call__(self, generator: nn.Module, images: Tensor, condition: dict, clean: Tensor | None = None) -> Tensor:
         self.calls += 1
-        if self.calls == self.call and self.deed is not None:
-            self.deed()
+        self.deeds.get(self.calls, int)()
         return Disrupting(steps=1)(generator, images, condition, clean)
+
+
+class Once(Deeds):
+    """An adversary that does something at its n-th call."""
+
+    def __init__(self, call: int, deed: Callable[[], object] | None) -> None:
+        super().__init__({} if deed is None else {call: deed})
 
 
 def train(folder: Path) -> None:
@@ -106,17 +112,3 @@ def _in_the_first_checkpoint(deed: Callable[[], None]) -> None:
         os._exit(WHOLE)
 
     Checkpoints.save = first
-
-
-def short_of_disk(folder: Path) -> None:
-    """From the fourth step on the system refuses to write more than 2000 bytes to a file; what is said is printed."""
-
-    def fill() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
-
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    settings = arguments(folder, checkpointing_steps=2, adversary=Once(4, fill))
-    try:
-        PatchTrainer(model(), DemoFaces(7, size=16), settings).train()
-    except OSError as error:
-        print("OSError", error)

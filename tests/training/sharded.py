@@ -8,12 +8,15 @@ import torch
 from accelerate.state import AcceleratorState
 from peft import get_peft_model
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn import functional as F
 
 from loraguard import GatedLoraConfig, PatchTrainer, PatchTrainingArguments
 from loraguard.data import DemoFaces
 from loraguard.defenses import undisturbed
 from loraguard.generators import DemoEditor
+from loraguard.training.untouched import wrapper_of
 
 
 class Slope:
@@ -67,3 +70,12 @@ def train_sharded_and_not(folder: Path) -> None:
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "false"
     AcceleratorState._reset_state(reset_partial_state=True)
     train(folder / "ddp", cpu=True)
+
+
+def shard_and_say(meeting: Path) -> None:
+    """What FSDP makes of a network, by its first form and by its second."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=0, world_size=1)
+    first = FullyShardedDataParallel(nn.Sequential(nn.Linear(1, 1)), device_id=torch.device("cpu"))
+    second = fully_shard(nn.Sequential(nn.Linear(1, 1)), mesh=init_device_mesh("cpu", (1,)))
+    print(wrapper_of(first), wrapper_of(second))
+    torch.distributed.destroy_process_group()

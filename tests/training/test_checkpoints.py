@@ -18,7 +18,6 @@ from killed import (
     killed_in_a_step,
     killed_within_a_file,
     model,
-    short_of_disk,
     train,
 )
 from peft import PeftModel, get_peft_model
@@ -26,6 +25,7 @@ from processes import forked
 
 from loraguard import GatedLoraConfig, PatchTrainer
 from loraguard.data import DemoFaces
+from loraguard.training import trainer
 from loraguard.training.checkpoints import whole_checkpoints
 
 
@@ -119,14 +119,19 @@ def test_a_signal_in_the_last_step_leaves_with_the_patch(tmp_path: Path) -> None
     assert (tmp_path / "adapter_model.safetensors").is_file()
 
 
-def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
-    """A limit on the size of files stands for the disk: the system refuses to write on."""
-    done = forked(short_of_disk, tmp_path)
-    assert done.stdout.startswith("OSError"), done.stderr
-    assert f"The last good one is {tmp_path / 'checkpoint-2'}" in done.stdout
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
-    settings = arguments(tmp_path, resume_from_checkpoint="latest")
-    assert len(PatchTrainer(model(), DemoFaces(7, size=16), settings).train().log) == 6
+def test_a_signal_while_the_patch_is_saved_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no checkpoint that could be gone on from; schedulers wait before they kill."""
+    save = trainer.save_patch
+
+    def asked_to_stop(*args: object, **kwargs: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        save(*args, **kwargs)
+
+    monkeypatch.setattr(trainer, "save_patch", asked_to_stop)
+    with pytest.raises(SystemExit) as caught:
+        PatchTrainer(model(), DemoFaces(7, size=16), arguments(tmp_path)).train()
+    assert caught.value.code == 128 + signal.SIGTERM
+    assert (tmp_path / "adapter_model.safetensors").is_file()
 
 
 def test_what_cannot_be_resumed_is_said(tmp_path: Path) -> None:
@@ -141,7 +146,8 @@ def test_what_cannot_be_resumed_is_said(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=r"learning_rate: 0.01 then, 0.1 now"):
         trained(tmp_path, resume_from_checkpoint="checkpoint-3", learning_rate=0.1)
     state = (tmp_path / "checkpoint-6" / "trainer_state.json").read_text()
-    for broken in ("{", "[]", "{}", state[:-30]):
+    odd = [json.dumps({**json.loads(state), name: "odd"}) for name in ("step", "settings", "log", "gates", "watch")]
+    for broken in ("{", "[]", "{}", state[:-30], *odd, json.dumps({**json.loads(state), "log": [3]})):
         (tmp_path / "checkpoint-6" / "trainer_state.json").write_text(broken)
         with pytest.raises(ValueError, match="checkpoint-6 cannot be loaded"):
             trained(tmp_path, resume_from_checkpoint="checkpoint-6")

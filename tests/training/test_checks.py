@@ -6,13 +6,17 @@ from typing import Any
 
 import pytest
 import torch
+from deepspeed import DeepSpeedEngine
 from peft import PeftModel, get_peft_model
+from processes import forked
+from sharded import shard_and_say
 from small import Pictures, arguments
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import DataLoader
 
 from loraguard import GatedLoraConfig, PatchTrainer, PatchTrainingArguments, Stamp
 from loraguard.data import DemoFaces
@@ -189,17 +193,70 @@ def test_wrappers_beneath_the_adapter_are_refused_by_name(name: str, inside: boo
     assert len(str(refused.value)) <= 600
 
 
-def test_wrappers_that_are_known_by_their_names() -> None:
-    """A class of this name stands for DeepSpeed's."""
-    engine = type("DeepSpeedEngine", (nn.Sequential,), {})
-    assert wrapper_of(engine(nn.Linear(1, 1))) == "DeepSpeedEngine"
-    assert wrapper_of(convolutions()) is None
+def test_wrappers_of_packages_are_known_by_their_classes() -> None:
+    """DeepSpeed's without the process group that it would make; a network that has only the name is none."""
+    engine = DeepSpeedEngine.__new__(DeepSpeedEngine)
+    nn.Module.__init__(engine)
+    assert wrapper_of(engine) == "DeepSpeedEngine"
+    for name in ("DeepSpeedEngine", "FullyShardedDataParallel", "FSDPModule", "DataParallel"):
+        assert wrapper_of(type(name, (nn.Sequential,), {})(nn.Linear(1, 1))) is None
+    own = nn.Sequential()
+    own.add_module("_orig_mod", nn.Linear(1, 1))
+    assert wrapper_of(own) is None
+
+
+def test_sharded_networks_are_known(tmp_path: Path) -> None:
+    """FSDP's both forms, in a group of one process."""
+    done = forked(shard_and_say, tmp_path / "meeting")
+    assert done.stdout.split() == ["FullyShardedDataParallel", "FSDPSequential"], done.stderr
 
 
 @pytest.mark.parametrize("name", ["DataParallel", "OptimizedModule"])
 def test_a_wrapper_around_the_model_is_named(name: str, patched: PeftModel, faces: DemoFaces, tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=rf"{name} wraps the model.*give the model itself"):
         PatchTrainer(WRAPPERS[name](patched), faces, arguments(tmp_path))
+
+
+def elsewhere() -> nn.Module:
+    with torch.device("meta"):
+        return convolutions()
+
+
+def inferring() -> nn.Module:
+    with torch.inference_mode():
+        return convolutions()
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [(elsewhere, r"not in memory \(its device is 'meta'\)"), (inferring, "within torch.inference_mode")],
+)
+def test_weights_that_cannot_be_computed_with_are_named(
+    make: Callable[[], nn.Module], words: str, tmp_path: Path
+) -> None:
+    model = get_peft_model(make(), GatedLoraConfig(r=1))
+    with pytest.raises(ValueError, match=rf"0\.base_layer\.weight.*{words}"):
+        PatchTrainer(model, Pictures([torch.zeros(3, 16, 16) - 0.5] * 4), arguments(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("dataset", "words"),
+    [
+        (DataLoader([1]), r"A DataLoader is no data set .* give its \.dataset"),
+        (iter([1]), "make a list of it"),
+        ({"train": [1], "test": [1]}, "A dict is no .* give one of 'train', 'test'"),
+    ],
+)
+def test_what_is_no_data_set(dataset: Any, words: str, patched: PeftModel, tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=words):
+        PatchTrainer(patched, dataset, arguments(tmp_path))
+
+
+def test_a_learning_rate_that_would_never_be_reached(patched: PeftModel, faces: DemoFaces, tmp_path: Path) -> None:
+    steps = {"max_train_steps": 3, "lr_scheduler": "cosine"}
+    with pytest.raises(ValueError, match="lr_warmup_steps=3 of 3 steps: the learning rate would never reach"):
+        PatchTrainer(patched, faces, arguments(tmp_path, lr_warmup_steps=3, **steps))
+    PatchTrainer(patched, faces, arguments(tmp_path, lr_warmup_steps=2, **steps))
 
 
 @pytest.mark.parametrize("bias", ["all", "lora_only"])

@@ -20,7 +20,7 @@ from torch import nn
 
 from loraguard.tuner import GatedLoraConfig, loading
 from loraguard.tuner import model as model_module
-from loraguard.tuner.loading import check_finite, check_pattern, find_weights
+from loraguard.tuner.loading import check_finite, find_weights
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
@@ -44,6 +44,9 @@ def refused(generator: nn.Module, folder: Path, message: str) -> str:
         with pytest.raises(ValueError, match=message) as caught:
             load()
         said = str(caught.value)
+        assert said.isprintable()  # so that it is one line, too
+        assert len(said) <= 600
+        assert CONFIG in said or "adapter_model" in said
     assert [type(module) for module in generator.modules()] == kinds
     assert all(torch.equal(generator.state_dict()[name], value) for name, value in before.items())
     assert list(adapted.peft_config) == ["mine"]
@@ -56,10 +59,10 @@ def test_what_is_whole_loads(generator: nn.Module, patch: Path) -> None:
 
 
 @pytest.mark.parametrize("way", ["from_pretrained", "load_adapter"])
-def test_each_tensor_is_read_once_and_checked_once(
+def test_each_tensor_is_checked_once_before_it_is_loaded(
     generator: nn.Module, patch: Path, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By every reader of safetensors files in this process; the header alone is read beforehand."""
+    """By every reader of safetensors files in this process: the first time for the check alone."""
     read, checked, opened, real = Counter[str](), Counter[str](), 0, safe_open
 
     class Counting:
@@ -100,26 +103,25 @@ def test_each_tensor_is_read_once_and_checked_once(
         get_peft_model(generator, settings(r=2), "mine").load_adapter(patch, "theirs")
     monkeypatch.undo()
     names = dict.fromkeys(load_file(patch / WEIGHTS), 1)
-    assert read == names
-    assert {f"base_model.model.{name.removeprefix('base_model.model.')}": n for name, n in checked.items()} == names
-    assert opened == 2  # for the header and for the tensors
+    assert read == {name: 2 for name in names}
+    assert checked == names
+    assert opened == 3  # for the header, for the check and for loading
 
 
 def test_a_broken_value_leaves_no_trace(generator: nn.Module, patch: Path) -> None:
-    """It is found when layers are replaced already."""
-    tensors = load_file(patch / WEIGHTS)
-    name = next(iter(tensors))
+    tensors, whole = load_file(patch / WEIGHTS), (patch / WEIGHTS).read_bytes()
+    name = next(name for name in tensors if "lora_A" in name)
     save_file(tensors | {name: tensors[name] * torch.nan}, patch / WEIGHTS)
     generator.norm.train()
     generator.up.weight.requires_grad_(False)
     before = [(name, p.requires_grad) for name, p in generator.named_parameters()]
     modes, attributes = [module.training for module in generator.modules()], set(vars(generator))
     said = refused(generator, patch, rf"'{name}' holds nan at")
-    assert said.startswith("Adapter 'theirs'")
+    assert said.startswith(str(patch / WEIGHTS))
     assert [(name, p.requires_grad) for name, p in generator.named_parameters()] == before
     assert [module.training for module in generator.modules()] == modes
     assert set(vars(generator)) == attributes
-    save_file(tensors, patch / WEIGHTS)
+    (patch / WEIGHTS).write_bytes(whole)
     PeftModel.from_pretrained(generator, patch)
 
 
@@ -219,10 +221,10 @@ CONFIGS: list[tuple[dict[str, Any], str]] = [
     ({"target_modules": {"down": 1}}, "target_modules={'down': 1} must be"),
     ({"target_modules": [1, 2]}, r"target_modules=\[1, 2\] must be"),
     ({"target_modules": "("}, r"target_modules='\(' is no regular expression"),
-    ({"target_modules": "(.*)*x"}, r"target_modules='\(\.\*\)\*x' repeats what repeats"),
+    ({"target_modules": "(.*)*x"}, r"target_modules='\(\.\*\)\*x' has more than 10,000 ways"),
     ({"target_modules": ["down"]}, "fits nothing|no tensor"),
-    ({"target_modules": ["elsewhere"]}, "fits nothing|no tensor|not found"),
-    ({"target_modules": ["norm"]}, "fits nothing|no tensor"),
+    ({"target_modules": ["elsewhere"]}, r"target_modules={'elsewhere'} names no layer of this Generator"),
+    ({"target_modules": ["norm"]}, r"target_modules={'norm'} names no layer of this Generator"),
     ({"exclude_modules": ["down"]}, "'base_model.model.down.lora_A.weight' fits nothing"),
     ({"modules_to_save": "norm"}, "modules_to_save='norm' must be"),
     ({"modules_to_save": None}, r"'base_model.model.norm.\w+' fits nothing"),
@@ -230,7 +232,7 @@ CONFIGS: list[tuple[dict[str, Any], str]] = [
     ({"rank_pattern": {"down": 2}}, r"'base_model.model.down.lora_A.weight' has shape \(4, .*takes \(2, "),
     ({"rank_pattern": ["down"]}, r"rank_pattern=\['down'\] must be"),
     ({"alpha_pattern": {"down": "7"}}, "alpha_pattern={'down': '7'} must be"),
-    ({"alpha_pattern": {"(a|a)*": 1}}, "alpha_pattern=.* repeats what repeats"),
+    ({"alpha_pattern": {"(a|a)*": 1}}, "alpha_pattern=.* has more than 10,000 ways"),
     ({"layers_to_transform": "all"}, "layers_to_transform='all' must be"),
     ({"auto_mapping": "os.system"}, "auto_mapping='os.system' must be"),
     ({"megatron_config": {"x": 1}, "megatron_core": "os"}, "megatron_config={'x': 1} does not apply"),
@@ -328,7 +330,7 @@ def test_another_generator(generator: nn.Module, patch: Path) -> None:
 
     said = refused(Other(), patch, r"'base_model.model.down.lora_B.weight' has shape \(4, 4, 1, 1\)")
     assert "this Other takes (8, 4, 1, 1)" in said
-    refused(nn.ModuleDict({"down": nn.Conv2d(3, 4, 4, 2, 1)}), patch, "no tensor|fits nothing")
+    refused(nn.ModuleDict({"down": nn.Conv2d(3, 4, 4, 2, 1)}), patch, "modules_to_save: there is no module 'norm'")
 
 
 def test_what_is_set_by_hand(generator: nn.Module) -> None:
@@ -342,17 +344,3 @@ def test_what_is_set_by_hand(generator: nn.Module) -> None:
         set_peft_model_state_dict(model, {**tensors, name: tensors[name] * torch.nan})
     assert all(torch.equal(model.state_dict()[key], value) for key, value in before.items())
     set_peft_model_state_dict(model, tensors)
-
-
-@pytest.mark.parametrize("pattern", [r"(a+)+$", r"(a|b)*c", r"((a*)b)*", r"(x(y+)){2,}", r"(?:\w+\.)*conv"])
-def test_patterns_that_may_take_for_ever(pattern: str) -> None:
-    with pytest.raises(ValueError, match="repeats what repeats or branches"):
-        check_pattern("target_modules", pattern)
-
-
-HARMLESS = [r".*\.conv\d+", r"down|up", r"^main\.(0|1)\.conv[0-9]*", r"a\(b\)+", r"(ab)+", r"[(*+]+"]
-
-
-@pytest.mark.parametrize("pattern", HARMLESS)
-def test_harmless_patterns(pattern: str) -> None:
-    check_pattern("target_modules", pattern)

@@ -1,5 +1,6 @@
-"""Embeddings that `save_pretrained(save_embedding_layers=True)` put into a file: they load, and nothing else does."""
+"""Embeddings that `save_pretrained(save_embedding_layers=True)` put into a file: the network's own load, no others."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -36,22 +37,30 @@ class TestSavedEmbeddings:
     @pytest.fixture
     def saved(self, tmp_path: Path) -> Words:
         words = Words()
-        model = get_peft_model(words, settings(target_modules=["out"]))
+        model = get_peft_model(copy.deepcopy(words), settings(target_modules=["out"]))
         model.save_pretrained(tmp_path, save_embedding_layers=True)
         return words
 
     def test_they_load_and_nothing_else_does(self, saved: Words, tmp_path: Path) -> None:
-        base = Words()
-        extra = base.embed_extra.weight.clone()
+        base = copy.deepcopy(saved)
         PeftModel.from_pretrained(base, tmp_path)
         assert torch.equal(base.embed.weight, saved.embed.weight)
-        assert torch.equal(base.embed_extra.weight, extra)
+        assert torch.equal(base.embed_extra.weight, saved.embed_extra.weight)
         assert "base_model.model.embed.weight" in load_file(tmp_path / WEIGHTS)
+
+    def test_those_of_another_network_are_refused(self, saved: Words, tmp_path: Path) -> None:
+        """They would take the place of its own."""
+        base = Words()
+        before = base.embed.weight.clone()
+        with pytest.raises(ValueError, match=r"'base_model.model.embed.weight' is a weight of the base network"):
+            PeftModel.from_pretrained(base, tmp_path)
+        assert torch.equal(base.embed.weight, before)
+        assert type(base.out) is nn.Linear
 
     def test_another_frozen_weight_is_refused(self, saved: Words, tmp_path: Path) -> None:
         tensors = load_file(tmp_path / WEIGHTS)
         save_file(tensors | {"base_model.model.embed_extra.weight": torch.zeros(10, 4)}, tmp_path / WEIGHTS)
-        base = Words()
+        base = copy.deepcopy(saved)
         with pytest.raises(ValueError, match=r"'base_model.model.embed_extra.weight' fits nothing"):
             PeftModel.from_pretrained(base, tmp_path)
         assert type(base.out) is nn.Linear
@@ -75,9 +84,10 @@ class TestSavedEmbeddings:
             def get_output_embeddings(self) -> nn.Module:
                 return self.lm_head
 
-        model = get_peft_model(Speaker(), settings(**{"target_modules": ["out"], **given}))
+        bare = Speaker()
+        model = get_peft_model(copy.deepcopy(bare), settings(**{"target_modules": ["out"], **given}))
         model.save_pretrained(tmp_path, save_embedding_layers=True)
-        loaded = PeftModel.from_pretrained(Speaker(), tmp_path)
+        loaded = PeftModel.from_pretrained(bare, tmp_path)
         loaded.load_adapter(tmp_path, "again")
         for name, tensor in get_peft_model_state_dict(model).items():
             assert torch.equal(get_peft_model_state_dict(loaded, adapter_name="again")[name], tensor)

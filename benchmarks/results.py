@@ -1,0 +1,95 @@
+"""The audits of docs/results.md on 100 drawn faces: transfer and detectability, the matrix of defenses, the curves.
+
+    python benchmarks/results.py --work-dir results                                    # all of it, at once
+    python benchmarks/results.py --work-dir results --only transfer --minutes 14       # a piece; the same again goes on
+
+Each audit is `loraguard audit --config examples/configs/results_NAME.yaml`. It keeps what it has found, so that a piece
+that runs out of time loses at most the batch that it was at. Once an audit is finished, its tables take the place of
+those between `<!-- table: NAME, HEADING -->` and `<!-- end -->` in docs/results.md; the findings there are written by
+hand. On one idle core the matrix takes an estimated three hours, the curves half of that, and transfer a quarter of an
+hour.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+AUDITS = ("transfer", "matrix", "curves")
+PAGE = ROOT / "docs" / "results.md"
+BLOCK = re.compile(r"(<!-- table: (\w+), (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
+GRACE = 60
+"""Seconds that an audit gets to stop in."""
+
+
+def piece(name: str, folder: Path, seconds: float | None) -> bool:
+    """Go on with an audit until it is finished or its time is over; whether it is finished."""
+    said = folder / f"{name}.txt"
+    if said.is_file():
+        return True
+    config = ROOT / "examples" / "configs" / f"results_{name}.yaml"
+    command = [sys.executable, "-m", "loraguard.cli", "audit", "--config", config, "--output-dir", folder / name]
+    draft = said.with_suffix(".part")
+    with draft.open("w", encoding="utf-8") as out:
+        audit = subprocess.Popen(command, stdout=out, env={**os.environ, "PYTHONPATH": str(ROOT)})
+        try:
+            code = audit.wait(seconds)
+        except subprocess.TimeoutExpired:
+            audit.send_signal(signal.SIGINT)
+            audit.wait(GRACE)
+            return False
+    if code:
+        raise SystemExit(f"The audit {name} ended with {code}; its own message stands above.")
+    draft.replace(said)
+    return True
+
+
+def table_of(said: str, heading: str) -> str:
+    """The table below a line that begins so, up to the next empty line."""
+    lines = said.splitlines()
+    at = next((i for i, line in enumerate(lines) if line.startswith(heading)), None)
+    if at is None:
+        raise SystemExit(f"The audit printed no table {heading!r}.")
+    rows = lines[at + 1 :]
+    return "\n".join(rows[: rows.index("") if "" in rows else None])
+
+
+def write_page(name: str, folder: Path) -> None:
+    """Put an audit's tables into the page."""
+    said = (folder / f"{name}.txt").read_text(encoding="utf-8")
+
+    def filled(block: re.Match[str]) -> str:
+        if block[2] != name:
+            return block[0]
+        return f"{block[1]}\n```text\n{table_of(said, block[3])}\n```\n\n{block[4]}"
+
+    PAGE.write_text(BLOCK.sub(filled, PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def main() -> None:
+    """Run what is not finished, and write the page's tables of what is."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work-dir", type=Path, required=True, help="keeps the audits")
+    parser.add_argument("--only", choices=AUDITS, nargs="+", default=AUDITS, help="which of the audits")
+    parser.add_argument("--minutes", type=float, help="of this piece; by default as long as it takes")
+    options = parser.parse_args()
+    options.work_dir.mkdir(parents=True, exist_ok=True)
+    end = None if options.minutes is None else time.monotonic() + 60 * options.minutes
+    for name in options.only:
+        left = None if end is None else end - time.monotonic()
+        if (left is not None and left <= 0) or not piece(name, options.work_dir, left):
+            print(f"{name} is not finished; the same command goes on.")
+            return
+        write_page(name, options.work_dir)
+        print(f"Wrote the tables of {name} into {PAGE}.")
+
+
+if __name__ == "__main__":
+    main()

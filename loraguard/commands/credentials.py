@@ -1,0 +1,131 @@
+"""Signed metadata for the command line: sign image files, and say what is signed in them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from loraguard.files import whole_files, writable_folder
+from loraguard.mark.certificate import make_test_certificate
+from loraguard.mark.credentials import FORMATS, Credentials, Signer, read_credentials, sign_bytes
+
+from .stamp import image_files
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What is signed in an image file.
+
+    Attributes:
+        file: its path.
+        credentials: what they say and whether they hold; None where they cannot be read.
+        problem: why not.
+    """
+
+    file: str
+    credentials: Credentials | None
+    problem: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON takes it, one level deep."""
+        said = asdict(self.credentials) if self.credentials is not None else {}
+        return {"file": self.file, "problem": self.problem, **said}
+
+
+def sign_files(
+    paths: Sequence[str | Path],
+    output_dir: str | Path,
+    signer: Signer | None,
+    *,
+    kind: str = "generated",
+    origin: dict[str, Any] | None = None,
+    time_stamp: str | None = None,
+) -> list[Path]:
+    """Write signed copies of image files into another folder, all or none of them.
+
+    Args:
+        paths: files, and folders of which every image is taken.
+        output_dir: where to; the files keep their names.
+        signer: who signs; None makes a test certificate for this call, which nobody trusts and whose name says so.
+        kind: "generated" or "edited".
+        origin: what is said of generator, patch and mark.
+        time_stamp: of a test certificate's signatures.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        FileNotFoundError: for a path that is not there.
+        ValueError: for two files of one name, a format that cannot be signed, or what c2pa refuses.
+        ImportError: where c2pa-python is not installed.
+    """
+    files = [file for path in paths for file in image_files(Path(path).expanduser())]
+    names = [file.name for file in files]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"Several of these files are called {twice[0]!r}, and one folder holds one of them.")
+    for file in files:
+        _media_type(file)
+    folder = writable_folder(Path(output_dir).expanduser())
+    with tempfile.TemporaryDirectory() as temporary, whole_files(folder) as draft:
+        who = signer or Signer(*make_test_certificate(temporary), time_stamp=time_stamp)
+        for file in files:
+            signed = sign_bytes(file.read_bytes(), _media_type(file), who, kind, origin or {})
+            (draft / file.name).write_bytes(signed)
+    return [folder / name for name in names]
+
+
+def verify_files(paths: Sequence[str | Path]) -> list[Verified]:
+    """What is signed in image files, by anybody, and whether it holds.
+
+    Raises:
+        FileNotFoundError: for a path that is not there.
+        ImportError: where c2pa-python is not installed.
+    """
+    return [_verified(file) for path in paths for file in image_files(Path(path).expanduser())]
+
+
+def _verified(file: Path) -> Verified:
+    try:
+        return Verified(str(file), read_credentials(file.read_bytes(), _media_type(file)))
+    except (ValueError, OSError) as error:
+        return Verified(str(file), None, str(error))
+
+
+def origin_of(generator: str | None, patch: str | None) -> dict[str, Any]:
+    """What is signed of generator and patch: of a patch its weights' SHA-256, and the mark and generator it records.
+
+    Args:
+        generator: a name, as the host calls it.
+        patch: a folder, or an id of the Hub.
+
+    Raises:
+        OSError, ValueError: as :func:`~loraguard.load_patch`.
+    """
+    origin: dict[str, Any] = {"generator": {"name": generator}} if generator else {}
+    if patch is None:
+        return origin
+    from loraguard.hub.local import read_patch
+    from loraguard.hub.names import NEEDED
+    from loraguard.hub.pull import fetch
+
+    local = Path(patch).expanduser()
+    read = read_patch(local if local.is_dir() else fetch(patch, NEEDED), patch)
+    record = read.config.provenance or {}
+    about = record.get("generator")
+    settings = record.get("settings")
+    settings = settings if isinstance(settings, dict) else {}
+    return {
+        **origin,
+        "generator": {**(about if isinstance(about, dict) else {}), **origin.get("generator", {})},
+        "patch": {"name": Path(patch).name, "sha256": read.sha256},
+        **{name: settings[name] for name in ("mark", "stamp") if settings.get(name)},
+    }
+
+
+def _media_type(file: Path) -> str:
+    if file.suffix.lower() not in FORMATS:
+        raise ValueError(f"{file} cannot hold credentials; formats that can are {', '.join(FORMATS)}.")
+    return FORMATS[file.suffix.lower()]

@@ -1,0 +1,117 @@
+"""Marks for the command line: read them in files, and which one a patch was trained with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from loraguard.data.reading import ImageReadError
+from loraguard.mark import Mark, MarkReader, MarkReading
+
+from .stamp import image_files, read_tensor
+
+
+@dataclass(frozen=True)
+class MarkedFile:
+    """What was read in an image file.
+
+    Attributes:
+        file: its path.
+        reading: what :class:`~loraguard.mark.MarkReader` says of it.
+    """
+
+    file: str
+    reading: MarkReading
+
+
+@dataclass(frozen=True)
+class MarkReadings:
+    """What :func:`read_marks` found.
+
+    Attributes:
+        images: one for each file that could be read, in order.
+        unreadable: files that are damaged or no images, and why.
+        extractor: its name or class.
+        messages: that were looked for, in hexadecimal; None for any.
+        false_positive_rate: at which a mark counts as found.
+    """
+
+    images: list[MarkedFile]
+    unreadable: dict[str, str]
+    extractor: str
+    messages: list[str] | None
+    false_positive_rate: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON takes it: a row for each image, its reading beside its name."""
+        rows = [{"file": one.file, **asdict(one.reading)} for one in self.images]
+        return {**asdict(self), "images": rows}
+
+
+def read_marks(paths: Sequence[str | Path], reader: MarkReader) -> MarkReadings:
+    """Read the marks (invisible watermarks) of image files of any size.
+
+    Args:
+        paths: files, and folders of which every image is taken.
+        reader: what reads.
+
+    Raises:
+        FileNotFoundError: for a path that is not there, or a folder without images.
+        ValueError: where no file can be read as an image.
+
+    Example:
+        >>> import tempfile
+        >>> from loraguard.commands.stamp import write_png
+        >>> from loraguard.data import DemoFaces
+        >>> file = Path(tempfile.mkdtemp(), "face.png")
+        >>> write_png(Mark("c0de").compose(DemoFaces(1, size=96)[0]["image"][None])[0], file)
+        >>> found = read_marks([file], MarkReader(messages=["c0de"]))
+        >>> found.images[0].reading.message, found.images[0].reading.bits
+        ('c0de', 48)
+    """
+    found, errors = [], {}
+    for file in [file for path in paths for file in image_files(Path(path).expanduser())]:
+        try:
+            image = read_tensor(file)
+        except ImageReadError as error:
+            errors[str(file)] = error
+            continue
+        found.append(MarkedFile(str(file), reader([image])[0]))
+    if not found and errors:
+        raise next(iter(errors.values()))
+    extractor = reader.extractor if isinstance(reader.extractor, str) else type(reader.extractor).__name__
+    reasons = {file: error.reason for file, error in errors.items()}
+    return MarkReadings(found, reasons, extractor, reader.names, reader.false_positive_rate)
+
+
+def patch_mark(patch: str | Path) -> Mark:
+    """The mark that a patch was trained to write, as it records.
+
+    Args:
+        patch: a folder, or an id of the Hub.
+
+    Raises:
+        OSError, ValueError: as :func:`~loraguard.load_patch`; for a patch without a mark, or one whose extractor is a
+            module of somebody's own, which a record cannot hold.
+    """
+    from loraguard.hub.local import read_patch
+    from loraguard.hub.names import NEEDED
+    from loraguard.hub.pull import fetch
+
+    local = Path(patch).expanduser()
+    folder = local if local.is_dir() else fetch(str(patch), NEEDED)
+    settings = (read_patch(folder, str(patch)).config.provenance or {}).get("settings")
+    mark = settings.get("mark") if isinstance(settings, dict) else None
+    if not isinstance(mark, dict):
+        raise ValueError(f"The patch {patch} records no mark: it was trained without one, or not by PatchTrainer.")
+    if not isinstance(mark.get("extractor"), str):
+        raise ValueError(
+            f"The mark of {patch} is read by a network of its maker's own, which its record names and does not hold: "
+            "read it in Python, with MarkReader(extractor=...)."
+        )
+    try:
+        return Mark(**{key: value for key, value in mark.items() if key != "class"})
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{patch}: its mark, as adapter_config.json has it, cannot be read here: {error}") from error

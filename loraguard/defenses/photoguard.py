@@ -1,0 +1,142 @@
+"""PhotoGuard: latents, or outputs, that are moved to a target (Salman et al., arXiv 2302.06588)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from loraguard.generators.base import Condition
+
+from .base import jitter
+from .iterative import IterativeDefense
+from .latent_terms import Toward, latents_in, target_latents, target_picture, zeros_for
+from .terms import Term
+
+ZERO = "zero"
+
+
+class Falling(IterativeDefense):
+    """Steps whose length falls linearly to a hundredth, from anywhere in the ball, as PhotoGuard's code has them.
+
+    Attributes:
+        first_step: the first step's length by default, in budgets.
+    """
+
+    first_step = 1 / 3
+
+    def start(self, images: Tensor) -> Tensor:
+        """Anywhere in the ball."""
+        return jitter(images, self.eps)
+
+    def step_length(self, step: int) -> float:
+        """`a (1 - 0.99 k / K)` for step k of K, where a is `step_size` or the default."""
+        first = self.step_size or self.first_step * self.eps
+        return first * (1 - 0.99 * step / self.steps)
+
+
+@dataclass(frozen=True)
+class PhotoGuard(Falling):
+    """The encoder attack: perturb each photo to minimise `|E(x + d) - z|`, z zero or the latents of a target.
+
+    White-box, per image. Checked in the official code: the L2 norm of the mean of the encoder's distribution, sign
+    steps of 0.02 that fall linearly to a hundredth, a uniform start, 1,000 steps at L-infinity 0.06 on [-1, 1]. Here,
+    latents are as the denoiser sees them, so zero is what it takes for no picture at all.
+
+    Args:
+        eps: the budget, L-infinity, in units of images in [-1, 1]; the text "16/255" is 16 levels of 255.
+        steps: sign steps.
+        step_size: of the first step; a third of `eps` by default.
+        target: "zero", None for the texture of Mist, or the path of a picture.
+        layer: the latents, by a layer's name in the generator; by default its `latent_layer`.
+        restarts: attacks from as many starts.
+        eot: draws of each step's gradient.
+
+    Raises:
+        ValueError: on a call, for a generator whose latents are not known.
+
+    Example:
+        >>> from loraguard.generators import TAEF2
+        >>> network, photos = TAEF2(**TAEF2.small), torch.rand(1, 3, 16, 16)
+        >>> defended = PhotoGuard("8/255", steps=2)(network, photos, {})
+        >>> round((defended - photos).abs().max().item(), 3)
+        0.063
+    """
+
+    eps: float = 0.05
+    steps: int = 100
+    step_size: float | None = None
+    target: str | None = ZERO
+    layer: str | None = None
+    restarts: int = 1
+    eot: int = 1
+
+    def terms(self, generator: nn.Module, images: Tensor, condition: Condition, clean: Tensor | None) -> Sequence[Term]:
+        """The distance to the target, which is to shrink."""
+        latents = latents_in(generator, self.layer)
+        zero = self.target == ZERO
+        goal = zeros_for(latents, images, condition) if zero else target_latents(
+            latents, images, condition, self.target
+        )  # fmt: skip
+        return [Toward(latents, condition, goal)]
+
+
+@dataclass(frozen=True)
+class PhotoGuardDiffusion(IterativeDefense):
+    """The diffusion attack: perturb each photo to minimise `|G(x + d, c) - target|` through the whole editor.
+
+    White-box, per image, for any generator. Checked in the official code: a zero image as target (grey, on [-1, 1]),
+    four steps of the editor, gradients averaged over ten draws of its noise; L2 16 with steps of 1, 200 steps, or
+    L-infinity 0.1 with steps of 0.006. Here there is L-infinity alone. Memory grows with the editor's steps unless it
+    checkpoints activations.
+
+    Args:
+        eps: the budget, L-infinity, in units of images in [-1, 1]; the text "16/255" is 16 levels of 255.
+        steps: sign steps.
+        step_size: of one step; 0.06 * `eps` by default.
+        target: "zero", None for the texture of Mist, or the path of a picture.
+        restarts: attacks from as many starts.
+        eot: draws of the editor's noise in each step.
+
+    Example:
+        >>> from loraguard.generators import DemoDiffusion
+        >>> editor, photos = DemoDiffusion(**DemoDiffusion.small), torch.zeros(1, 3, 16, 16)
+        >>> PhotoGuardDiffusion(steps=2, eot=2)(editor, photos, {"labels": torch.zeros(1, 5)}).shape
+        torch.Size([1, 3, 16, 16])
+    """
+
+    eps: float = 0.05
+    steps: int = 200
+    step_size: float | None = None
+    target: str | None = ZERO
+    restarts: int = 1
+    eot: int = 10
+
+    def terms(self, generator: nn.Module, images: Tensor, condition: Condition, clean: Tensor | None) -> Sequence[Term]:
+        """The distance to the target, which is to shrink, under noise drawn anew."""
+        network = with_drawn_noise(generator)
+        with torch.no_grad():
+            goal = torch.zeros_like(generator(images, **condition) if clean is None else clean)
+        if self.target != ZERO:
+            goal = target_picture(self.target, goal).expand_as(goal)
+        return [Toward(network, condition, goal)]
+
+    def step_length(self, step: int) -> float:
+        """`step_size`, or 0.06 * `eps`."""
+        return self.step_size or 0.06 * self.eps
+
+
+def with_drawn_noise(generator: nn.Module) -> Callable[..., Tensor]:
+    """The generator with other noise in each call, where it is an editor whose noise has seeds; itself otherwise."""
+    from loraguard.generators.diffusion.base import LatentDiffusion
+
+    if not any(isinstance(module, LatentDiffusion) for module in generator.modules()):
+        return generator
+
+    def edited(images: Tensor, **condition: Any) -> Tensor:
+        return generator(images, **{**condition, "seeds": torch.randint(2**31, (len(images),))})
+
+    return edited

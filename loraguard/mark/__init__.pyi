@@ -1,0 +1,14 @@
+from .certificate import make_test_certificate as make_test_certificate
+from .chance import chance_of_agreement as chance_of_agreement
+from .chance import fewest_agreeing as fewest_agreeing
+from .credentials import Credentials as Credentials
+from .credentials import Signer as Signer
+from .credentials import read_credentials as read_credentials
+from .credentials import sign_bytes as sign_bytes
+from .host import MarkedOutputs as MarkedOutputs
+from .mark import Mark as Mark
+from .network import MarkNetwork as MarkNetwork
+from .reader import MarkReader as MarkReader
+from .reader import MarkReading as MarkReading
+from .registry import EXTRACTORS as EXTRACTORS
+from .words import Layout as Layout

@@ -1,0 +1,154 @@
+"""Reading marks (invisible watermarks): the message, how many bits agree, and how likely that is by chance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from .chance import chance_of_agreement
+from .mark import Mark, as_number, bits_of, extractor_of
+from .network import MarkNetwork
+from .placements import PLACEMENTS, placed
+from .words import Layout
+
+
+@dataclass(frozen=True)
+class MarkReading:
+    """What was read in one image.
+
+    Attributes:
+        found: whether the mark is there, at the reader's false-positive rate.
+        message: that agrees best, in hexadecimal; None where none can be decoded or the word has none.
+        agreeing: bits that agree with its word.
+        bits: of a word.
+        chance: the most that the probability of so good an agreement with an unmarked image can be
+            (:func:`~loraguard.mark.chance_of_agreement`).
+        cropped: what of height and width is taken to be left, and where it begins, in parts of the whole; None for
+            the whole picture.
+    """
+
+    found: bool
+    message: str | None
+    agreeing: int
+    bits: int
+    chance: float
+    cropped: tuple[tuple[float, float], tuple[float, float]] | None = None
+
+
+@dataclass
+class MarkReader:
+    """Reads marks from images of any size.
+
+    Images are looked at as they are and, if no mark is found, with the shipped extractor at 63 places where they may
+    have stood in a larger picture. The first look has half of the false-positive rate, the others share the rest.
+
+    Without `messages` any message counts, so that all words there are may agree by chance: nearly all bits must. With
+    them the word is known, and many bits may be wrong.
+
+    Args:
+        extractor: a name or a module, as :class:`Mark` takes it.
+        messages: that may be there, as numbers or hexadecimal digits; or :class:`Mark` objects, whose extractor is this
+            one. By default any.
+        false_positive_rate: of reading a mark in an image that has none.
+        crops: whether to look for cropped pictures.
+
+    Raises:
+        ValueError: for a message that does not fit, or a rate outside of (0, 1).
+
+    Example:
+        >>> from loraguard.channels import JPEG
+        >>> from loraguard.data import DemoFaces
+        >>> face = DemoFaces(1, split="test")[0]["image"][None]
+        >>> reader = MarkReader(messages=["c0de"])
+        >>> [(one.found, one.message) for one in reader(torch.cat([JPEG(75)(Mark("c0de").compose(face)), face]))]
+        [(True, 'c0de'), (False, ...)]
+    """
+
+    extractor: str | nn.Module = "loraguard"
+    messages: Sequence[int | str | Mark] | None = None
+    false_positive_rate: float = 1e-6
+    crops: bool = True
+    _known: list[tuple[str | None, Tensor]] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.false_positive_rate < 1:
+            raise ValueError(f"false_positive_rate={self.false_positive_rate!r} must be above 0 and below 1.")
+        self.network = extractor_of(self.extractor)
+        self.bits = bits_of(self.network)
+        self._known = [self._word(one) for one in self.messages or ()]
+        if self.messages is not None and not self._known:
+            raise ValueError("messages=[] leaves nothing to look for; give None for any message.")
+        if self.messages is None:
+            Layout(self.bits)  # says if words are too short for messages
+
+    def _word(self, message: int | str | Mark) -> tuple[str | None, Tensor]:
+        if isinstance(message, Mark):
+            name = None if message.message is None else f"{as_number(message.message):x}"
+            return name, torch.tensor(message.carried, dtype=torch.bool)
+        number = as_number(message)
+        return f"{number:x}", torch.tensor(Layout(self.bits).encode(number), dtype=torch.bool)
+
+    @property
+    def names(self) -> list[str] | None:
+        """The messages that are looked for, in hexadecimal, or as "word" where a word has none; None for any."""
+        return [name or "word" for name, _ in self._known] or None
+
+    def __call__(self, images: Tensor | Iterable[Tensor]) -> list[MarkReading]:
+        """Read images (N, 3, H, W) in [-1, 1], or any number of (3, H, W) that may have different sizes.
+
+        Raises:
+            ValueError: for anything else.
+        """
+        if isinstance(images, Tensor):
+            if images.ndim != 4 or images.shape[1] != 3:
+                raise ValueError(f"A mark is read from images of shape (N, 3, H, W), got {tuple(images.shape)}.")
+            return [self._read(image, logits) for image, logits in zip(images, self.logits(images), strict=True)]
+        return [reading for image in images for reading in self(image[None])]
+
+    @torch.no_grad()
+    def logits(self, images: Tensor) -> Tensor:
+        """What the extractor says of images (N, 3, H, W): (N, bits), above 0 for a 1."""
+        return torch.cat([self.network.to(part.device)(part) for part in images.split(64)])
+
+    def _read(self, image: Tensor, logits: Tensor) -> MarkReading:
+        first = self.judge(logits[None])
+        if first.found or not self._looks:
+            return first
+        return self.judge(torch.cat([logits[None], self.logits(placed(image[None]))]))
+
+    @property
+    def _looks(self) -> int:
+        """At places in a larger picture."""
+        return len(PLACEMENTS) if self.crops and isinstance(self.network, MarkNetwork) else 0
+
+    def judge(self, rows: Tensor) -> MarkReading:
+        """What logits (1, bits) of an image say, or (64, bits) of it and of it at each place in a larger picture."""
+        looks = self._looks
+        first = self._reading(rows[0], tries=2 if looks else 1)
+        if first.found or len(rows) == 1:
+            return first
+        others = [self._reading(row, 2 * looks, place) for row, place in zip(rows[1:], PLACEMENTS, strict=True)]
+        return min([first, *others], key=lambda one: one.chance)
+
+    def _reading(
+        self, logits: Tensor, tries: int, cropped: tuple[tuple[float, float], tuple[float, float]] | None = None
+    ) -> MarkReading:
+        """The best agreement of one row of logits with a known word, or with any."""
+        read = (logits > 0).cpu()
+        if self._known:
+            agreeing, message = max(
+                ((int((read == word).sum()), name) for name, word in self._known), key=lambda one: one[0]
+            )
+            words = len(self._known)
+        else:
+            layout = Layout(self.bits)
+            decoded = layout.decode(read.int().tolist(), logits.abs().tolist())
+            words, message, agreeing = 2**layout.message_bits, None, 0
+            if decoded is not None:
+                message = f"{decoded:x}"
+                agreeing = int((read == torch.tensor(layout.encode(decoded), dtype=torch.bool)).sum())
+        chance = chance_of_agreement(agreeing, self.bits, words, tries)
+        return MarkReading(chance <= self.false_positive_rate, message, agreeing, self.bits, chance, cropped)
