@@ -34,7 +34,7 @@ def test_every_private_name_is_listed() -> None:
 @pytest.mark.parametrize("part", PARTS, ids=lambda part: part.name)
 def test_what_is_gone_is_named(part: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("loraguard.tuner.peft_parts.PARTS", (part._replace(name=f"{part.name}_gone"),))
-    with pytest.raises(RuntimeError, match=rf"peft [\d.]+ is not as .* {part.name}_gone is gone .*pip install .peft"):
+    with pytest.raises(RuntimeError, match=rf"peft [\d.]+ is not as .*{part.name}_gone is gone .*pip install .peft"):
         register()
 
 
