@@ -184,6 +184,7 @@ def _settings(network: nn.Module, adapter_name: str) -> dict[str, Any]:
         "rank_pattern": others,
         "alpha_pattern": others,
         "use_rslora": False,
+        "use_dora": any(layer.use_dora[adapter_name] for layer in layers.values()),
         "lora_bias": any(layer.lora_bias[adapter_name] for layer in layers.values()),
         "target_modules": "|".join(map(re.escape, layers)),
     }

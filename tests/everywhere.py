@@ -6,10 +6,11 @@
     shuffled   in random order; `--seed` repeats one
     lowest     in a fresh environment, with the lowest versions that setup.cfg allows
     newest     in a fresh environment, with the newest
+    peft       the tuner's tests, with the newest PEFT of the index, whatever setup.cfg allows
 
 Names joined by + are one run under all of these conditions, such as `busy+avx2+shuffled`.
 A run's output goes to a file; what is printed is a line for each, with how it ended and how long it took. Each of the
-last two needs a package index and 6 GB of disk, for as long as it lasts.
+last three needs a package index and 6 GB of disk, for as long as it lasts.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 TIMES = {"busy": 3}
 ENVIRONMENT = {"avx2": {"ONEDNN_MAX_CPU_ISA": "AVX2"}, "scalar": {"ATEN_CPU_CAPABILITY": "default"}}
-RESOLUTION = {"lowest": "lowest-direct", "newest": "highest"}
-RUNS = ("busy", "avx2", "scalar", "shuffled", "lowest", "newest")
+RESOLUTION = {"lowest": "lowest-direct", "newest": "highest", "peft": "highest"}
+RUNS = ("busy", "avx2", "scalar", "shuffled", "lowest", "newest", "peft")
 
 
 @contextmanager
@@ -65,6 +66,10 @@ def run(names: list[str], log: Path, seed: int) -> tuple[bool, str]:
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory()), "environment")
                 command[0] = fresh_environment(folder, RESOLUTION[name])
                 environment["PATH"] = f"{folder / 'bin'}{os.pathsep}{environment['PATH']}"
+            if name == "peft":  # beyond the bound, which follows what passes here
+                install = ["uv", "pip", "install", "--quiet", "--python", command[0], "--upgrade"]
+                subprocess.run([*install, "--no-deps", "peft"], check=True)
+                command += ["tests/tuner", "loraguard/tuner"]
             if name == "shuffled":
                 environment["PYTHONPATH"] = str(ROOT / "tests")  # plugins are imported before pyproject.toml is read
                 command += ["-p", "shuffled", f"--shuffled={seed}"]

@@ -27,8 +27,10 @@ REAL = {
         assert "peft" not in sys.modules
         import peft
         ours = {name for name in sys.modules if name.startswith("loraguard")}
-        assert ours == {"loraguard", "loraguard._registering", "loraguard.tuner", "loraguard.tuner.registration",
-            "loraguard.tuner.peft_loaders"}
+        assert ours == {
+            "loraguard", "loraguard._registering", "loraguard.tuner", "loraguard.tuner.registration",
+            "loraguard.tuner.peft_loaders", "loraguard.tuner.peft_parts",
+        }
         registered()
         assert type(peft.__spec__.loader) is type(sys.modules["json"].__spec__.loader)
         assert peft.__loader__ is peft.__spec__.loader

@@ -104,7 +104,7 @@ class GatedLoraMultiheadAttention(FoldingLayer):
 
     def forward(self, query: Tensor, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]  # by torch's names
         """Run the base layer with the updates of its active adapters in its weights, which are not written to."""
-        if "adapter_names" in kwargs:
+        if self.named_by_the_call(kwargs) is not None:
             raise TypeError("GatedLoraMultiheadAttention does not support mixed adapter batches, as in PEFT.")
         if self._runs_as_stored:
             out = self.base_layer.out_proj.base_layer

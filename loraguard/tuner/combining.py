@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .config import GatedLoraConfig
 from .layer import GatedLoraLayer
+from .threads import alone
 
 Combination = Literal[
     "svd",
@@ -40,6 +41,7 @@ class WeightedAdapters(LoraModel):
     grouped layers in the wrong order.
     """
 
+    @alone
     @torch.no_grad()
     def add_weighted_adapter(
         self,
@@ -67,6 +69,11 @@ class WeightedAdapters(LoraModel):
         """
         if adapter_name in self.peft_config:
             return
+        if with_magnitude := [name for name in adapters if getattr(self.peft_config.get(name), "use_dora", False)]:
+            raise ValueError(
+                f"{with_magnitude} have magnitudes (use_dora=True), and a sum of such updates is no adapter of low "
+                "rank. Make them active together instead, which adds their updates, or merge them."
+            )
         combination, r, targets = self._check_add_weighted_adapter(adapters, combination_type, svd_rank)
         for _, layer in self._layers(adapters):
             for name in filter(layer.lora_A.__contains__, adapters):

@@ -21,7 +21,6 @@ _INITS = (True, False, "paper", "gaussian")
 
 # PEFT's LoRA variants and extras: each changes what an adapter computes, and none of them knows a gate.
 _NOT_FOR_GATED_LORA = (
-    "use_dora",
     "kasa_config",
     "alora_invocation_tokens",
     "velora_config",
@@ -107,7 +106,7 @@ _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "alpha_pattern": ("finite numbers above 0 by the names of layers", _is_by_name(_is_positive)),
     "auto_mapping": ("a dict or None", lambda value: value is None or isinstance(value, dict)),
     "provenance": ("a dict or None", lambda value: value is None or isinstance(value, dict)),
-    **dict.fromkeys(("use_rslora", "lora_bias", "freeze_norm_stats", "inference_mode"), _FLAG),
+    **dict.fromkeys(("use_rslora", "use_dora", "lora_bias", "freeze_norm_stats", "inference_mode"), _FLAG),
     **dict.fromkeys(("base_model_name_or_path", "revision", "peft_version", "megatron_core", "task_type"), _TEXT),
 }
 
@@ -142,6 +141,8 @@ class GatedLoraConfig(LoraConfig):
             a whole feature map of a convolution.
         lora_bias: Whether B has a bias b, which starts at 0: the update is then `gate * s * (B A x + b)`. Merging adds
             it to the base layer's bias, and is refused where that has none. A gate per rank leaves b alone.
+        use_dora: Whether each output feature has a magnitude m that learns (DoRA, arXiv 2402.09353): the layer then
+            computes with `m / norm(W + dW) * (W + dW)`, row by row; see `loraguard.tuner.dora`.
         freeze_norm_stats: The base model's norms with running statistics stay in eval mode while it trains.
             Otherwise these statistics move, and disabling the adapter does not give the bare model back.
         provenance: How the adapter came about and for which network, as JSON values, for people and tools to read:
@@ -149,16 +150,16 @@ class GatedLoraConfig(LoraConfig):
 
     Raises:
         ValueError: If a value is out of its range, or if an option of LoRA is set that does not apply to gated
-            LoRA (DoRA, PiSSA and the other initialisations that change W, `target_parameters`, ...).
+            LoRA (PiSSA and the other initialisations that change W, `target_parameters`, ...).
 
     Example:
         >>> config = GatedLoraConfig(r=16, init_lora_weights="paper")
         >>> config.peft_type.value, config.lora_alpha, config.gate_init
         ('GATED_LORA', 2, -1.0)
-        >>> GatedLoraConfig(use_dora=True)
+        >>> GatedLoraConfig(use_qalora=True)
         Traceback (most recent call last):
         ...
-        ValueError: use_dora=True does not apply to GATED_LORA; leave it out, or use peft.LoraConfig.
+        ValueError: use_qalora=True does not apply to GATED_LORA; leave it out, or use peft.LoraConfig.
     """
 
     lora_alpha: float = 2  # type: ignore[assignment]  # PEFT says int
@@ -213,6 +214,13 @@ class GatedLoraConfig(LoraConfig):
         for name, (kind, fits) in _KINDS.items():
             if not fits(value := getattr(self, name)):
                 raise ValueError(f"{name}={shown(value)} must be {kind}.")
+        if self.use_dora and not GATES[self.gate_type].mergeable:
+            raise ValueError(
+                f"use_dora=True scales the rows of W + dW, and there is no dW with gate_type={self.gate_type!r}, which "
+                "depends on the input; leave one of them out."
+            )
+        if self.use_dora and self.lora_bias:
+            raise ValueError("use_dora=True does not go with lora_bias=True, as in PEFT; leave one of them out.")
         # 1 == True, so that `in` alone would take a number.
         if not (isinstance(self.init_lora_weights, (bool, str)) and self.init_lora_weights in _INITS):
             raise ValueError(

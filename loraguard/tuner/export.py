@@ -20,6 +20,7 @@ _SHARED = (
     "r",
     "lora_alpha",
     "use_rslora",
+    "use_dora",
     "lora_bias",
     "lora_dropout",
     "bias",
@@ -94,16 +95,19 @@ def plain_tensors(model: Any, adapter_name: str, *, scaled: bool = False) -> tup
     tensors = {name: tensor for name, tensor in tensors.items() if ".lora_gate." not in name}
     for name, layer in model.named_modules():
         if isinstance(layer, GatedLoraLayer) and adapter_name in layer.lora_A:
-            _check_layer(name.removeprefix("base_model.model."), layer)
+            _check_layer(name.removeprefix("base_model.model."), layer, adapter_name)
             factors = _plain_factors(layer, adapter_name, scaled)
             if isinstance(layer, GatedLoraEmbedding):  # which PEFT's LoRA keeps as bare parameters
                 del tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"]
-                factors = {f"lora_embedding_{part[5]}": tensor for part, tensor in factors.items()}
+                factors = {
+                    part if "magnitude" in part else f"lora_embedding_{part[5]}": tensor
+                    for part, tensor in factors.items()
+                }
             tensors |= {f"{name}.{part}": tensor for part, tensor in factors.items()}
     return config, tensors
 
 
-def _check_layer(name: str, layer: GatedLoraLayer) -> None:
+def _check_layer(name: str, layer: GatedLoraLayer, adapter: str) -> None:
     base = layer.base_layer
     unlike = []
     if isinstance(base, nn.modules.conv._ConvNd):
@@ -113,6 +117,8 @@ def _check_layer(name: str, layer: GatedLoraLayer) -> None:
             unlike.append(f"padding_mode={base.padding_mode!r}")
         if set(base.dilation) != {1}:
             unlike.append(f"dilation={base.dilation}")
+        if layer.groups > 1 and layer.use_dora[adapter]:
+            unlike.append(f"use_dora with groups={layer.groups}")
     if isinstance(layer, GatedLoraMultiheadAttention):
         unlike.append("the update of its out_proj is added twice, by PEFT 0.21.2")
     if unlike:
@@ -132,6 +138,9 @@ def _plain_factors(layer: Any, adapter: str, scaled: bool) -> dict[str, Tensor]:
     factors = {"lora_A.weight": a.detach().clone(), "lora_B.weight": gained.reshape(b.shape).to(b.dtype)}
     if (bias := layer.get_delta_bias(adapter)) is not None:
         factors["lora_B.bias"] = bias / own_scale
+    if layer.use_dora[adapter]:
+        magnitude = layer.lora_magnitude_vector[adapter].weight
+        factors["lora_magnitude_vector"] = magnitude.view(1, -1, *[1] * layer.dims) if layer.dims else magnitude
     if layer.groups > 1:
         # PEFT's A sees all features: the ranks of a group get zeros for those of other groups.
         whole = a.new_zeros(len(a), layer.in_features, *a.shape[2:])

@@ -87,6 +87,11 @@ def expected_places(model: nn.Module, config: Any, targets: Mapping[str, Any]) -
         for parameter_name, parameter in getattr(layer, kind)["new"].named_parameters()
     }
     places |= {
+        f"{name}.lora_magnitude_vector": Place(tuple(magnitude.weight.shape))
+        for name, layer in _layers(targets)
+        for magnitude in layer.lora_magnitude_vector.values()
+    }
+    places |= {
         f"{name}.token_adapter.trainable_tokens_delta": Place(
             (len(tokens), embedding.embedding_dim), most=_largest_of(embedding.weight.dtype)
         )

@@ -155,7 +155,7 @@ class FoldingLayer(GatedLoraLayer):
 
     def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """As `GatedLoraLayer.forward`; faster where it can be."""
-        if "adapter_names" not in kwargs and not (self.disable_adapters and self.merged):
+        if self.named_by_the_call(kwargs) is None and not (self.disable_adapters and self.merged):
             adapters = self.running_adapters()
             if self._inside_folded() or (adapters and self._may_fold(adapters)):
                 return self._folded_forward(input, adapters, *args, **kwargs)
@@ -171,7 +171,10 @@ class FoldingLayer(GatedLoraLayer):
         return bool(threads) and (torch.compiler.is_compiling() or threading.get_ident() in threads)
 
     def _parameters_of(self, adapter: str) -> list[nn.Parameter]:
-        return [p for module in self.parts(adapter) for p in module._parameters.values() if p is not None]
+        modules = self.parts(adapter)
+        if self.use_dora[adapter]:
+            modules = (*modules, self.lora_magnitude_vector[adapter])
+        return [p for module in modules for p in module._parameters.values() if p is not None]
 
     def _may_fold(self, adapters: list[str]) -> bool:
         base = self.base_layer
@@ -213,13 +216,17 @@ class FoldingLayer(GatedLoraLayer):
         dtype = result.dtype
         for adapter in branches:
             A, B, gate = map(without_gradients, self.parts(adapter))
+            if self.use_dora[adapter]:
+                delta = self.get_delta_weight(adapter).detach()
+                result = result + self.run_base(self._cast_input_dtype(x, delta.dtype), delta, None, *args, **kwargs)
+                continue
             hidden = A(self._cast_input_dtype(x, A.weight.dtype), *args, **kwargs)
             result = result + gate(hidden, B, self.scaling[adapter])
         return result.to(dtype)
 
     def _learning_forward(self, x: Tensor, adapters: list[str]) -> Tensor | None:
         """With gradients for the adapters, where that is faster than as it is; otherwise None."""
-        if is_computed(self.base_layer) or is_quantized(self.base_layer):
+        if is_computed(self.base_layer) or is_quantized(self.base_layer) or any(map(self.use_dora.get, adapters)):
             return None
         if self._learns_folded(x, adapters):
             bias, weight = self._folded_bias(adapters), self.base_weight.detach()

@@ -60,6 +60,10 @@ def _swapping(original: Any) -> Any:
     ) -> None:
         if not isinstance(config, GatedLoraConfig):
             return original(model, state_dict, adapter_name, config, parameter_prefix)
+        if config.use_dora:
+            raise ValueError(
+                "Adapters with use_dora=True cannot be hotswapped: their magnitudes are of their own start."
+            )
         check_swap(model, state_dict, adapter_name, config)
         ranks: dict[str, int] = {}
         padded = dict(state_dict)

@@ -15,15 +15,18 @@ import math
 import warnings
 from typing import Any
 
+import torch
 from peft.tuners.lora import LoraLayer
 from peft.utils.warning import PeftWarning
 from torch import Tensor, nn
 
 from .computed import at_rest
 from .config import GatedLoraConfig
+from .dora import Magnitude
 from .gates.base import Layout
 from .gates.registry import GATES
 from .merging import MergingLayer
+from .threads import LOCK, Calls, Switches
 
 
 class GatedLoraLayer(MergingLayer):
@@ -32,7 +35,7 @@ class GatedLoraLayer(MergingLayer):
     Subclasses define `base_classes`, `dims`, `make_factors`, `to_groups`, `from_groups` and `run_base`.
     """
 
-    adapter_layer_names = (*LoraLayer.adapter_layer_names, "lora_gate")
+    adapter_layer_names = (*LoraLayer.adapter_layer_names, "lora_gate", "lora_magnitude_vector")
 
     base_classes: tuple[type[nn.Module], ...]
     in_features: int
@@ -47,8 +50,11 @@ class GatedLoraLayer(MergingLayer):
     def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Run the base layer and its active adapters; arguments and output are the base layer's, in its dtype."""
         x = input  # by torch's name for it, as networks may call their layers with it
+        adapter_names = self.named_by_the_call(kwargs)
+        if adapter_names is not None:
+            kwargs["adapter_names"] = adapter_names
         self._check_forward_args(x, *args, **kwargs)
-        adapter_names = kwargs.pop("adapter_names", None)
+        kwargs.pop("adapter_names", None)
         if self.disable_adapters and self.merged:
             return self.run_base(x, *self.bare(), *args, **kwargs)
         if adapter_names is not None and not self.disable_adapters:
@@ -58,10 +64,44 @@ class GatedLoraLayer(MergingLayer):
             y = y + self.update(adapter, x, *args, **kwargs)
         return y.to(base.dtype)
 
+    def named_by_the_call(self, kwargs: dict[str, Any]) -> list[str] | None:
+        """The adapter for each sample, where the call names them; checks that no other thread is in the way.
+
+        Raises:
+            RuntimeError: If another thread has set the switches otherwise; see `threads`.
+        """
+        names = kwargs.get("adapter_names")
+        if names is None and not torch.compiler.is_compiling():
+            names = self.calls.names
+            if names is None and not getattr(self, "_is_replica", False):  # which DataParallel runs for one thread
+                self._switches.check(self.active_adapters, self.disable_adapters)
+        return names
+
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        """As PEFT's; the choice is this thread's."""
+        super().set_adapter(adapter_names, inference_mode)
+        self._switches.choose(self.active_adapters)
+
+    def enable_adapters(self, enabled: bool) -> None:
+        """As PEFT's.
+
+        Raises:
+            RuntimeError: If another thread has disabled them.
+        """
+        with LOCK:
+            self._switches.disable(off=not enabled)
+            if enabled:
+                super().set_adapter(self.active_adapters)  # which says what learns, and chooses nothing anew
+                self._disable_adapters = False
+            else:
+                super().enable_adapters(False)
+
     def update(self, adapter: str, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """`gate * s * B A x` of one adapter."""
+        """`gate * s * B A x` of one adapter; with `use_dora`, what its weight adds."""
         A, B, gate = self.parts(adapter)
         x = self.drop(adapter, self._cast_input_dtype(x, A.weight.dtype))
+        if self.use_dora[adapter]:
+            return self.run_base(x, self.get_delta_weight(adapter), None, *args, **kwargs)
         return gate(A(x, *args, **kwargs), B, self.scaling[adapter])
 
     def running_adapters(self) -> list[str]:
@@ -113,6 +153,8 @@ class GatedLoraLayer(MergingLayer):
         super().__init__()
         LoraLayer.__init__(self, base_layer)
         self.lora_gate = nn.ModuleDict()
+        self.register_buffer("bare_weight", None, persistent=False)
+        self.calls, self._switches = Calls(), Switches()
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, r, lora_alpha, config)
 
@@ -120,8 +162,13 @@ class GatedLoraLayer(MergingLayer):
         """Add an adapter of rank `r`.
 
         Raises:
-            ValueError: If `r` is not a positive multiple of the base layer's groups.
+            ValueError: If `r` is not a positive multiple of the base layer's groups, or for settings of another tuner.
         """
+        if not isinstance(config, GatedLoraConfig):
+            raise ValueError(
+                f"This {type(self.base_layer).__name__} carries a GATED_LORA adapter, and cannot take one of "
+                f"{type(config).__name__}, too; unload() first, or use another copy of the network."
+            )
         groups = self.groups
         if r < 1 or r % groups:
             raise ValueError(f"r={r}: the rank must be a positive multiple of the base layer's groups={groups}.")
@@ -136,7 +183,7 @@ class GatedLoraLayer(MergingLayer):
         self.lora_alpha[adapter_name] = lora_alpha
         self.scaling[adapter_name] = lora_alpha / (math.sqrt(r) if config.use_rslora else r)
         self.use_rslora[adapter_name] = config.use_rslora
-        self.use_dora[adapter_name] = False
+        self.use_dora[adapter_name] = config.use_dora
         self.lora_bias[adapter_name] = config.lora_bias
         p = config.lora_dropout
         self.lora_dropout[adapter_name] = self.make_dropout(p) if p > 0 else nn.Identity()
@@ -146,7 +193,11 @@ class GatedLoraLayer(MergingLayer):
         self.reset_lora_parameters(adapter_name, config.init_lora_weights)
         with at_rest(self.base_layer):
             self._move_adapter_to_device_of_base_layer(adapter_name)
-        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+        if config.use_dora:
+            update = self.update_groups(adapter_name)
+            whole = update if update.is_meta else self.to_groups(self.bare()[0]).to(update.dtype) + update
+            self.lora_magnitude_vector[adapter_name] = Magnitude(whole).to(self.lora_B[adapter_name].weight.dtype)
+        super().set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def reset_lora_parameters(self, adapter_name: str, init_lora_weights: bool | str) -> None:
         """Draw A and B anew and put the gate back; see `GatedLoraConfig` for the choices. A bias of B starts at 0."""

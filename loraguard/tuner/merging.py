@@ -25,6 +25,7 @@ class MergingLayer(nn.Module, LoraLayer):
 
     base_layer: Any
     lora_gate: nn.ModuleDict
+    bare_weight: Tensor | None  # W, while adapters are merged whose updates depend on it
 
     @property
     def groups(self) -> int:
@@ -106,12 +107,23 @@ class MergingLayer(nn.Module, LoraLayer):
     def get_delta_weight(self, adapter: str) -> Tensor:
         """`gate * s * B A` of one adapter, in the shape of the base layer's weight and the adapter's dtype.
 
+        With `use_dora`, `W' - W`: what makes the base layer compute as it would with that weight; see `dora`.
+
         Raises:
             ValueError: If the gate depends on the input.
         """
+        like = self.parts(adapter)[0].weight
+        with _no_autocast(like):
+            matrices = self.update_groups(adapter)
+            if self.use_dora[adapter]:
+                base = self.to_groups(self.bare()[0]).to(matrices)
+                matrices = self.lora_magnitude_vector[adapter](base, matrices)
+            return self.from_groups(matrices).to(like.dtype)
+
+    def update_groups(self, adapter: str) -> Tensor:
+        """`gate * s * B A` as group matrices, in full precision."""
         gain, (a, b) = self.gain(adapter), self.factor_groups(adapter)
-        with _no_autocast(a):
-            return self.from_groups(torch.bmm(gain * b, a.to(gain.dtype))).to(a.dtype)
+        return torch.bmm(gain * b, a.to(gain.dtype))
 
     def get_delta_bias(self, adapter: str) -> Tensor | None:
         """`gate * s * b` of one adapter, of shape (out,); None without `lora_bias`.
@@ -142,6 +154,8 @@ class MergingLayer(nn.Module, LoraLayer):
         """
         adapters = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.lora_A]
         self.check_merge(adapters, safe_merge)
+        if self.bare_weight is None and any(self.use_dora[adapter] for adapter in adapters):
+            self.bare_weight = self.bare()[0].clone()
         for adapter in adapters:
             self.base_weight.copy_(self.base_weight + self.get_delta_weight(adapter))
             if (delta := self.get_delta_bias(adapter)) is not None:
@@ -214,16 +228,18 @@ class MergingLayer(nn.Module, LoraLayer):
         if bias is not None:
             self.base_bias.copy_(bias)
         self.merged_adapters.clear()
+        self.bare_weight = None
 
     @torch.no_grad()
     def bare(self) -> tuple[Tensor, Tensor | None]:
         """Weight and bias of the base layer, without what is merged into them."""
         weight, bias = self.base_weight, self.base_bias
         for adapter in reversed(self.merged_adapters):
-            weight = (weight - self.get_delta_weight(adapter)).to(weight.dtype)
+            if self.bare_weight is None:
+                weight = (weight - self.get_delta_weight(adapter)).to(weight.dtype)
             if (delta := self.get_delta_bias(adapter)) is not None:
                 bias = (bias - delta).to(bias.dtype)
-        return weight, bias
+        return weight if self.bare_weight is None else self.bare_weight, bias
 
 
 def _no_autocast(like: Tensor) -> Any:

@@ -19,8 +19,9 @@ from torch.nn.modules.batchnorm import _NormBase
 from . import peft_loaders
 from .asking import check_settings
 from .before import Before, unchanged_if_refused
+from .calling import WatchedCalls
 from .combining import WeightedAdapters
-from .computed import at_rest
+from .computed import at_rest, computed_by, is_computed
 from .config import GatedLoraConfig
 from .fitting import check_patch
 from .layer import GatedLoraLayer
@@ -43,9 +44,10 @@ from .targets import (
     unwrapped,
     walk,
 )
+from .threads import alone, making
 
 
-class GatedLoraModel(WeightedAdapters, LoraModel):
+class GatedLoraModel(WatchedCalls, WeightedAdapters, LoraModel):
     """A network with gated low-rank adapters on its linear and (transposed) convolution layers (arXiv 2510.03747).
 
     `peft.get_peft_model` makes it. In train mode the base model's norms stay in eval mode, unless the config of an
@@ -86,6 +88,7 @@ class GatedLoraModel(WeightedAdapters, LoraModel):
         with unchanged_if_refused(model) if load is None else nullcontext():
             super().__init__(model, peft_config, adapter_name, *args, **kwargs)
 
+    @alone
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """As PEFT's, but all of it or nothing.
 
@@ -94,7 +97,7 @@ class GatedLoraModel(WeightedAdapters, LoraModel):
         """
         config = self.peft_config[adapter_name]
         header, config.header = _header_of(config), None  # from here on the settings stand for themselves
-        with unchanged_if_refused(self) if peft_loaders.current.get() is None else nullcontext():
+        with making(), unchanged_if_refused(self) if peft_loaders.current.get() is None else nullcontext():
             if header is None:
                 super().inject_adapter(model, adapter_name, *args, **kwargs)
                 return
@@ -115,7 +118,13 @@ class GatedLoraModel(WeightedAdapters, LoraModel):
                 f"projections, or leave them out: exclude_modules={sorted(skipped)}."
             )
         for name, module in targets.items():
-            check_base_layer(name, module).check_adaptable(base_layer_of(module), peft_config)
+            base = base_layer_of(module)
+            check_base_layer(name, module).check_adaptable(base, peft_config)
+            if peft_config.use_dora and is_computed(base):
+                raise ValueError(
+                    f"use_dora=True on {name!r}: its weight is computed at each forward by {computed_by(base)}, and "
+                    f"magnitudes would be of another one. Leave the layer out: exclude_modules=[{name!r}]."
+                )
         if both := targets.keys() & token_layers(self.model, peft_config.trainable_token_indices):
             raise ValueError(
                 f"{min(both)!r} is adapted and has tokens that are trained as they are; PEFT does one or the other "
@@ -249,6 +258,7 @@ class GatedLoraModel(WeightedAdapters, LoraModel):
                 missing = [name for name in names if name in module.lora_A and name not in module.merged_adapters]
                 module.check_merge(missing, safe_merge, unloading)
 
+    @alone
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
         """As PEFT's `merge_adapter`, but all layers or none.
 
@@ -259,6 +269,7 @@ class GatedLoraModel(WeightedAdapters, LoraModel):
         self._check_merge(adapter_names, safe_merge)
         super().merge_adapter(adapter_names, safe_merge)
 
+    @alone
     def _unload_and_optionally_merge(
         self,
         merge: bool = True,
@@ -284,6 +295,9 @@ class GatedLoraModel(WeightedAdapters, LoraModel):
 
     def _post_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
         super()._post_injection_hook(model, config, adapter_name)
+        for layer in model.modules():
+            if isinstance(layer, GatedLoraLayer):
+                layer.calls = self.calls
         self._freeze_norm_stats()
         self._encoders = (*self._encoders, *call_adapted(model))
 

@@ -150,9 +150,8 @@ def _adding(given: Any) -> Any:
         if adapter_name in self.peft_config:
             raise ValueError(taken(adapter_name))
         bound = signature.bind(self, model_id, adapter_name, *args, **kwargs)
-        with _loading(
-            type(self), model_id, bound.arguments.get("kwargs", {}), bound.arguments.get("key_mapping")
-        ) as load:
+        hub, renamed = bound.arguments.get("kwargs", {}), bound.arguments.get("key_mapping")
+        with self.base_model.calls.changing(), _loading(type(self), model_id, hub, renamed) as load:
             from .before import Before
 
             load.before = Before(self)

@@ -20,7 +20,9 @@ def is_quantized(layer: nn.Module) -> bool:
         >>> is_quantized(nn.Linear(2, 2))
         False
     """
-    return _library(layer) is not None
+    weight = layer._parameters.get("weight")
+    # The types of others have no names that torch.compile can follow.
+    return weight is not None and type(weight) is not nn.Parameter and _library(layer) is not None
 
 
 def quantized_as(layer: nn.Module) -> str:

@@ -23,7 +23,8 @@ def register() -> None:
     Safe to call again.
 
     Raises:
-        RuntimeError: If PEFT has a method of this name itself, or if its enumeration of methods could not be extended.
+        RuntimeError: If PEFT has a method of this name itself, if its enumeration of methods could not be extended, or
+            if what is relied on of its private parts is gone or otherwise (see `peft_parts`).
 
     Example:
         >>> from peft import PeftType
@@ -36,7 +37,9 @@ def register() -> None:
     from peft.utils import register_peft_method
 
     from . import peft_loaders
+    from .peft_parts import check
 
+    check(loaded=True)
     peft_loaders.install()
     if NAME not in PeftType.__members__:
         _extend_peft_types()
@@ -61,13 +64,16 @@ def register_classes(config: type, model: type) -> None:
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
     from peft.utils.hotswap import CONFIG_KEYS_TO_CHECK
 
+    from .peft_parts import check
+
+    check()
     from . import hotswap
 
     register()
     PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(NAME)] = config
     PEFT_TYPE_TO_TUNER_MAPPING[PeftType(NAME)] = model
     # Scales are set by layer (see hotswap.py), so that patterns may differ; the form of gates may not.
-    CONFIG_KEYS_TO_CHECK[PeftType(NAME)] = ["use_rslora", "lora_dropout", "lora_bias", "gate_type"]
+    CONFIG_KEYS_TO_CHECK[PeftType(NAME)] = ["use_rslora", "lora_dropout", "lora_bias", "gate_type", "use_dora"]
     hotswap.install()
 
 

@@ -237,7 +237,7 @@ CONFIGS: list[tuple[dict[str, Any], str]] = [
     ({"auto_mapping": "os.system"}, "auto_mapping='os.system' must be"),
     ({"megatron_config": {"x": 1}, "megatron_core": "os"}, "megatron_config={'x': 1} does not apply"),
     ({"megatron_core": ["os"]}, r"megatron_core=\['os'\] must be"),
-    ({"use_dora": True}, "use_dora=True does not apply"),
+    ({"use_qalora": True}, "use_qalora=True does not apply"),
     ({"eva_config": {"rho": 2.0}}, "eva_config=.* does not apply"),
     ({"loftq_config": {"loftq_bits": 4}}, "loftq_config=.* does not apply"),
     ({"gate_function": "__import__('os')"}, "unknown field 'gate_function'"),

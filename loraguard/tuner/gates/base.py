@@ -156,7 +156,7 @@ class StaticGate(Gate):
         if self.along[2]:
             opening = self._along_features(opening)
             return factor_b(hidden * opening) * scale if biased else factor_b(hidden * (opening * scale))
-        if opening.numel() > 1:
+        if any(self.along):
             by_feature = (opening * scale).expand(-1, self.layout.out, -1)
             return factor_b(hidden) * self._along_features(by_feature)
         gain = opening.view(1) * scale
