@@ -35,7 +35,8 @@ def piece(name: str, folder: Path, seconds: float | None) -> bool:
     if said.is_file():
         return True
     config = ROOT / "examples" / "configs" / f"results_{name}.yaml"
-    command = [sys.executable, "-m", "loraguard.cli", "audit", "--config", config, "--output-dir", folder / name]
+    command = [sys.executable, "-m", "loraguard.cli", "audit", "--config", str(config), "--output-dir"]
+    command.append(str(folder / name))
     draft = said.with_suffix(".part")
     with draft.open("w", encoding="utf-8") as out:
         audit = subprocess.Popen(command, stdout=out, env={**os.environ, "PYTHONPATH": str(ROOT)})

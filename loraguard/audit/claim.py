@@ -121,6 +121,8 @@ def called(result: AuditResult, name: str) -> str:
         return "the untouched generator"
     if name in CONTROLS:
         return CONTROLS[name][0]
+    if name in result.settings.get("others", ()):
+        return f"the generator {name!r}"
     return f"the {'patch' if name in result.settings['patches'] else 'network'} {name!r}"
 
 
@@ -131,9 +133,10 @@ def best_of(result: AuditResult, generator: str, *knowledge: str, channel: str =
 
 
 def _standard(result: AuditResult) -> list[str]:
-    """Generators that should give what the untouched one gives."""
+    """Generators that an adversary has made from the untouched one, and that should give what it gives."""
     names = dict.fromkeys(one.generator for one in result.situations)
-    return [name for name in names if name != UNTOUCHED and result.settings["patches"].get(name) is None]
+    own = {UNTOUCHED, *result.settings.get("others", ())}
+    return [name for name in names if name not in own and result.settings["patches"].get(name) is None]
 
 
 def rows_of(result: AuditResult, generator: str, knowledge: str, channel: str = NO_CHANNEL) -> list[Situation]:

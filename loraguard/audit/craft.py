@@ -122,7 +122,7 @@ class Crafter:
             through = self.channels[job.through].differentiable()
             generator = network if job.through == NO_CHANNEL else Through(network, through)
             defense = self._fitted(job, generator) if must_fit(job) else job.defense
-            condition = {key: value.clone() for key, value in batch.condition.items()}
+            condition = {key: value.clone() for key, value in batch.of(job.crafted_on).items()}
             with seeded(mixed(job.seed, batch.start)):  # the same random start whatever else is audited
                 before = _states(batch.images.device)
                 perturbed = defense(generator, batch.images.clone(), condition, clean=target.clone())
@@ -136,7 +136,8 @@ class Crafter:
         if key not in self.fits:
             assert self.fit_on is not None
             with seeded(mixed(job.seed, 2**31)):
-                self.fits[key] = job.defense.fit(generator, self.fit_on, self.conditions, disable_tqdm=self.silent)
+                conditions = None if job.crafted_on in self.subjects.others else self.conditions
+                self.fits[key] = job.defense.fit(generator, self.fit_on, conditions, disable_tqdm=self.silent)
             self.unharmed.check(f"Fitting the defense {job.treatment.defense!r}")
         return self.fits[key]
 

@@ -143,6 +143,7 @@ def _settings(run: Run, defenses: Mapping[str, Any], seeds: Sequence[int]) -> di
             if one is not None or name not in subjects.networks
         },
         "networks": list(subjects.networks),
+        "others": list(subjects.others),
         "weights_sha256": run.names.hashes,
         "not_described": run.names.opaque,
         **run.measures.settings(),

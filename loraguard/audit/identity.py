@@ -279,7 +279,7 @@ def _package(module: str | None) -> str:
 @functools.cache
 def _distributions(package: str) -> list[str]:
     """What was installed that holds a package; most are called as it is, so that nothing else has to be read."""
-    with suppress(PackageNotFoundError):
+    with suppress(PackageNotFoundError, ValueError):  # the latter where code has no package
         return [distribution(package).metadata["Name"]]
     return _all_distributions().get(package, [])
 

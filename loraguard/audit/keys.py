@@ -73,15 +73,15 @@ class Names:
             torch.__version__,
             batch.hashes,
             self.defenses[id(job.defense)],
-            None if job.defense is None else [self.weights(job.crafted_on), self._target(job.crafted_on)],
+            None if job.defense is None else [self.weights(job.crafted_on), self._target(job.crafted_on, batch)],
             self.channels[job.through],
             job.seed,
             self.fit_on if must_fit(job) else None,
         )
 
-    def forward(self, generator: str, channel: str) -> str:
-        """Of what a forward pass through a channel and a generator finds."""
-        return key_of(self.weights(generator), self.channels[channel], self._target(generator), self.measures)
+    def forward(self, generator: str, channel: str, batch: Batch) -> str:
+        """Of what a forward pass of a batch through a channel and a generator finds."""
+        return key_of(self.weights(generator), self.channels[channel], self._target(generator, batch), self.measures)
 
     def weights(self, generator: str) -> list[Any]:
         """Of a generator."""
@@ -92,7 +92,9 @@ class Names:
             own = [self.hashes[generator], self.patches[generator]]
         return [self.hashes["generator"], self.base, *own]
 
-    def _target(self, generator: str) -> list[Any]:
+    def _target(self, generator: str, batch: Batch) -> list[Any]:
+        if generator in self.subjects.others:
+            return ["its own", digest(batch.of(generator))]
         stamp = self.subjects.stamps.get(generator)
         return [self.hashes["generator"], None if stamp is None else identity(stamp)]
 

@@ -127,15 +127,16 @@ class MarkAudit:
         """Weights in 8 bits, the smallest set to zero, or averaged with those of the untouched network."""
         made = {"weights in 8 bits": _changed(self.network, _eight_bits)}
         for share in pruned:
-            made[f"the smallest {share:.0%} of weights at zero"] = _changed(self.network, partial(_pruned, share=share))
+            change = partial(_pruned, share=share)
+            made[f"the smallest {share:.0%} of weights at zero"] = _changed(self.network, change)
         for name, network in made.items():
             yield self.row("removal", name, self.outputs(network), self.reference)
 
     def regenerated(self, networks: Mapping[str, Callable[[Tensor], Tensor]]) -> Iterator[MarkRow]:
         """Outputs that went through another network."""
         outputs = self.outputs()
-        through: dict[str, Callable[[Tensor], Tensor]] = {"the denoiser that ships": Denoiser(), **networks}
-        for name, network in through.items():
+        every: dict[str, Callable[[Tensor], Tensor]] = {"the denoiser that ships": Denoiser(), **networks}
+        for name, network in every.items():
             with torch.no_grad():
                 yield self.row("removal", name, network(outputs).clamp(-1, 1), self.reference)
 

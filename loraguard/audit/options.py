@@ -37,6 +37,9 @@ class AuditOptions(AuditExtent):
         patches: the adapters' names, with the stamp of each or None for a standard patch; a name of `generators` says
             what that one stamps. Needed for a model with adapters; `{}` audits the network beneath them alone.
         generators: further networks to audit, by name, called as the generator is: one that was fine-tuned, say.
+        others: other generators, by name, that were not made from this one, such as another architecture for the same
+            edits: photos that are crafted on one are judged on the other, and each against its own clean outputs. They
+            take their edits from the same labels by their own `conditions`.
         channels: by name, or specs such as "jpeg:75+resize:0.5", whose names they are.
         fit_on: photos for defenses that have to be fitted; not those of the audit.
         conditions: from labels to edits, by default the generator's own.
@@ -68,6 +71,7 @@ class AuditOptions(AuditExtent):
     defenses: Any  # AnyDefense, or a mapping of these and of Dataset; always a mapping once it is made
     patches: Mapping[str, Stamp | None] | None = None
     generators: Mapping[str, nn.Module] | None = None
+    others: Mapping[str, nn.Module] | None = None
     channels: Any = ()  # specs, or a mapping of Channel; always a mapping once it is made
     fit_on: Dataset[Any] | None = None
     conditions: Conditions | None = None

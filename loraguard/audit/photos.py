@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -27,6 +27,7 @@ class Batch:
         condition: the edit of each.
         edits: its name.
         given: by defense, photos of the same people that somebody else has perturbed.
+        conditions: by name, the edits as other generators take them; all that are not named take `condition`.
     """
 
     start: int
@@ -34,6 +35,11 @@ class Batch:
     condition: Condition
     edits: list[str]
     given: dict[str, Tensor]
+    conditions: dict[str, Condition] = field(default_factory=dict)
+
+    def of(self, generator: str) -> Condition:
+        """The edits as a generator takes them."""
+        return self.conditions.get(generator, self.condition)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -41,15 +47,18 @@ class Batch:
     def first(self, count: int) -> Batch:
         """The batch without what lies beyond the first `count` photos of the data set."""
         keep = max(0, min(len(self), count - self.start))
-        if keep == len(self):
-            return self
-        return Batch(
-            self.start,
-            self.images[:keep],
-            {key: value[:keep] for key, value in self.condition.items()},
-            self.edits[:keep],
-            {key: value[:keep] for key, value in self.given.items()},
-        )
+        return self if keep == len(self) else self.rows(range(keep))
+
+    def rows(self, rows: Sequence[int]) -> Batch:
+        """Some photos of the batch, as a batch that starts where it does."""
+        at = list(rows)
+
+        def part(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {key: value[at] for key, value in values.items()}
+
+        edits = [self.edits[row] for row in at]
+        conditions: dict[str, Condition] = {name: part(one) for name, one in self.conditions.items()}
+        return Batch(self.start, self.images[at], part(self.condition), edits, part(self.given), conditions)
 
     @cached_property
     def hashes(self) -> dict[str, Any]:
@@ -74,6 +83,8 @@ class Photos:
         generator: whose edits they are.
         conditions: from labels to edits, by default the generator's own.
         given: by defense, a data set of the same length with perturbed photos.
+        others: other generators by name, for each of which the edits are made as it takes them: those of the same name,
+            where it has them.
         batch_size: photos at a time.
         seed: of the edits.
         device: where they go.
@@ -88,13 +99,14 @@ class Photos:
         generator: nn.Module,
         conditions: Conditions | None,
         given: Mapping[str, Any],
+        others: Mapping[str, nn.Module] | None = None,
         *,
         batch_size: int,
         seed: int,
         device: torch.device,
     ) -> None:
         self.dataset, self.generator, self.conditions, self.given = dataset, generator, conditions, given
-        self.batch_size, self.device = batch_size, device
+        self.batch_size, self.device, self.others = batch_size, device, others or {}
         if not (n := len(dataset)):  # type: ignore[arg-type]
             raise ValueError("The data set is empty; an audit needs at least one image.")
         for name, other in given.items():
@@ -137,7 +149,9 @@ class Photos:
                     f"Photos that {name!r} has perturbed are {tuple(perturbed.shape[1:])}, the originals "
                     f"{tuple(images.shape[1:])}; load both with the same transform."
                 )
-        return Batch(start, images, condition, names, given)
+        draws = self.draws[start : start + self.batch_size]
+        conditions = {name: _as_taken(other, batch, names, draws) for name, other in self.others.items()}
+        return Batch(start, images, condition, names, given, conditions)
 
     def __iter__(self) -> Iterator[Batch]:
         return map(self.batch, self.starts)
@@ -147,6 +161,15 @@ def _items(dataset: Any, indices: Sequence[int]) -> dict[str, Tensor]:
     """A batch of some items, which are fetched together where the data set can."""
     together = getattr(dataset, "__getitems__", None)
     return collate([dataset[index] for index in indices] if together is None else together(list(indices)))
+
+
+def _as_taken(generator: nn.Module, batch: dict[str, Tensor], names: Sequence[str], draws: Tensor) -> Condition:
+    """Edits as another generator takes them: those of these names; where it has none of that name, drawn ones."""
+    edits = conditions_of(generator, labels_of(batch))
+    drawn, _ = pick_edits(edits, draws)
+    wanted = [name if name in edits else other for name, other in zip(names, drawn, strict=True)]
+    keys = edits[wanted[0]].keys()
+    return {key: torch.stack([edits[name][key][row] for row, name in enumerate(wanted)]) for key in keys}
 
 
 def pick_edits(edits: Mapping[str, Condition], draws: Tensor) -> tuple[list[str], Condition]:

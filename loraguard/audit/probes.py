@@ -67,7 +67,7 @@ def what_draws(subjects: Subjects, channels: Mapping[str, Channel], batch: Batch
                 drawn.append(call())
         return float((drawn[0] - drawn[1]).abs().max())
 
-    networks = {name: partial(subjects.outputs, name, batch.images, batch.condition) for name in subjects.names}
+    networks = {name: partial(subjects.outputs, name, batch.images, batch.of(name)) for name in subjects.names}
     random = {name for name, call in networks.items() if moved(call) > SAME}
     return random | {name for name, channel in channels.items() if moved(partial(channel, batch.images)) > 0}
 
@@ -75,7 +75,7 @@ def what_draws(subjects: Subjects, channels: Mapping[str, Channel], batch: Batch
 def _generator_checks(
     subjects: Subjects, name: str, network: nn.Module, batch: Batch, target: Tensor
 ) -> Iterator[Check]:
-    images, condition = batch.images, batch.condition
+    images, condition = batch.images, batch.of(name)
 
     def outputs(images: Tensor, condition: Condition, seed: int = 0) -> Tensor:
         with seeded(seed), torch.no_grad():
@@ -121,7 +121,7 @@ def _edits(
     target: Tensor,
 ) -> Iterator[Check]:
     """Whether a network edits, and photos that it cannot know as well."""
-    if name == UNTOUCHED or first.shape != batch.images.shape:
+    if name == UNTOUCHED or name in subjects.others or first.shape != batch.images.shape:
         return
     nothing = mean_squared_error(as_saved(name, batch.images, batch.images), target).mean().item()
     left = mean_squared_error(as_saved(name, first, batch.images), target).mean().item()
@@ -225,7 +225,7 @@ def probe_defense(craft: Crafter, job: Job, batch: Batch, target: Tensor) -> tup
         )
     ]  # fmt: skip
     if differ <= SAME:
-        single = [_part(batch, [i]) for i in range(len(batch))]
+        single = [batch.rows([i]) for i in range(len(batch))]
         alone = torch.cat([craft.perturbed(job, one, target[i : i + 1]) for i, one in enumerate(single)])
         spoilt, spoilt_alone = (_spoilt(craft, job, batch, photos, target) for photos in (first, alone))
         a, b = float(spoilt.mean()), float(spoilt_alone.mean())
@@ -243,14 +243,9 @@ def probe_defense(craft: Crafter, job: Job, batch: Batch, target: Tensor) -> tup
 
 def _spoilt(craft: Crafter, job: Job, batch: Batch, photos: Tensor, target: Tensor) -> Tensor:
     with seeded(mixed(job.seed, batch.start)):
-        outputs = craft.subjects.outputs(job.crafted_on, photos, batch.condition)
+        outputs = craft.subjects.outputs(job.crafted_on, photos, batch.of(job.crafted_on))
     return mean_squared_error(as_saved(job.crafted_on, outputs, photos), target)
 
 
 def _rows(condition: Condition, rows: list[int]) -> Condition:
     return {key: value[rows] for key, value in condition.items()}
-
-
-def _part(batch: Batch, rows: list[int]) -> Batch:
-    """Some photos of a batch, as a batch that starts where it does."""
-    return Batch(batch.start, batch.images[rows], _rows(batch.condition, rows), [batch.edits[i] for i in rows], {})

@@ -85,12 +85,13 @@ def run_audit(
             f"Say which of the adapters {sorted(model.peft_config)} are patches: patches={{NAME: None}}, or its Stamp "
             "in place of None; {} audits the network beneath them alone."
         )
-    subjects = Subjects(model, options.patches or {}, options.generators)
+    subjects = Subjects(model, options.patches or {}, options.generators, options.others)
     photos = Photos(
         dataset,
         model,
         options.conditions,
         options.perturbed,
+        options.others,
         batch_size=options.batch_size,
         seed=options.seeds[0],
         device=device_of(model),

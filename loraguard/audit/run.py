@@ -163,7 +163,12 @@ class Run:
         log.edits[whole.start], log.hashes[whole.start] = whole.edits, whole.each
         log.likeness[whole.start] = hashes_of(whole.images)
         log.pieces[whole.start] = [
-            Piece(job, batch.start, self.names.piece(job, batch), {self.names.forward(*one): one for one in job.passes})
+            Piece(
+                job,
+                batch.start,
+                self.names.piece(job, batch),
+                {self.names.forward(*one, batch): one for one in job.passes},
+            )
             for job, batch in self._parts(whole)
         ]
 
@@ -239,14 +244,14 @@ class Run:
         shown = {"photo": photos} if batch.start < self.pictures and job.treatment.role == "main" else {}
         features: dict[str, Tensor] = {}
         passes: dict[str, dict[str, list[float | None]]] = {}
-        untouched = clean.saved(UNTOUCHED)[: len(batch)]
         for name, (generator, channel) in piece.passes.items():
             with seeded(mixed(job.seed, batch.start)):
-                outputs = self.subjects.outputs(generator, self.channels[channel](photos), batch.condition)
+                outputs = self.subjects.outputs(generator, self.channels[channel](photos), batch.of(generator))
             preds = as_saved(generator, outputs, batch.images)
             target = clean.target(generator)[: len(batch)]
             encoded = partial(clean.encoded, generator, len(batch))
-            figures = self.measures(generator, preds, target, untouched, batch.images, encoded)
+            edited = clean.edited(generator)[: len(batch)]
+            figures = self.measures(generator, preds, target, edited, batch.images, encoded)
             passes[name] = {metric: jsonable(values) for metric, values in figures.items()}
             if shown and job.treatment_on(generator) == job.treatment:
                 shown[name] = preds
@@ -276,14 +281,18 @@ class Clean:
     def saved(self, generator: str) -> Tensor:
         """A generator's outputs, as a file would hold them."""
         if generator not in self.found:
-            outputs = self.subjects.outputs(generator, self.whole.images, self.whole.condition)
+            outputs = self.subjects.outputs(generator, self.whole.images, self.whole.of(generator))
             self.found[generator] = as_saved(generator, outputs, self.whole.images)
         return self.found[generator]
 
+    def edited(self, generator: str) -> Tensor:
+        """The photos as they are, edited without any patch: by the untouched generator, or another one by itself."""
+        return self.saved(generator if generator in self.subjects.others else UNTOUCHED)
+
     def target(self, generator: str) -> Tensor:
-        """What a generator should give: the untouched one's outputs, with the stamp on them if it is to stamp."""
+        """What a generator should give: such edits, with the stamp on them if it is to stamp."""
         if generator not in self.targets:
-            made = self.subjects.target(generator, self.saved(UNTOUCHED))
+            made = self.subjects.target(generator, self.edited(generator))
             self.targets[generator] = as_saved(generator, made, self.whole.images)
         return self.targets[generator]
 

@@ -29,6 +29,8 @@ class Subjects:
         patches: the adapters' names, with the stamp of each or None.
         networks: further networks by name, for example one that was fine-tuned, which are called as the generator is.
             One whose name is in `patches` puts that stamp on its outputs.
+        others: other generators by name, that were not made from this one: each with edits of its own, and what it
+            should give is what it gives on clean photos.
 
     Raises:
         TypeError: for what is no network.
@@ -36,18 +38,24 @@ class Subjects:
     """
 
     def __init__(
-        self, model: nn.Module, patches: Mapping[str, Stamp | None], networks: Mapping[str, nn.Module] | None = None
+        self,
+        model: nn.Module,
+        patches: Mapping[str, Stamp | None],
+        networks: Mapping[str, nn.Module] | None = None,
+        others: Mapping[str, nn.Module] | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(
                 f"Expected a generator, with patches or without, got {type(model).__name__}: {model!r:.80}."
             )
-        self.model, self.stamps, self.networks = model, dict(patches), dict(networks or {})
+        self.model, self.stamps, self.others = model, dict(patches), dict(others or {})
+        self.networks = {**(networks or {}), **self.others}
         self.adapters: dict[str, PeftConfig] = model.peft_config if isinstance(model, PeftModel) else {}
         if unknown := [name for name in patches if name not in {*self.adapters, *self.networks}]:
             there = sorted(self.adapters) or "none: patches are put on a generator by load_patch or get_peft_model"
             raise ValueError(f"The model has no adapter {unknown}; it has {there}.")
-        if twice := {UNTOUCHED} & {*patches, *self.networks} | set(self.adapters) & set(self.networks):
+        taken = {*self.adapters, *patches, *(networks or {})} & {*self.others}
+        if twice := taken | {UNTOUCHED} & {*patches, *self.networks} | set(self.adapters) & set(self.networks):
             raise ValueError(f"The names {sorted(twice)} are taken; call the patch or network something else.")
 
     @property

@@ -142,6 +142,8 @@ def _described(result: AuditResult, name: str) -> str:
         return f"{name}, with a patch that stamps {(stamp['text'] or 'a picture')!r} on every output"
     if name in result.settings["patches"]:
         return f"{name}, with a patch that is to keep clean outputs and undo defenses"
+    if name in result.settings.get("others", ()):
+        return f"{name}, another generator, compared with its own clean outputs"
     return f"{name}, a further network"
 
 
@@ -233,6 +235,11 @@ def _sentence(result: AuditResult, name: str) -> str:
             if rates := [mean_of(row, "stamp_rate") for row in rows_of(result, name, knowledge)]:
                 found += f", {'at least ' if len(rates) > 1 else ''}{min(rates):.1%} {whose}"
         return f"{subject} stamps {(stamp['text'] or 'its picture')!r} on {found}.{caution}"
+    if name in result.settings.get("others", ()):
+        own = rows_of(result, name, "leak")
+        direct = f", and {_range(own)} when they are crafted on it" if own else ""
+        crafted = _span(result, name, "no-leak")
+        return f"On {called(result, name)}, {crafted} when photos are crafted on the untouched one{direct}.{caution}"
     quality = result[name, "clean"].estimates["psnr"]
     kept = "are what they were" if quality.mean is None else f"keep {quality.mean:.1f} dB PSNR to what they were"
     known = rows_of(result, name, "leak")

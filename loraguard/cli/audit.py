@@ -36,6 +36,7 @@ FLAGS: dict[str, dict[str, dict[str, Any]]] = {
         "checkpoint": {},
         "image_size": {},
         "patches": {"flag": "--patch", "metavar": "PATCH"},
+        "others": {"flag": "--other", "metavar": "GENERATOR"},
         "ignore_fingerprint": {"flag": "--ignore-fingerprint"},
         "train": {"metavar": "KIND", "choices": False},
         "train_steps": {},

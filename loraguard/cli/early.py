@@ -25,6 +25,9 @@ def check_audit(settings: AuditSettings) -> None:
         FileNotFoundError: for what is not there.
     """
     check_generator(settings.generator, settings.checkpoint)
+    for spec in settings.others.values():
+        name, _, checkpoint = spec.partition("@")
+        check_generator(name, checkpoint or None)
     find_data(settings.data)
     for spec in settings.defenses.values():
         check_defense(spec)

@@ -23,6 +23,7 @@ from .options import DATA, GENERATOR, PATCHES, SPLIT, Checkpoint, ImageSize, See
 
 if TYPE_CHECKING:
     from loraguard.commands.credentials import Verified
+    from loraguard.mark import MarkReading
 
 Images = Annotated[list[Path], typer.Argument(help="Image files, and folders of them.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -74,20 +75,14 @@ def read(
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=1, ensure_ascii=False))
     else:
-        width = max(len(image.file) for image in found.images)
-        for image in found.images:
-            read = image.reading
-            said = read.message or "a mark" if read.found else "none"
-            cropped = "" if read.cropped is None or not read.found else ", cropped"
-            typer.echo(
-                f"{image.file:<{width}}  {said:<8}  {read.agreeing} of {read.bits} bits agree{cropped}; "
-                f"by chance at most {read.chance:.1e}"
-            )
+        width = max(len(row.file) for row in found.images)
+        for row in found.images:
+            typer.echo(f"{row.file:<{width}}  {_read(row.reading)}")
     for file, reason in found.unreadable.items():
         typer.echo(ImageReadError(file, reason), err=True)
     if found.unreadable:
         raise typer.Exit(2)
-    raise typer.Exit(0 if all(one.reading.found for one in found.images) else 1)
+    raise typer.Exit(0 if all(row.reading.found for row in found.images) else 1)
 
 
 @app.command(epilog=examples("loraguard mark sign outputs/ --output-dir signed --certificate chain.pem --key key.pem"))
@@ -198,6 +193,12 @@ def audit(
         )  # fmt: skip
     typer.echo(as_table(rows))
     typer.echo(f"Report: {(output_dir / 'marks.md').resolve()}")
+
+
+def _read(one: MarkReading) -> str:
+    """What was read in a file, in a line."""
+    said = (one.message or "a mark") + (", cropped" if one.cropped else "") if one.found else "none"
+    return f"{said:<8}  {one.agreeing} of {one.bits} bits agree; by chance at most {one.chance:.1e}"
 
 
 def _said(one: Verified) -> str:

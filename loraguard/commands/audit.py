@@ -90,10 +90,8 @@ def audit_by_settings(
         dataset, train_size=settings.fit_images, test_size=settings.images, seed=settings.seeds[0]
     )
     given = {name: PerturbedPhotos(one, photos, transform) for name, one in settings.perturbed.items()}
-    lpips = load_lpips(settings.lpips, photos[0]["image"].shape[-2:])
-    brisque = Brisque() if settings.brisque or settings.preset else None
-    encoder = None if settings.identity is None else load_face_encoder(settings.identity).to(device)
-    inception = None if settings.fid is None else Inception.load(_weights(settings.fid)).to(device)
+    further = load_others(settings, attributes)
+    measures = load_measures(settings, photos[0]["image"].shape[-2:], device)
     model, stamps = load_patches(generator, settings.patches, settings.ignore_fingerprint)
     model.to(device)
     stamped = {name: calibrate_detector(model, others, stamp) for name, stamp in stamps.items() if stamp is not None}
@@ -121,13 +119,11 @@ def audit_by_settings(
         defenses=defenses,
         patches=stamps,
         generators=networks,
+        others={name: one.to(device) for name, one in further.items()},
         channels=channels,
         fit_on=others,
         detectors=stamped,
-        lpips=None if lpips is None else lpips.to(device),
-        brisque=brisque,
-        features=inception,
-        identity=encoder,
+        **measures,
         output_dir=folder,
         trained_on=hashes_beside(settings.patches, folder / "trained", settings.train),
         disable_tqdm=disable_tqdm,
@@ -217,6 +213,43 @@ def train_adversaries(
         disable_tqdm=disable_tqdm,
     )
     return train_controls(model, photos, arguments, folder, kinds=settings.train)
+
+
+def load_others(settings: AuditSettings, attributes: Sequence[str]) -> dict[str, nn.Module]:
+    """Other generators that `settings.others` names, NAME[:SETTINGS][@CHECKPOINT].
+
+    Raises:
+        ValueError: for one that takes other labels than the audited generator.
+    """
+    found = {}
+    for name, spec in settings.others.items():
+        kind, _, checkpoint = spec.partition("@")
+        found[name] = load_generator(kind, checkpoint or None, size=settings.image_size if checkpoint else None).eval()
+        theirs = tuple(getattr(found[name], "attributes", ()))
+        if theirs and theirs != tuple(attributes):
+            raise ValueError(
+                f"The generator {name!r} takes the labels {', '.join(theirs)}, and {settings.generator} takes "
+                f"{', '.join(attributes) or 'none'}; photos have one set of labels. Pass it in Python (others=), with "
+                "conditions that make its edits from these."
+            )
+    return found
+
+
+def load_measures(settings: AuditSettings, size: Sequence[int], device: torch.device) -> dict[str, Any]:
+    """What measures outputs beside their pixels, as `run_audit` takes it.
+
+    Raises:
+        OSError: for weights that cannot be had.
+        ValueError: for weights that are those of something else.
+        ImportError: where BRISQUE is asked for and its package is not there.
+    """
+    networks = {
+        "lpips": load_lpips(settings.lpips, size),
+        "identity": None if settings.identity is None else load_face_encoder(settings.identity),
+        "features": None if settings.fid is None else Inception.load(_weights(settings.fid)),
+    }
+    made = {name: one if one is None else one.to(device) for name, one in networks.items()}
+    return {**made, "brisque": Brisque() if settings.brisque or settings.preset else None}
 
 
 def load_lpips(source: str | None, size: Sequence[int]) -> LPIPS | None:

@@ -20,7 +20,7 @@ SETTINGS = "audit.yaml"
 FORMER = {"strengths": "steps"}
 """What keys were called in earlier versions; files with these are still read."""
 
-_NAMED = ("patches", "defenses", "perturbed")
+_NAMED = ("patches", "others", "defenses", "perturbed")
 _CONTROLS = ("none", "noise")
 
 
@@ -41,6 +41,8 @@ class AuditSettings(AuditExtent):
         images: how many photos to audit on.
         fit_images: how many others to fit and train on. Detectors are calibrated on them, too.
         patches: a patch to audit: a folder or a Hub id, or NAME=one. In a file: names, each with a folder or an id.
+        others: another generator, NAME or NAME=SPEC@CHECKPOINT, to which photos are carried. It takes the same labels.
+            In a file, names, each with a spec.
         ignore_fingerprint: take patches made for other weights.
         train: an adversary to train: standard, ungated, clean-only or fine-tune.
         train_steps: steps of each; by default the fast recipe's epochs.
@@ -76,6 +78,7 @@ class AuditSettings(AuditExtent):
     images: Number = 100
     fit_images: Number = 200
     patches: dict[str, str] = field(default_factory=dict)
+    others: dict[str, str] = field(default_factory=dict)
     ignore_fingerprint: bool = False
     train: Many[Adversary] = ()
     train_steps: Number | None = None
@@ -104,11 +107,11 @@ class AuditSettings(AuditExtent):
 
     def _check_names(self) -> None:
         """Each of a defense or network once, and none that the audit itself uses."""
-        generators = [UNTOUCHED, *self.train, *self.patches]
+        generators = [UNTOUCHED, *self.train, *self.patches, *self.others]
         for taken, names in (([*_CONTROLS, *self.defenses, *self.perturbed], "defenses"), (generators, "patches")):
             if twice := sorted({name for name in taken if taken.count(name) > 1}):
                 raise ValueError(f"{names}: the name {twice[0]!r} is taken; call yours something else, NAME=...")
-        for name in self.patches:
+        for name in (*self.patches, *self.others):
             if not name or "." in name:
                 raise ValueError(f"patches: the name {name!r} must have letters and no dot; write NAME=...")
 

@@ -116,12 +116,12 @@ def origin_of(generator: str | None, patch: str | None) -> dict[str, Any]:
     record = read.config.provenance or {}
     about = record.get("generator")
     settings = record.get("settings")
-    settings = settings if isinstance(settings, dict) else {}
+    known = settings if isinstance(settings, dict) else {}
     return {
         **origin,
         "generator": {**(about if isinstance(about, dict) else {}), **origin.get("generator", {})},
         "patch": {"name": Path(patch).name, "sha256": read.sha256},
-        **{name: settings[name] for name in ("mark", "stamp") if settings.get(name)},
+        **{name: known[name] for name in ("mark", "stamp") if known.get(name)},
     }
 
 

@@ -145,12 +145,16 @@ def protect_photos(
             f"Interrupted after {len(record.done)} of {len(files)} photos, which are kept in {folder}. The same "
             "command starts with the first one again."
         ) from None
-    if same := sum(math.isinf(one.psnr) for one in record.done):
-        say(
-            f"{same} of {len(record.done)} photos are as they were: what {defense!r} adds is less than a level of "
-            "their 8 bits (eps=0.0079 is one)."
-        )
+    _say_what_did_not_move(record.done, defense, say)
     return record.done
+
+
+def _say_what_did_not_move(done: Sequence[Protected], defense: str, say: Callable[[str], None]) -> None:
+    if same := sum(math.isinf(one.psnr) for one in done):
+        say(
+            f"{same} of {len(done)} photos are as they were: what {defense!r} adds is less than a level of their 8 bits "
+            "(eps=0.0079 is one)."
+        )
 
 
 @dataclass

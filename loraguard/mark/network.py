@@ -10,8 +10,6 @@ read: the message has a place in the picture, not in its pixels, so that resizin
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -44,19 +42,11 @@ class MarkNetwork(nn.Module):
         self.bits = bits
         self.patterns = nn.Parameter(band_limited(bits, seed))
         self.stem = nn.Conv2d(48, width, 3, padding=1)
-        self.blocks = nn.ModuleList(
-            nn.Sequential(
-                nn.ReLU(), nn.Conv2d(width, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1)
-            )
-            for _ in range(blocks)
-        )
+        self.blocks = nn.ModuleList(_block(width) for _ in range(blocks))
         self.narrow = nn.Conv2d(width, 8, 1)
         self.head = nn.Linear(8 * (SIZE // 4) ** 2, bits)
         self.linear = nn.Linear(3 * GRID**2, bits, bias=False)
         with torch.no_grad():
-            for block in self.blocks:
-                last = cast(nn.Conv2d, cast(nn.Sequential, block)[-1])
-                last.weight.mul_(0.1)
             self.linear.weight.copy_(whitened(self.patterns).flatten(1))
 
     def pattern(self, bits: Tensor) -> Tensor:
@@ -71,6 +61,14 @@ class MarkNetwork(nn.Module):
         for block in self.blocks:
             features = features + block(features)
         return self.head(self.narrow(F.relu(features)).flatten(1)) + self.linear(F.avg_pool2d(small, 2).flatten(1))
+
+
+def _block(width: int) -> nn.Sequential:
+    """Two convolutions whose second begins small, so that a block begins near the identity."""
+    first, last = (nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
+    with torch.no_grad():
+        last.weight.mul_(0.1)
+    return nn.Sequential(nn.ReLU(), first, nn.ReLU(), last)
 
 
 def shrunk(images: Tensor) -> Tensor:

@@ -79,14 +79,10 @@ def _check_layer(name: str, layer: Any, parts: dict[str, Tensor], adapter: str, 
         if list(value.shape) != own:
             raise ValueError(f"{shown(f'{name}.{part}')} has shape {tuple(value.shape)}, and takes {tuple(own)}.")
     bare = name.removeprefix("_orig_mod.").removeprefix("base_model.model.")
-    rank = _of_layer(config.rank_pattern, bare, config.r)
+    ranks_by, alphas_by = config.rank_pattern or {}, config.alpha_pattern or {}
+    rank = ranks_by.get(get_pattern_key(list(ranks_by), bare), config.r)
     if ranks != {rank}:
         raise ValueError(f"{shown(name)} has ranks {sorted(ranks)}, and the settings say {rank}.")
-    alpha = _of_layer(config.alpha_pattern, bare, config.lora_alpha)
+    alpha = alphas_by.get(get_pattern_key(list(alphas_by), bare), config.lora_alpha)
     sizes = {part: float(value.abs().max()) for part, value in parts.items()}
     check_effect(shown(name), layer, alpha / (math.sqrt(rank) if config.use_rslora else rank), rank, sizes)
-
-
-def _of_layer(patterns: Any, name: str, default: Any) -> Any:
-    """What a config has for a layer, by its patterns."""
-    return patterns.get(get_pattern_key(list(patterns), name), default)

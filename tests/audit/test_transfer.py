@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_line import refused, run
 from peft import PeftModel
 from setups import Audit, Flip
+from torch import nn
 
-from loraguard.audit import run_audit, transfer_matrix, write_report
+from loraguard.audit import run_audit, transfer_matrix, verdict, write_report
+from loraguard.audit.claim import hardest
 from loraguard.audit.compare import compare
 from loraguard.audit.transfer import transferred
 from loraguard.channels import published, quantize
@@ -102,3 +105,54 @@ def test_a_matrix_is_on_the_page_and_is_compared(audit: Audit, tmp_path: Path) -
 def test_names_that_are_none(model: PeftModel, faces: DemoFaces, transfer: list[str], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         run_audit(model, faces, defenses=Flip(), patches={"standard": None}, transfer=transfer, disable_tqdm=True)
+
+
+class Another(nn.Module):
+    """A generator of its own: it blends photos with one of two colours, by the labels' first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.colours = nn.Parameter(torch.tensor([[0.6, -0.2, 0.1], [-0.5, 0.3, 0.4]]))
+
+    @staticmethod
+    def conditions(labels: torch.Tensor) -> dict[str, dict[str, torch.Tensor]]:
+        return {"Black_Hair": {"which": labels[:, 0].long()}, "Nothing": {"which": 1 - labels[:, 0].long()}}
+
+    def forward(self, images: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(images + 0.5 * images.flip(3) + self.colours[which][:, :, None, None])
+
+
+def test_another_generator_is_compared_with_its_own_clean_outputs(audit: Audit, faces: DemoFaces) -> None:
+    another = Another().eval()
+    result = audit(others={"another": another}, transfer=["untouched", "another"])
+    images = torch.stack([face["image"] for face in faces])
+    edits = another.conditions(torch.stack([face["labels"] for face in faces]))
+    draws = torch.rand(len(faces), generator=torch.Generator().manual_seed(0))  # of the edits it has none of
+    names = [
+        name if name in edits else list(edits)[int(2 * draw)] for name, draw in zip(result.edits, draws, strict=True)
+    ]
+    which = torch.stack([edits[name]["which"][at] for at, name in enumerate(names)])
+    with torch.no_grad():
+        clean = another(images, which)
+        photos = published((images + 0.2 * torch.sign(clean)).clamp(-1, 1), images)
+        mse = (quantize(another(photos, which)) - quantize(clean)).square().mean((1, 2, 3))
+    assert torch.allclose(result["another", "leak"].values["mse"][0], mse, atol=1e-4)
+    assert result["another", "clean"].values["mse"].max() == 0
+    assert transferred(result, "flip", "another", "untouched") is not None
+    assert transferred(result, "flip", "untouched", "another") is not None
+    said = verdict(result)
+    assert hardest(result) != "another"  # nobody has adapted it
+    assert any(one.startswith("On the generator 'another', flip spoils") for one in said)
+
+
+def test_what_another_generator_is_called(model: PeftModel, faces: DemoFaces) -> None:
+    with pytest.raises(ValueError, match=r"names \['standard'\] are taken"):
+        run_audit(model, faces, defenses=Flip(), patches={"standard": None}, others={"standard": Another()})
+
+
+def test_others_from_the_command_line(tiny: list[str], tmp_path: Path) -> None:
+    words = ["--defense", "disrupting:0.1,steps=2", "--device", "cpu", "--output-dir", tmp_path]
+    done = run("audit", *tiny, *words, "--other", "third=tiny", "--transfer", "all", "--images", 2)
+    assert done.exit_code == 0, done.output
+    assert "disrupting, carried from one generator to another" in done.stdout
+    assert "no 'tinny'" in refused("audit", *tiny, *words, "--other", "tinny")

@@ -51,7 +51,8 @@ def settings_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[...
 
 
 FLAGS = (
-    "--generator stargan --checkpoint a.ckpt --image-size 128 --patch mine=p/one --patch q/two --ignore-fingerprint "
+    "--generator stargan --checkpoint a.ckpt --image-size 128 --patch mine=p/one --patch q/two --other third=demo "
+    "--ignore-fingerprint "
     "--train standard --train fine-tune --train-steps 9 --data folder:x --split test --images 5 --fit-images 6 "
     "--defense disrupting:0.1,steps=3 --defense weak=noise --no-leak-only weak --perturbed theirs=d --channel jpeg:75 "
     "--channel jpeg:75+resize:0.5 --no-adaptive --allow-large-change --success noise:0.9 --budget 0.1 --budget 1 "
@@ -65,6 +66,7 @@ generator: stargan
 checkpoint: a.ckpt
 image_size: 128
 patches: {mine: p/one, two: q/two}
+others: {third: demo}
 ignore_fingerprint: true
 train: [standard, fine-tune]
 train_steps: 9

@@ -18,7 +18,7 @@ HOUSE = Path(loraguard.__file__).parent
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 ELSEWHERE = {"--upgrade"}
 """Flags of other programs."""
-ARGUMENT = re.compile(r"(?<![\w.<])([a-z]\w+)=(?!=)")
+ARGUMENT = re.compile(r"(?<![\w.<:])([a-z]\w+)=(?!=)")
 OF_OTHERS = {"use_reentrant", "embed_dim", "kdim", "vdim", "padding_mode", "dilation", "ephemeral_gpu_offload"}
 """Arguments of torch's own functions and layers, and of PEFT's."""
 STANDS_FOR = {"resume_from_checkpoint": "--resume", "cpu": "--device", "stamp": "--stamp"}
@@ -29,6 +29,7 @@ IN_PYTHON = {
     "gradient_accumulation_steps": "of Accelerate's configuration",
     "push_to_hub": "what was given",
     "hub_token": "goes with push_to_hub",
+    "mark": "what was given",
 }
 """Settings that messages name to people who have given them, or what they go with, in Python."""
 
