@@ -71,8 +71,8 @@ def save_patch(model: Any, folder: str | Path, adapter_name: str = "default") ->
             part.mkdir(exist_ok=True)
             tensors = get_peft_model_state_dict(network, adapter_name=adapter_name)
             tensors = {f"{_PREFIX}{key.removeprefix(_PREFIX)}": _stored(one) for key, one in tensors.items()}
-            network.peft_config[adapter_name].save_pretrained(str(part))
             save_file(tensors, part / WEIGHTS, metadata={"format": "pt", _METADATA: refusal})
+            network.peft_config[adapter_name].save_pretrained(str(part))  # with the hash of that file
 
 
 def load_patch(model: Any, folder: str | Path, adapter_name: str = "default", *, is_trainable: bool = False) -> Any:

@@ -51,13 +51,13 @@ def read_patch(folder: str | Path, name: str | None = None) -> Patch:
     config = read_config(folder, name)
     file, said = folder / WEIGHTS, named(name, WEIGHTS)
     with refusing(said):
-        check_file_hash(said, file, config.provenance)
         try:
             tensors = load_file(file)
         except (SafetensorError, OSError) as error:
             raise ValueError(f"it is no whole safetensors file ({error}).") from error
         for key, value in tensors.items():
             check_finite(said, key, value)
+        check_file_hash(said, file, config.provenance)
     return Patch(folder, config, tensors, digest(tensors))
 
 

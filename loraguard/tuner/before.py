@@ -41,7 +41,8 @@ class Before:
             else:
                 container.update(entries)
         for parameter, learns in self._parameters:
-            parameter.requires_grad_(learns)
+            if parameter.requires_grad != learns:
+                parameter.requires_grad_(learns)
 
 
 def _are_same(one: Any, other: Any) -> bool:

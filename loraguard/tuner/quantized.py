@@ -83,5 +83,8 @@ def plain_layer(layer: Any) -> nn.Linear:
 
 
 def _library(layer: nn.Module) -> str | None:
-    library = type(layer._parameters.get("weight")).__module__.partition(".")[0]
+    kind = type(layer._parameters.get("weight"))
+    if kind in (Tensor, nn.Parameter):  # before its module's name is read, which torch.compile does not do
+        return None
+    library = kind.__module__.partition(".")[0]
     return library if library in ("torchao", "bitsandbytes") else None

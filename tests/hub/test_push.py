@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -30,10 +31,14 @@ FILES = {
 
 
 def change(patch: Path) -> None:
-    """Other weights."""
-    tensors = load_file(patch / "adapter_model.safetensors")
+    """Other weights, with their hash in the config."""
+    weights, config = patch / "adapter_model.safetensors", patch / "adapter_config.json"
+    tensors = load_file(weights)
     name = min(tensors)
-    save_file({**tensors, name: tensors[name] + 1}, patch / "adapter_model.safetensors", {"format": "pt"})
+    save_file({**tensors, name: tensors[name] + 1}, weights, {"format": "pt"})
+    settings = json.loads(config.read_text())
+    settings["provenance"]["file_sha256"] = hashlib.sha256(weights.read_bytes()).hexdigest()
+    config.write_text(json.dumps(settings))
 
 
 def test_create_and_push_again(hub: LocalHub, client: Client, patch: Path) -> None:
