@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from loraguard.channels import parse_channel
-from loraguard.generators import DemoEditor
+from loraguard.generators import DemoDiffusion, DemoEditor
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -35,6 +35,26 @@ def test_train_demo_editor(tmp_path: Path) -> None:
     assert recipe["figures"]["n"] == 4
     assert (tmp_path / "samples.png").stat().st_size > 10_000
     DemoEditor().load_state_dict(load_file(tmp_path / "model.safetensors"))
+
+
+def test_train_demo_diffusion(tmp_path: Path) -> None:
+    """Both networks of the recipe, in two pieces: one that has no time, and one that goes on from there."""
+    words = ["--output-dir", tmp_path, "--autoencoder-steps", "4", "--adversarial-from", "2", "--denoiser-steps", "2",
+             "--batch-size", "2", "--denoiser-batch-size", "2", "--faces", "6", "--denoiser-faces", "4",
+             "--redraw", "6", "--test-faces", "4", "--log-every", "2"]  # fmt: skip
+    first = run_script(EXAMPLES / "train_demo_diffusion.py", *words, "--minutes", "0")
+    assert first.returncode == 0, first.stderr
+    assert "more to do" in first.stdout
+    second = run_script(EXAMPLES / "train_demo_diffusion.py", *words)
+    assert second.returncode == 0, second.stderr
+    assert "final" in second.stdout
+    recipe = json.loads((tmp_path / "recipe.json").read_text())
+    assert [(entry["part"], entry["step"]) for entry in recipe["log"]] == [
+        ("autoencoder", 2), ("autoencoder", 4), ("denoiser", 2)
+    ]  # fmt: skip
+    editor = DemoDiffusion()
+    editor.load_state_dict(load_file(tmp_path / "model.safetensors"))
+    assert (editor.scale != 1).all()
 
 
 @pytest.mark.parametrize("kind", ["standard", "defensive"])
