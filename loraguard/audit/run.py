@@ -246,7 +246,7 @@ class Run:
             preds = as_saved(generator, outputs, batch.images)
             target = clean.target(generator)[: len(batch)]
             encoded = partial(clean.encoded, generator, len(batch))
-            figures = self.measures(generator, preds, target, untouched, batch.images, encoded)
+            figures = self.measures(generator, preds, target, untouched, batch.images, encoded, batch.edits)
             passes[name] = {metric: jsonable(values) for metric, values in figures.items()}
             if shown and job.treatment_on(generator) == job.treatment:
                 shown[name] = preds

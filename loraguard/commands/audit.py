@@ -31,7 +31,7 @@ from loraguard.generators import load_generator, transform_of
 from loraguard.hub import load_patch
 from loraguard.hub.names import PHOTOS
 from loraguard.losses import FeatureEncoder
-from loraguard.metrics import LPIPS, Brisque, Inception
+from loraguard.metrics import LPIPS, Brisque, ClipSimilarity, Inception
 from loraguard.stamp import Stamp
 from loraguard.training import PatchTrainingArguments
 from loraguard.tuner import GatedLoraConfig
@@ -89,6 +89,7 @@ def audit_by_settings(
     lpips = load_lpips(settings.lpips, photos[0]["image"].shape[-2:])
     brisque = Brisque() if settings.brisque or settings.preset else None
     encoder = None if settings.identity is None else load_face_encoder(settings.identity).to(device)
+    clip = None if settings.clip is None else ClipSimilarity.from_pretrained(settings.clip).to(device)
     inception = None if settings.fid is None else Inception.load(_weights(settings.fid)).to(device)
     model, stamps = load_patches(generator, settings.patches, settings.ignore_fingerprint)
     model.to(device)
@@ -123,6 +124,7 @@ def audit_by_settings(
         brisque=brisque,
         features=inception,
         identity=encoder,
+        clip=clip,
         output_dir=folder,
         trained_on=hashes_beside(settings.patches, folder / "trained", settings.train),
         disable_tqdm=disable_tqdm,
