@@ -182,8 +182,9 @@ class DiffPure:
 
     Example:
         >>> from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
-        >>> unet = UNet2DModel(in_channels=3, out_channels=3, block_out_channels=(4,), norm_num_groups=2, attention_head_dim=2,
-        ...     down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), layers_per_block=1)
+        >>> unet = UNet2DModel(in_channels=3, out_channels=3, block_out_channels=(4,), norm_num_groups=2,
+        ...     down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), layers_per_block=1,
+        ...     attention_head_dim=2)
         >>> purify = DiffPure(DDPMPipeline(unet, DDPMScheduler()), steps=2)
         >>> purify(torch.zeros(1, 3, 16, 16)).shape
         torch.Size([1, 3, 16, 16])
