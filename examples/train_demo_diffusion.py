@@ -4,9 +4,9 @@
 
 works for so many minutes and stops; the same command goes on from there, until "final" is printed and
 `model.safetensors`, `recipe.json` (settings, log, figures on unseen faces) and `samples.png` are written. The shipped
-weights took five such pieces on one core. The autoencoder first minimises the L1 distance, with more weight where
-glasses and mouths are; then a patch discriminator joins in. The denoiser learns flow matching (arXiv 2210.02747): the
-velocity from the latents of the face with the labels asked for to noise, given those of the photo.
+weights took four such pieces on a third of one core. The autoencoder first minimises the L1 distance, with more weight
+where glasses and mouths are; then a patch discriminator joins in. The denoiser learns flow matching (arXiv 2210.02747):
+the velocity from the latents of the face with the labels asked for to noise, given those of the photo.
 """
 
 from __future__ import annotations
@@ -167,20 +167,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output-dir", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=14.0, help="of this piece")
-    parser.add_argument("--autoencoder-steps", type=int, default=4000)
-    parser.add_argument("--denoiser-steps", type=int, default=5000)
-    parser.add_argument("--adversarial-from", type=int, default=1500, help="the step at which the discriminator joins")
+    parser.add_argument("--autoencoder-steps", type=int, default=1400)
+    parser.add_argument("--denoiser-steps", type=int, default=1400)
+    parser.add_argument("--adversarial-from", type=int, default=1150, help="the step at which the discriminator joins")
     parser.add_argument("--adversarial-weight", type=float, default=0.02)
     parser.add_argument("--latent-noise", type=float, default=0.05)
     parser.add_argument("--detail-weight", type=float, default=3.0, help="of glasses and mouths, over 1 elsewhere")
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--denoiser-batch-size", type=int, default=32)
+    parser.add_argument("--denoiser-batch-size", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
-    parser.add_argument("--log-every", type=int, default=250)
+    parser.add_argument("--log-every", type=int, default=100)
     parser.add_argument("--faces", type=int, default=4096, help="how many of the faces, one new a step, are kept")
-    parser.add_argument("--redraw", type=int, default=1000, help="how many of them a further piece draws again")
-    parser.add_argument("--denoiser-faces", type=int, default=1200, help="that the denoiser learns from")
-    parser.add_argument("--test-faces", type=int, default=256)
+    parser.add_argument("--redraw", type=int, default=500, help="how many of them a further piece draws again")
+    parser.add_argument("--denoiser-faces", type=int, default=500, help="that the denoiser learns from")
+    parser.add_argument("--test-faces", type=int, default=96)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     out = writable_folder(args.output_dir)

@@ -30,7 +30,7 @@ class AuditExtent:
         steps: a further number of a defense's steps, for a curve. Of defenses that take steps.
         seeds: what everything drawn at random depends on. One run of random starts, noise and channels for each; the
             first one also draws photos and edits.
-        success: when a defense counts as having succeeded: mse:T, lpips:T, ssim:T, identity:T or noise:Q. As
+        success: when a defense counts as having succeeded: mse:T, lpips:T, ssim:T, identity:T, clip:T or noise:Q. As
             :class:`~loraguard.audit.success.Success` reads it.
         preset: measure as a published benchmark does, and lay its table beside ours. It brings its channels.
         transfer: a generator or patch between which photos are carried: crafted on one, judged on each. By its name in

@@ -116,6 +116,8 @@ COLUMNS = (
     Column("cidr", "CIDR", "Calibrated identity disruption rate: how much further from the person the output is than "
            "the edit alone takes it, as the Proactive Defense Benchmark defines it; 0 is no further, 1 is the most.",
            "{:.3f}"),
+    Column("clip", "CLIP", "The cosine between the output and the name of its edit, as a network sees it that knows "
+           "images and text; high is an edit that was made.", "{:.3f}"),
     Column("brisque", "BRISQUE", "How unnatural the output looks by itself; about 0 for natural photos, 100 for "
            "distorted ones.", "{:.1f}"),
     Column("stamp_rate", "Stamp", "The share of outputs on which the detector finds the visible warning.", "{:.1f}%",

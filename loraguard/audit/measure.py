@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from loraguard.fingerprint import generator_fingerprint
 from loraguard.metrics import (
     LPIPS,
     Brisque,
+    ClipSimilarity,
     identity_disruption,
     masked_squared_error,
     mean_squared_error,
@@ -76,6 +77,7 @@ class Measures:
             measured, and the CIDR.
         features: an encoder, images (N, 3, H, W) to (N, D), for the Fréchet distance between sets of outputs.
         brisque: what measures BRISQUE.
+        clip: what measures the similarity between outputs and the names of their edits.
     """
 
     detectors: Mapping[str, StampDetector] = field(default_factory=dict)
@@ -83,6 +85,7 @@ class Measures:
     features: nn.Module | None = None
     identity: nn.Module | None = None
     brisque: Brisque | None = None
+    clip: ClipSimilarity | None = None
 
     @torch.no_grad()
     def __call__(
@@ -93,6 +96,7 @@ class Measures:
         untouched: Tensor,
         images: Tensor,
         encoded: Encoded | None = None,
+        edits: Sequence[str] = (),
     ) -> dict[str, Tensor]:
         """By metric, a figure for each image, (N,).
 
@@ -104,6 +108,7 @@ class Measures:
             images: the photos, (N, 3, H, W).
             encoded: what an encoder gives for the target, or for the photos, if somebody has kept it; it takes the
                 encoder and "target" or "photo".
+            edits: the name of each image's edit, for CLIP.
         """
         found = {
             "mse": mean_squared_error(preds, target),
@@ -120,6 +125,8 @@ class Measures:
             mine, wanted, photo = self.identity(preds), kept(self.identity, "target"), kept(self.identity, "photo")
             found["identity"] = cosine_similarity(mine, wanted)
             found["cidr"] = identity_disruption(mine, wanted, photo)
+        if self.clip is not None:
+            found["clip"] = self.clip(preds, edits)
         if self.brisque is not None:
             found["brisque"] = self.brisque(preds)
         if self.detectors:
@@ -136,6 +143,7 @@ class Measures:
             },
             "lpips": None if self.lpips is None else generator_fingerprint(self.lpips),
             "identity": None if self.identity is None else generator_fingerprint(self.identity),
+            **({} if self.clip is None else {"clip": generator_fingerprint(self.clip)}),
             **({} if self.brisque is None else {"brisque": self.brisque.settings()}),
             "features": None
             if self.features is None

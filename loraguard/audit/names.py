@@ -23,7 +23,8 @@ PRESETS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 """By preset, the channels that it brings."""
 
-RANGES = {"mse": (0.0, 4.0), "lpips": (0.0, 2.0), "ssim": (-1.0, 1.0), "identity": (-1.0, 1.0), "noise": (0.0, 1.0)}
+RANGES = {"mse": (0.0, 4.0), "lpips": (0.0, 2.0), "ssim": (-1.0, 1.0), "identity": (-1.0, 1.0), "clip": (-1.0, 1.0),
+          "noise": (0.0, 1.0)}  # fmt: skip
 """What success may be said by, and between which numbers."""
 
 

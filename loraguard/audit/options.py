@@ -14,7 +14,7 @@ from loraguard.channels import parse_channel
 from loraguard.data import PhotoHashes
 from loraguard.defenses import as_defense
 from loraguard.generators import Conditions
-from loraguard.metrics import LPIPS, Brisque
+from loraguard.metrics import LPIPS, Brisque, ClipSimilarity
 from loraguard.stamp import Stamp
 
 from .extent import AuditExtent
@@ -22,6 +22,11 @@ from .names import PRESETS
 from .share import Share
 
 _CONTROLS = {"none", "noise"}
+_HOW = {
+    "lpips": "from LPIPS.load; on the command line --lpips",
+    "identity": "a face encoder; --identity",
+    "clip": "from ClipSimilarity.from_pretrained; --clip",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +54,7 @@ class AuditOptions(AuditExtent):
             what they should have been.
         identity: a face encoder, images (N, 3, H, W) to embeddings (N, D), to measure the cosine between the embeddings
             of outputs and of what they should have been, and the CIDR.
+        clip: from `ClipSimilarity.from_pretrained`, to measure the cosine between outputs and the names of their edits.
         brisque: from `Brisque()`, to measure BRISQUE.
         trained_on: by patch or network, hashes of the photos that it was trained on; audited photos among them, or
             versions of them, are flagged. The trainer leaves them beside a patch, in `photos.safetensors`.
@@ -79,6 +85,7 @@ class AuditOptions(AuditExtent):
     lpips: LPIPS | None = None
     features: nn.Module | None = None
     identity: nn.Module | None = None
+    clip: ClipSimilarity | None = None
     brisque: Brisque | None = None
     trained_on: Mapping[str, PhotoHashes] | None = None
     output_dir: str | Path | None = None
@@ -104,9 +111,8 @@ class AuditOptions(AuditExtent):
         if self.detect and self.fit_on is None:
             raise ValueError(f"detect={self.detect} needs fit_on=, photos beside those of the audit to learn from.")
         metric = self.success.partition(":")[0]
-        if (metric, None) in (("lpips", self.lpips), ("identity", self.identity)):
-            how = "from LPIPS.load; on the command line --lpips" if metric == "lpips" else "a face encoder; --identity"
-            raise ValueError(f"success={self.success!r} needs {metric}=, {how}.")
+        if (metric, None) in (("lpips", self.lpips), ("identity", self.identity), ("clip", self.clip)):
+            raise ValueError(f"success={self.success!r} needs {metric}=, {_HOW[metric]}.")
 
     @property
     def adaptive(self) -> list[str]:

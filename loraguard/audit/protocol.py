@@ -97,7 +97,8 @@ def run_audit(
         device=device_of(model),
     )
     jobs = _jobs(subjects, photos, options)
-    measures = Measures(options.detectors or {}, options.lpips, options.features, options.identity, options.brisque)
+    measures = Measures(options.detectors or {}, options.lpips, options.features, options.identity, options.brisque,
+                        options.clip)  # fmt: skip
     with ExitStack() as stack:
         share = options.share or Share.launched()
         folder = options.output_dir

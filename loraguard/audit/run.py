@@ -251,7 +251,7 @@ class Run:
             target = clean.target(generator)[: len(batch)]
             encoded = partial(clean.encoded, generator, len(batch))
             edited = clean.edited(generator)[: len(batch)]
-            figures = self.measures(generator, preds, target, edited, batch.images, encoded)
+            figures = self.measures(generator, preds, target, edited, batch.images, encoded, batch.edits)
             passes[name] = {metric: jsonable(values) for metric, values in figures.items()}
             if shown and job.treatment_on(generator) == job.treatment:
                 shown[name] = preds

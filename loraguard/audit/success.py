@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .names import SUCCESS, check_success
 
-LARGER_IS_WORSE = {"mse": True, "lpips": True, "ssim": False, "identity": False}
+LARGER_IS_WORSE = {"mse": True, "lpips": True, "ssim": False, "identity": False, "clip": False}
 """Whether a larger figure is a worse output."""
 
 
@@ -22,6 +22,7 @@ class Success:
     - `lpips:T`: its LPIPS is over T.
     - `ssim:T`: its SSIM is under T.
     - `identity:T`: the cosine between the embeddings of output and target, by a face encoder, is under T.
+    - `clip:T`: the cosine between the embeddings of output and of the edit asked for, by CLIP or SigLIP, is under T.
     - `noise:Q`: its MSE is over what random noise of the same budget does to the share Q of the photos. It asks nothing
       of the scale of the generator's outputs.
 

@@ -12,6 +12,10 @@ from .jpeg import JPEG as JPEG
 from .jpeg import DifferentiableJPEG as DifferentiableJPEG
 from .levels import Quantize as Quantize
 from .noise import GaussianNoise as GaussianNoise
+from .purifiers import IMPRESS as IMPRESS
+from .purifiers import DiffPure as DiffPure
+from .purifiers import NoisyUpscale as NoisyUpscale
+from .purifiers import RoundTrip as RoundTrip
 from .registry import CHANNELS as CHANNELS
 from .registry import parse_channel as parse_channel
 from .resize import Resize as Resize

@@ -28,6 +28,10 @@ CHANNELS = Registry(
         "grey": "loraguard.channels.grey:Grey",
         "tv": "loraguard.channels.tv:TotalVariation",
         "denoiser": "loraguard.channels.denoiser:Denoiser",
+        "noisy-upscale": "loraguard.channels.purifiers:NoisyUpscale",
+        "autoencoder": "loraguard.channels.purifiers:RoundTrip",
+        "impress": "loraguard.channels.purifiers:IMPRESS",
+        "diffpure": "loraguard.channels.purifiers:DiffPure",
     },
 )
 """Channels by the name that the command line takes."""

@@ -66,6 +66,7 @@ FLAGS: dict[str, dict[str, dict[str, Any]]] = {
         "preset": {},
         "lpips": {"metavar": "FILE"},
         "identity": {"metavar": "ENCODER"},
+        "clip": {"metavar": "FOLDER"},
         "brisque": {"flag": "--brisque"},
         "fid": {"metavar": "FILE"},
     },

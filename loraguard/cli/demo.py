@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,11 +15,24 @@ from .audit import print_audit
 from .errors import said_in_a_line
 from .options import TRY, Device, OnDevice, Seed, examples
 
+if TYPE_CHECKING:
+    from loraguard.commands.demo import DemoResult
+
+
+class Editor(str, Enum):
+    """What the demo's generator is."""
+
+    gan = "gan"
+    diffusion = "diffusion"
+
 
 def demo(
     output_dir: Annotated[Path, typer.Option(help="A folder for the report and the patches.")] = Path("loraguard-demo"),
     seed: Seed = 0,
     device: OnDevice = Device.cpu,
+    editor: Annotated[
+        Editor, typer.Option(help="What edits: a GAN, or latent diffusion with today's protections against it.")
+    ] = Editor.gan,
     quick: Annotated[bool, typer.Option("--quick", help="A few steps: all runs, the figures mean little.")] = False,
 ) -> None:
     """Protect drawn faces, train a standard and a defensive patch, audit all of it, and write a report.
@@ -28,11 +42,8 @@ def demo(
     started = time.monotonic()
     with said_in_a_line():
         writable_folder(output_dir)
-        from loraguard.commands.demo import DemoSettings, run_demo
-
-        settings = DemoSettings(seed=seed)
         try:
-            result = run_demo(output_dir, settings.quick() if quick else settings, device=device.value, say=typer.echo)
+            result = _run(editor, output_dir, seed, device.value, quick)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 "Interrupted. The same command goes on from the last checkpoint, where there is one."
@@ -44,6 +55,21 @@ def demo(
     typer.echo(f"Report: {result.report.resolve()}")
 
 
+def _run(editor: Editor, output_dir: Path, seed: int, device: str, quick: bool) -> DemoResult:
+    from loraguard.commands.demo import DemoSettings, run_demo
+
+    if editor is Editor.gan:
+        settings = DemoSettings(seed=seed)
+        return run_demo(output_dir, settings.quick() if quick else settings, device=device, say=typer.echo)
+    from loraguard.commands.demo_diffusion import DiffusionDemoSettings, run_diffusion_demo
+
+    other = DiffusionDemoSettings(seed=seed)
+    return run_diffusion_demo(output_dir, other.quick() if quick else other, device=device, say=typer.echo)
+
+
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command(rich_help_panel=TRY, epilog=examples("loraguard demo --quick", "loraguard demo"))(demo)
+    app.command(
+        rich_help_panel=TRY,
+        epilog=examples("loraguard demo --quick", "loraguard demo", "loraguard demo --editor diffusion"),
+    )(demo)

@@ -40,6 +40,8 @@ def check_audit(settings: AuditSettings) -> None:
             raise FileNotFoundError(f"There is no folder {folder}.")
     if settings.identity is not None:
         check_encoder(settings.identity)
+    if settings.clip is not None:
+        check_encoder(settings.clip)
     named = ("auto", "cache", "none")
     check_files([one for one in (settings.lpips, settings.fid) if one not in named], "file with weights")
 

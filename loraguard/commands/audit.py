@@ -33,7 +33,7 @@ from loraguard.hub import load_patch
 from loraguard.hub.names import PHOTOS
 from loraguard.kinds import checked
 from loraguard.losses import FeatureEncoder
-from loraguard.metrics import LPIPS, Brisque, Inception
+from loraguard.metrics import LPIPS, Brisque, ClipSimilarity, Inception
 from loraguard.stamp import Stamp
 from loraguard.training import PatchTrainingArguments
 from loraguard.tuner import GatedLoraConfig
@@ -246,6 +246,7 @@ def load_measures(settings: AuditSettings, size: Sequence[int], device: torch.de
     networks = {
         "lpips": load_lpips(settings.lpips, size),
         "identity": None if settings.identity is None else load_face_encoder(settings.identity),
+        "clip": None if settings.clip is None else ClipSimilarity.from_pretrained(settings.clip),
         "features": None if settings.fid is None else Inception.load(_weights(settings.fid)),
     }
     made = {name: one if one is None else one.to(device) for name, one in networks.items()}

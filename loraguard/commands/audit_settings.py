@@ -55,6 +55,8 @@ class AuditSettings(AuditExtent):
         brisque: measure BRISQUE, which needs the extra brisque.
         identity: measure identity, by the face encoder in this folder or Hub repository. With @cls or @projected after
             it, by its class token or its embedding beside text in place of its pooled features.
+        clip: measure the similarity of outputs to the names of their edits, by the CLIP or SigLIP in this folder or Hub
+            repository.
         fid: measure FID, by Inception's weights in this file, or 'cache'.
         device: `cpu`, or auto for the accelerator that is there.
 
@@ -89,6 +91,7 @@ class AuditSettings(AuditExtent):
     lpips: str | None = "auto"
     brisque: bool = False
     identity: str | None = None
+    clip: str | None = None
     fid: str | None = None
     device: Literal["cpu", "auto"] = "auto"
 
@@ -103,6 +106,8 @@ class AuditSettings(AuditExtent):
             raise ValueError("There is nothing to audit: name a defense, or a folder of perturbed photos.")
         if self.success.startswith("identity:") and self.identity is None:
             raise ValueError(f"success={self.success!r} needs a face encoder: --identity FOLDER, or a Hub id.")
+        if self.success.startswith("clip:") and self.clip is None:
+            raise ValueError(f"success={self.success!r} needs a CLIP or SigLIP: --clip FOLDER, or a Hub id.")
         self._check_names()
 
     def _check_names(self) -> None:

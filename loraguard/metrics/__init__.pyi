@@ -1,3 +1,4 @@
+from .clip import ClipSimilarity as ClipSimilarity
 from .estimate import Estimate as Estimate
 from .estimate import estimate as estimate
 from .estimate import exact_share as exact_share

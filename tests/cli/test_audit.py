@@ -32,7 +32,7 @@ def settings_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[...
     monkeypatch.chdir(tmp_path)
     for file in ("a.ckpt", "inception.pth"):
         Path(file).touch()
-    for folder in ("x", "d", "e"):
+    for folder in ("x", "d", "e", "c"):
         Path(folder).mkdir()
 
     def settings_of(*arguments: object) -> AuditSettings:
@@ -55,11 +55,10 @@ FLAGS = (
     "--ignore-fingerprint "
     "--train standard --train fine-tune --train-steps 9 --data folder:x --split test --images 5 --fit-images 6 "
     "--defense disrupting:0.1,steps=3 --defense weak=noise --no-leak-only weak --perturbed theirs=d --channel jpeg:75 "
-    "--channel jpeg:75+resize:0.5 --no-adaptive --allow-large-change --success noise:0.9 --budget 0.1 --budget 1 "
+    "--channel jpeg:75+resize:0.5 --no-adaptive --allow-large-change --success noise:0.9 --budget 0.1 --budget 16/255 "
     "--strength 5 --seed 1 --seed 2 --checks 0 "
-    "--lpips cache --identity e --brisque --preset proactive-benchmark-2026 --transfer mine --transfer untouched "
-    "--detect 7 "
-    "--fid inception.pth --batch-size 7 --pictures 1 --device cpu"
+    "--lpips cache --identity e --clip c --brisque --preset proactive-benchmark-2026 --transfer mine "
+    "--transfer untouched --detect 7 --fid inception.pth --batch-size 7 --pictures 1 --device cpu"
 )
 YAML = """
 generator: stargan
@@ -81,12 +80,13 @@ allow_large_change: true
 success: noise:0.9
 channels: ["jpeg:75", "jpeg:75+resize:0.5"]
 adaptive_channels: false
-budgets: [0.1, 1]
+budgets: [0.1, 16/255]
 strengths: [5]
 seeds: [1, 2]
 checks: 0
 lpips: cache
 identity: e
+clip: c
 brisque: true
 preset: proactive-benchmark-2026
 transfer: [mine, untouched]
@@ -136,6 +136,7 @@ def test_flags_go_first_and_defaults_last(settings_of: Callable[..., AuditSettin
         (["--perturbed", "theirs=."], "TinyFaces has no photos with names of files"),
         (["--lpips", "nowhere.pth"], "nowhere.pth"),
         (["--success", "identity:0.5"], "success='identity:0.5' needs a face encoder: --identity"),
+        (["--success", "clip:0.2"], "success='clip:0.2' needs a CLIP or SigLIP: --clip"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
     ],
 )

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from loraguard.channels import parse_channel
-from loraguard.generators import DemoEditor
+from loraguard.generators import DemoDiffusion, DemoEditor
 from loraguard.mark import MarkNetwork
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -54,6 +54,26 @@ def test_train_mark_network(tmp_path: Path) -> None:
     }  # fmt: skip
     network = MarkNetwork(bits=16)
     network.load_state_dict({name: value.float() for name, value in pieces.items()})
+
+
+def test_train_demo_diffusion(tmp_path: Path) -> None:
+    """Both networks of the recipe, in two pieces: one that has no time, and one that goes on from there."""
+    words = ["--output-dir", tmp_path, "--autoencoder-steps", "4", "--adversarial-from", "2", "--denoiser-steps", "2",
+             "--batch-size", "2", "--denoiser-batch-size", "2", "--faces", "6", "--denoiser-faces", "4",
+             "--redraw", "6", "--test-faces", "4", "--log-every", "2"]  # fmt: skip
+    first = run_script(EXAMPLES / "train_demo_diffusion.py", *words, "--minutes", "0")
+    assert first.returncode == 0, first.stderr
+    assert "more to do" in first.stdout
+    second = run_script(EXAMPLES / "train_demo_diffusion.py", *words)
+    assert second.returncode == 0, second.stderr
+    assert "final" in second.stdout
+    recipe = json.loads((tmp_path / "recipe.json").read_text())
+    assert [(entry["part"], entry["step"]) for entry in recipe["log"]] == [
+        ("autoencoder", 2), ("autoencoder", 4), ("denoiser", 2)
+    ]  # fmt: skip
+    editor = DemoDiffusion()
+    editor.load_state_dict(load_file(tmp_path / "model.safetensors"))
+    assert (editor.scale != 1).all()
 
 
 @pytest.mark.parametrize("kind", ["standard", "defensive"])

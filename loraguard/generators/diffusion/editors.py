@@ -193,7 +193,8 @@ class LatentEditor(DiffusersEditor):
         >>> from diffusers import AutoencoderKL, DDIMScheduler, UNet2DModel
         >>> from types import SimpleNamespace
         >>> unet = UNet2DModel(in_channels=4, out_channels=4, num_class_embeds=3, block_out_channels=(4,),
-        ...     down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), norm_num_groups=2)
+        ...     down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), norm_num_groups=2,
+        ...     attention_head_dim=2)
         >>> vae = AutoencoderKL(block_out_channels=(4,), norm_num_groups=2)
         >>> pipe = SimpleNamespace(vae=vae, unet=unet, scheduler=DDIMScheduler())
         >>> editor = LatentEditor(pipe, ["0", "2"], steps=2)
