@@ -19,8 +19,17 @@ FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 ELSEWHERE = {"--upgrade"}
 """Flags of other programs."""
 ARGUMENT = re.compile(r"(?<![\w.<])([a-z]\w+)=(?!=)")
-OF_OTHERS = {"use_reentrant", "embed_dim", "kdim", "vdim", "padding_mode", "dilation", "ephemeral_gpu_offload"}
-"""Arguments of torch's own functions and layers, and of PEFT's."""
+OF_OTHERS = {
+    "use_reentrant",
+    "embed_dim",
+    "kdim",
+    "vdim",
+    "padding_mode",
+    "dilation",
+    "ephemeral_gpu_offload",
+    "has_fp16_weights",
+}
+"""Arguments of torch, of PEFT and of bitsandbytes."""
 STANDS_FOR = {"resume_from_checkpoint": "--resume", "cpu": "--device", "stamp": "--stamp"}
 """Flags of `loraguard train` by another name than the setting's."""
 IN_PYTHON = {
