@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -87,7 +87,7 @@ def expected_places(model: nn.Module, config: Any, targets: Mapping[str, Any]) -
         for parameter_name, parameter in getattr(layer, kind)["new"].named_parameters()
     }
     places |= {
-        f"{name}.lora_magnitude_vector": Place(tuple(magnitude.weight.shape))
+        f"{name}.lora_magnitude_vector": Place(tuple(cast(Tensor, magnitude.weight).shape))
         for name, layer in _layers(targets)
         for magnitude in layer.lora_magnitude_vector.values()
     }

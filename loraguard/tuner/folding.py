@@ -171,7 +171,7 @@ class FoldingLayer(GatedLoraLayer):
         return bool(threads) and (torch.compiler.is_compiling() or threading.get_ident() in threads)
 
     def _parameters_of(self, adapter: str) -> list[nn.Parameter]:
-        modules = self.parts(adapter)
+        modules: tuple[nn.Module, ...] = self.parts(adapter)
         if self.use_dora[adapter]:
             modules = (*modules, self.lora_magnitude_vector[adapter])
         return [p for module in modules for p in module._parameters.values() if p is not None]

@@ -13,7 +13,7 @@ kinds of base layers.
 
 import math
 import warnings
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -196,7 +196,9 @@ class GatedLoraLayer(MergingLayer):
         if config.use_dora:
             update = self.update_groups(adapter_name)
             whole = update if update.is_meta else self.to_groups(self.bare()[0]).to(update.dtype) + update
-            self.lora_magnitude_vector[adapter_name] = Magnitude(whole).to(self.lora_B[adapter_name].weight.dtype)
+            self.lora_magnitude_vector[adapter_name] = Magnitude(whole).to(
+                cast(Tensor, self.lora_B[adapter_name].weight).dtype
+            )
         super().set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def reset_lora_parameters(self, adapter_name: str, init_lora_weights: bool | str) -> None:

@@ -86,7 +86,7 @@ def test_a_patch_that_is_not_there_is_not_looked_for_on_the_hub(
 def test_a_patch_with_half_a_config(tmp_path: Path) -> None:
     get_peft_model(DemoEditor(conv_dim=4), GatedLoraConfig(r=1)).save_pretrained(tmp_path)
     (tmp_path / "adapter_config.json").write_text("{")
-    assert f"{tmp_path}: adapter_config.json is no whole JSON file (" in refused("info", tmp_path)
+    assert f"{tmp_path / 'adapter_config.json'}: it is no whole JSON file (" in refused("info", tmp_path)
 
 
 def test_an_empty_folder_is_called_empty(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_long_errors_are_cut_in_the_middle(capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(typer.Exit), said_in_a_line():
         raise ValueError("First\x1b[31m.\n" + "x" * 9999 + " Last.")
     said = capsys.readouterr().err.removeprefix("Error: ").rstrip("\n")
-    assert len(said) == 600
+    assert len(said) <= 600
     assert said.startswith("First")
     assert said.endswith(" Last.")
     assert said.isprintable()

@@ -129,7 +129,8 @@ def test_a_full_disk(client: Client, pushed: str, tmp_path: Path, cached: bool) 
     options = {"repo_id": "me/pulled", "target": str(tmp_path / "pulled"), "options": {"revision": "v1"}}
     client.empty_cache()
     if cached:
-        load(client, revision="v1")
+        client.run(PULL, **options)
+        shutil.rmtree(tmp_path / "pulled")
     code = f"""
 import resource
 before = resource.getrlimit(resource.RLIMIT_FSIZE)
