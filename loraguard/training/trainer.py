@@ -307,6 +307,7 @@ class PatchTrainer:
             "edits_per_step": args.edits_per_step and min(args.edits_per_step, len(self.edits)),
             "num_train_epochs": None if args.max_train_steps else args.num_train_epochs,
             "gate_learning_rate": args.gate_learning_rate if self.gates.learn else None,
+            "num_validation_images": min(args.num_validation_images, len(self.validation or ())),
             "mixed_precision": accelerator.mixed_precision,
             "dataloader_num_workers": self.batches.workers,
             "device": accelerator.device.type,

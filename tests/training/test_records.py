@@ -257,3 +257,12 @@ def test_a_long_list_of_unreached_layers_is_cut() -> None:
     with pytest.warns(UserWarning, match="30 of 30 layers") as warned:
         warn_of_unreached_layers(get_peft_model(network, GatedLoraConfig(r=1)), "default")
     assert len(str(warned[0].message)) <= 600
+
+
+@pytest.mark.parametrize(("held_out", "used"), [(0, 0), (2, 2), (5, 3)])
+def test_images_of_the_validation_that_there_are_not_are_not_recorded(tmp_path: Path, held_out: int, used: int) -> None:
+    validation = {"validation_dataset": DemoFaces(held_out, size=16)} if held_out else {}
+    steps = {"validation_steps": 1} if held_out else {}
+    settings = arguments(tmp_path, max_train_steps=1, num_validation_images=3, **steps)
+    PatchTrainer(model(), DemoFaces(4, size=16), settings, **validation).train()
+    assert written(tmp_path)[0]["settings"]["num_validation_images"] == used
