@@ -14,6 +14,8 @@ _OF_TASKS = ("classifier", "score")
 """What PEFT adds to modules_to_save for some tasks, whether it is there or not."""
 _PASSED = ("input_ids", "attention_mask", "output_attentions", "output_hidden_states", "return_dict")
 """By PEFT's models for tasks to the network's forward."""
+_WRAPPERS = ("module.", "_orig_mod.")
+"""Before names in a network that DataParallel, or torch.compile, has wrapped."""
 _GENERATING = ("CAUSAL_LM", "SEQ_2_SEQ_LM")
 _ADAPTER_PARTS = ("base_layer", "lora_A", "lora_B", "lora_gate", "lora_dropout", "lora_embedding_A", "lora_embedding_B")
 
@@ -32,10 +34,15 @@ def check_settings(model: nn.Module, config: Any, targets: Iterable[str], adapte
     """
     targets = list(targets)
     if not targets:
+        layers = [name for name, module in walk(model) if name and "weight" in module._parameters]
+        wanted = config.target_modules
+        named = [wanted] if isinstance(wanted, str) else [str(one) for one in wanted or ()]
+        prefix = next((one for one in _WRAPPERS if any(name.startswith(one) for name in named)), None)
+        why = f"{prefix!r} says that its network was wrapped" if prefix else "The patch is of another generator"
         raise ValueError(
             f"target_modules={shown(config.target_modules)} names no layer of this {type(model).__name__}, or "
-            "exclude_modules and modules_to_save leave none. The patch is of another generator, or its settings were "
-            "changed."
+            f"exclude_modules and modules_to_save leave none; it has {len(layers)} layers with weights, the first "
+            f"{next(iter(layers), None)!r:.80}. {why}, or its settings were changed."
         )
     adapters = _adapter_parts(model, targets, adapter_name)
     _check_saved(model, config.modules_to_save or (), adapters)

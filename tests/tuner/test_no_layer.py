@@ -21,9 +21,9 @@ def network(name: str) -> nn.Sequential:
 @pytest.mark.parametrize(
     ("patched", "found", "hint"),
     [
-        (network("0"), "base_model.model.0.lora_A.weight", "another generator"),
-        (nn.DataParallel(network("body")), "base_model.model.module.body.lora_A.weight", "'module.'.*wrapped"),
-        (torch.compile(network("body")), "base_model.model._orig_mod.body.lora_A.weight", "'_orig_mod.'.*wrapped"),
+        (network("0"), "target_modules={'0'}", "another generator"),
+        (nn.DataParallel(network("body")), "target_modules={'module.body'}", "'module.'.*wrapped"),
+        (torch.compile(network("body")), "target_modules={'_orig_mod.body'}", "'_orig_mod.'.*wrapped"),
     ],
     ids=["other", "DataParallel", "compile"],
 )
