@@ -61,7 +61,7 @@ class NoisyUpscale:
 
 @dataclass(frozen=True)
 class RoundTrip:
-    """Send the photo through another autoencoder, `D(E(x))`: what was made for one encoder is not made for another.
+    """Send the photo through another autoencoder, D(E(x)): what was made for one encoder is not made for another.
 
     Args:
         generator: by name, such as "taef2" or "latent_autoencoder", or a network with `encode` and `decode`.
