@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from loraguard.audit import probes
 from loraguard.data import DATA, DemoFaces, default_transform
 from loraguard.generators import GENERATORS, DemoEditor
 
@@ -37,6 +38,7 @@ NAMES = {"loraguard.generators": "tiny:Tiny", "loraguard.data": "tiny:TinyFaces"
 
 
 def register() -> None:
-    """Have the command line of this process know both by the name `tiny`."""
+    """Have the command line of this process know both by the name `tiny`, whose audits have short probes."""
+    probes.DIRECTIONS = 2  # as `limits.short_probes`
     for registry in (DATA, GENERATORS):
         registry.ours["tiny"] = NAMES[registry.group]

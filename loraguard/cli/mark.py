@@ -85,7 +85,7 @@ def read(
     raise typer.Exit(0 if all(row.reading.found for row in found.images) else 1)
 
 
-@app.command(epilog=examples("loraguard mark sign outputs/ --output-dir signed --certificate chain.pem --key key.pem"))
+@app.command(epilog=examples("loraguard mark sign out --output-dir signed --certificate chain.pem --key k.pem"))
 def sign(
     *,
     images: Images,

@@ -32,7 +32,6 @@ IN_PYTHON = {
     "gradient_accumulation_steps": "of Accelerate's configuration",
     "push_to_hub": "what was given",
     "hub_token": "goes with push_to_hub",
-    "mark": "what was given",
 }
 """Settings that messages name to people who have given them, or what they go with, in Python."""
 
