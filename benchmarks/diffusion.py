@@ -29,7 +29,7 @@ from loraguard.data import DemoFaces, collate
 from loraguard.defenses import SDS, Defense, EditShield, Mist, PhotoGuard, TextureOnly
 from loraguard.files import writable_folder
 from loraguard.generators import TAEF2, CelebaVAE, DemoDiffusion, conditions_of, labels_of, layers_in
-from loraguard.pixels import from_picture
+from loraguard.pixels import LEVELS_PER_UNIT, from_picture
 from loraguard.training import PatchTrainer, PatchTrainingArguments
 from loraguard.training.cat import cat_config, train_cat
 from loraguard.tuner import GatedLoraConfig
@@ -94,7 +94,7 @@ def subjects(args: argparse.Namespace) -> tuple[Any, Any, Any, dict[str, nn.Modu
 
 def protections(args: argparse.Namespace) -> dict[str, Defense]:
     """What is audited, at the budget."""
-    eps, steps = args.levels / 127.5, args.steps
+    eps, steps = args.levels / LEVELS_PER_UNIT, args.steps
     found: dict[str, Defense] = {"photoguard": PhotoGuard(eps, steps), "editshield": EditShield(eps, steps)}
     if args.on != "celeba":
         found["texture"] = TextureOnly(eps, steps, step_size=2.5 * eps / steps)
@@ -115,7 +115,7 @@ def protected(editor: nn.Module, photos: Dataset[Any], defense: Defense) -> Tens
 def adapters(args: argparse.Namespace, editor: Any, photos: Any, parts: list[str], out: Path) -> dict[str, Path]:
     """Train each adapter that is not there yet; their folders by name."""
     folders = {f"ours {part}": out / f"ours-{part}" for part in parts} | {"CAT": out / "cat"}
-    eps = args.levels / 127.5
+    eps = args.levels / LEVELS_PER_UNIT
     for name, folder in folders.items():
         if (folder / "adapter_model.safetensors").is_file():
             continue

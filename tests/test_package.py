@@ -14,8 +14,10 @@ FLOORS = [
     {"kinds", "pixels", "files", "tuner"},
     {"_registering", "fingerprint", "registry", "weights"},
     {"describing"},
-    {"channels", "metrics"},
-    {"data", "stamp", "losses"},
+    {"channels"},
+    {"losses"},
+    {"metrics"},
+    {"data", "stamp"},
     {"mark"},
     {"generators"},
     {"defenses", "hub"},
@@ -25,6 +27,8 @@ FLOORS = [
     {"cli"},
     {"__main__"},
 ]
+LATE = {("purifiers.py", "generators")}
+"""Upwards, but within a function: a purifier that is asked for by name loads the network that photos go through."""
 
 
 def run(code: str) -> str:
@@ -59,7 +63,8 @@ def test_imports_run_one_way() -> None:
         room = path.relative_to(HOUSE).parts[0].removesuffix(".py")
         if room == "__init__":
             continue
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        code = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(code):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("loraguard."):
                 other = (node.module or "").split(".")[1]
             elif isinstance(node, ast.ImportFrom) and node.level and path.parent == HOUSE and node.module:
@@ -67,6 +72,8 @@ def test_imports_run_one_way() -> None:
             else:
                 continue
             seen += 1
+            if (path.name, other) in LATE and node not in code.body:
+                continue
             assert other == room or level[other] < level[room], f"{path.name} imports {other}"
     assert seen > 30
 

@@ -127,6 +127,7 @@ def test_a_distance_in_levels() -> None:
 # Nowhere else.
 
 ELSEWHERE = {
+    "loraguard/kinds.py": 1,  # budgets such as "16/255", which commands read before anything imports torch
     "loraguard/stamp/stamp.py": 2,  # opacity, which is on [0, 1]
 }
 """Files that scale by the range of bytes for something that is no image in [-1, 1], and how often."""

@@ -14,12 +14,13 @@ from loraguard.data import DemoFaces
 from loraguard.defenses import SDS, Defense, Mist, PhotoGuard
 from loraguard.files import writable_folder
 from loraguard.generators import DemoDiffusion, layers_in
+from loraguard.pixels import LEVELS_PER_UNIT
 from loraguard.training import PatchTrainer, PatchTrainingArguments
 from loraguard.tuner import GatedLoraConfig
 
 from .demo import DemoResult, resumed
 
-BUDGET = 16 / 127.5
+BUDGET = 16 / LEVELS_PER_UNIT
 PATCH = "standard"
 ADVERSARY = PhotoGuard(BUDGET, 2, step_size=BUDGET)
 

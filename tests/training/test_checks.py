@@ -175,7 +175,7 @@ def within(wrap: Callable[[nn.Module], nn.Module]) -> nn.Module:
 WRAPPERS = {
     "DataParallel": nn.DataParallel,
     "OptimizedModule": torch.compile,
-    "PeftModel": lambda network: get_peft_model(network, GatedLoraConfig(r=1)),
+    "PeftModel": lambda network: get_peft_model(network, GatedLoraConfig(r=1), adapter_name="inner"),
     "AveragedModel": AveragedModel,
     "CheckpointWrapper": checkpoint_wrapper,
 }
