@@ -335,7 +335,7 @@ def test_a_wrapper_around_the_adapted_network_is_refused(tmp_path: Path) -> None
     outside = Images(get_peft_model(bare_swin2sr(swin2sr()), paper()))
     with pytest.raises(TypeError, match="wrap the generator first"):
         PatchTrainer(outside, FACES, arguments(tmp_path))
-    with pytest.raises(ValueError, match="has no adapter .* put on a generator"):
+    with pytest.raises(ValueError, match=r"has no adapter .* put on a generator"):
         run_audit(outside, FACES, defenses=Disrupting(0.1, 2), patches={"default": None})
 
 
