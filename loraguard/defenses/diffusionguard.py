@@ -12,7 +12,6 @@ from torch.nn import functional as F
 
 from loraguard.generators.base import Condition
 
-from .base import jitter
 from .iterative import IterativeDefense
 from .latent_terms import editor_in, latents_in, zeros_for
 from .terms import Term
@@ -49,6 +48,9 @@ class DiffusionGuard(IterativeDefense):
         torch.Size([1, 3, 16, 16])
     """
 
+    first_step = 1 / 16
+    reach = 1.0
+
     eps: float = 0.05
     steps: int = 200
     step_size: float | None = None
@@ -68,14 +70,6 @@ class DiffusionGuard(IterativeDefense):
                     "there is nothing for DiffusionGuard to move; use photoguard, mist or sds."
                 )
         return [Term(network, condition, zeros_for(latents_in(generator, self.layer), images, condition))]
-
-    def start(self, images: Tensor) -> Tensor:
-        """Anywhere in the ball."""
-        return jitter(images, self.eps)
-
-    def step_length(self, step: int) -> float:
-        """`step_size`, or `eps` / 16."""
-        return self.step_size or self.eps / 16
 
 
 def first_noise(generator: nn.Module, layer: str | None) -> Callable[..., Tensor]:

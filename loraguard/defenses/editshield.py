@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from loraguard.generators.base import Condition
 
-from .base import jitter
 from .iterative import IterativeDefense
 from .latent_terms import latents_in
 from .terms import Term, away_from
@@ -42,6 +41,8 @@ class EditShield(IterativeDefense):
         torch.Size([1, 3, 16, 16])
     """
 
+    reach = 1.0
+
     eps: float = 0.05
     steps: int = 30
     step_size: float | None = None
@@ -52,10 +53,6 @@ class EditShield(IterativeDefense):
     def terms(self, generator: nn.Module, images: Tensor, condition: Condition, clean: Tensor | None) -> Sequence[Term]:
         """The distance from the photo's own latents, of what a transform leaves."""
         return [replace(away_from(latents_in(generator, self.layer), images, condition), channel=slightly_moved)]
-
-    def start(self, images: Tensor) -> Tensor:
-        """Anywhere in the ball."""
-        return jitter(images, self.eps)
 
 
 def slightly_moved(images: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,8 @@ class IterativeDefense(Defense):
     (:meth:`start`), how a gradient becomes a step (:meth:`update`), and how long that is (:meth:`step_length`).
 
     Attributes:
+        first_step: the length of a step by default, in budgets.
+        reach: how far from the photo an attack begins at most, in budgets.
         layer: an inner layer, by its name in the generator, whose output the distance is taken at; the generator's own
             output where it is None.
         eot: draws of each step's gradient, of which the mean is taken (expectation over transformation; Athalye et al.,
@@ -46,6 +49,9 @@ class IterativeDefense(Defense):
         >>> AdamAttack()(nn.Conv2d(3, 3, 3), torch.zeros(1, 3, 8, 8), {}).abs().max() <= 0.05
         tensor(True)
     """
+
+    first_step: ClassVar[float] = 0.2
+    reach: ClassVar[float] = 0.01
 
     steps: int
     layer: str | None = None
@@ -78,16 +84,16 @@ class IterativeDefense(Defense):
         return in_turn(terms)
 
     def start(self, images: Tensor) -> Tensor:
-        """Where an attack begins: by uniform noise of a hundredth of `eps` beside the photo."""
-        return jitter(images, 0.01 * self.eps)
+        """Where an attack begins: beside the photo by uniform noise of `reach` budgets, 0.01 by default."""
+        return jitter(images, self.reach * self.eps)
 
     def update(self) -> Update:
         """The rule that makes a direction of a gradient, anew for each restart."""
         return sign
 
     def step_length(self, step: int) -> float:
-        """The length of a step by its number, from 0: `step_size`, or 0.2 * `eps`."""
-        return self.step_size or 0.2 * self.eps
+        """The length of a step by its number, from 0: `step_size`, or `first_step` budgets, 0.2 by default."""
+        return self.step_size or self.first_step * self.eps
 
     def _attack(self, terms: Sequence[Term], images: Tensor) -> Tensor:
         low, high = ball(images, self.eps)

@@ -40,13 +40,18 @@ def latents_in(generator: nn.Module, layer: str | None = None) -> Callable[..., 
     return up_to(generator, layer or latent_of(generator))
 
 
+def find_editor(generator: nn.Module) -> LatentDiffusion | None:
+    """The latent-diffusion editor that a generator is, whatever it is wrapped in; None where it is none."""
+    return next((module for module in generator.modules() if isinstance(module, LatentDiffusion)), None)
+
+
 def editor_in(generator: nn.Module) -> LatentDiffusion:
     """The latent-diffusion editor that a generator is, whatever it is wrapped in.
 
     Raises:
         ValueError: if it is none.
     """
-    found = next((module for module in generator.modules() if isinstance(module, LatentDiffusion)), None)
+    found = find_editor(generator)
     if found is None:
         raise ValueError(
             f"{type(generator).__name__} is no latent-diffusion editor: it has no denoiser, which this defense asks. "

@@ -12,7 +12,7 @@ from loraguard.generators.base import Condition
 from .ascent import Objective
 from .latent_terms import Toward, latents_in, noise_error, target_latents, zeros_for
 from .photoguard import Falling
-from .terms import Term, in_turn, together
+from .terms import Term, together
 
 DIRECTIONS = ("+", "-")
 
@@ -106,10 +106,6 @@ class TextureOnly(Sixteenths):
         latents = latents_in(generator, self.layer)
         return [Toward(latents, condition, target_latents(latents, images, condition, self.target))]
 
-    def objective(self, terms: Sequence[Term]) -> Objective:
-        """All terms in each step."""
-        return in_turn(terms) if len(terms) == 1 else together(terms)
-
 
 @dataclass(frozen=True)
 class Mist(TextureOnly):
@@ -133,3 +129,7 @@ class Mist(TextureOnly):
         error = noise_error(generator, self.layer, self.rate)
         zeros = zeros_for(latents_in(generator, self.layer), images, condition)
         return [*super().terms(generator, images, condition, clean), Term(error, condition, zeros)]
+
+    def objective(self, terms: Sequence[Term]) -> Objective:
+        """Both in each step."""
+        return together(terms)

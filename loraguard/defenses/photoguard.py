@@ -11,31 +11,22 @@ from torch import Tensor, nn
 
 from loraguard.generators.base import Condition
 
-from .base import jitter
 from .iterative import IterativeDefense
-from .latent_terms import Toward, latents_in, target_latents, target_picture, zeros_for
+from .latent_terms import Toward, find_editor, latents_in, target_latents, target_picture, zeros_for
 from .terms import Term
 
 ZERO = "zero"
 
 
 class Falling(IterativeDefense):
-    """Steps whose length falls linearly to a hundredth, from anywhere in the ball, as PhotoGuard's code has them.
-
-    Attributes:
-        first_step: the first step's length by default, in budgets.
-    """
+    """Steps whose length falls linearly to a hundredth, from anywhere in the ball, as PhotoGuard's code has them."""
 
     first_step = 1 / 3
-
-    def start(self, images: Tensor) -> Tensor:
-        """Anywhere in the ball."""
-        return jitter(images, self.eps)
+    reach = 1.0
 
     def step_length(self, step: int) -> float:
         """`a (1 - 0.99 k / K)` for step k of K, where a is `step_size` or the default."""
-        first = self.step_size or self.first_step * self.eps
-        return first * (1 - 0.99 * step / self.steps)
+        return super().step_length(step) * (1 - 0.99 * step / self.steps)
 
 
 @dataclass(frozen=True)
@@ -108,6 +99,8 @@ class PhotoGuardDiffusion(IterativeDefense):
         torch.Size([1, 3, 16, 16])
     """
 
+    first_step = 0.06
+
     eps: float = 0.05
     steps: int = 200
     step_size: float | None = None
@@ -124,16 +117,10 @@ class PhotoGuardDiffusion(IterativeDefense):
             goal = target_picture(self.target, goal).expand_as(goal)
         return [Toward(network, condition, goal)]
 
-    def step_length(self, step: int) -> float:
-        """`step_size`, or 0.06 * `eps`."""
-        return self.step_size or 0.06 * self.eps
-
 
 def with_drawn_noise(generator: nn.Module) -> Callable[..., Tensor]:
     """The generator with other noise in each call, where it is an editor whose noise has seeds; itself otherwise."""
-    from loraguard.generators.diffusion.base import LatentDiffusion
-
-    if not any(isinstance(module, LatentDiffusion) for module in generator.modules()):
+    if find_editor(generator) is None:
         return generator
 
     def edited(images: Tensor, **condition: Any) -> Tensor:

@@ -43,6 +43,8 @@ class SDS(IterativeDefense):
         torch.Size([1, 3, 16, 16])
     """
 
+    first_step = 1 / 16
+
     eps: float = 0.05
     steps: int = 100
     step_size: float | None = None
@@ -68,10 +70,6 @@ class SDS(IterativeDefense):
     def start(self, images: Tensor) -> Tensor:
         """The photo itself."""
         return images
-
-    def step_length(self, step: int) -> float:
-        """`step_size`, or `eps` / 16."""
-        return self.step_size or self.eps / 16
 
     def goal(self, generator: nn.Module, images: Tensor, condition: Condition) -> Tensor | None:
         """What the latents are to come near; None for nothing."""
