@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,16 +21,13 @@ from loraguard.generators import Conditions
 from loraguard.metrics import Estimate, estimate
 
 from .craft import seeded
-from .measure import as_saved
 from .overlap import hashes_in, hashes_of
-from .photos import Batch, Photos
+from .photos import Photos
 from .plan import Job
+from .run import Clean, Run
 from .share import Share
 from .situation import UNTOUCHED
 from .store import key_of
-
-if TYPE_CHECKING:
-    from .run import Run
 
 FALSE_ALARMS = 0.01
 """The share of plain photos that may be taken for protected ones."""
@@ -151,16 +148,16 @@ def detections(
     Raises:
         ValueError: if fewer than two are left.
     """
-    audited = list(run.photos)
-    kept = _apart(others, [hashes_of(batch.images) for batch in audited], count)
+    audited = [Clean(run.subjects, batch) for batch in run.photos]
+    kept = _apart(others, [hashes_of(one.whole.images) for one in audited], count)
     photos = Photos(
         Part(others, kept), run.subjects.model, conditions, {}, batch_size=run.photos.batch_size,
         seed=run.jobs[0].seed, device=run.photos.device,
     )  # fmt: skip
-    known = list(photos)
+    known = [Clean(run.subjects, batch) for batch in photos]
     jobs = [job for job in run.jobs if _counts(run, job)]
     batches = [*known, *audited]
-    keys = [key_of("detect", _VERSION, STEPS, *(run.names.piece(job, one) for one in batches)) for job in jobs]
+    keys = [key_of("detect", _VERSION, STEPS, *(run.names.piece(job, one.whole) for one in batches)) for job in jobs]
     for job, key in zip(jobs, keys, strict=True):
         if share.number == 0 and run.store.read(key) is None:
             run.store.write(key, asdict(_detected(run, job, known, audited)), {})
@@ -193,7 +190,7 @@ def _counts(run: Run, job: Job) -> bool:
     return plain and job.seed == run.jobs[0].seed and treatment.defense not in run.photos.given
 
 
-def _detected(run: Run, job: Job, known: Sequence[Batch], audited: Sequence[Batch]) -> Detection:
+def _detected(run: Run, job: Job, known: Sequence[Clean], audited: Sequence[Clean]) -> Detection:
     plain, protected = _photos(run, job, known)
     network = learned(plain, protected, job.seed)
     of_plain, of_protected = (torch.cat(list(_scores(network, one))) for one in _photos(run, job, audited))
@@ -202,13 +199,10 @@ def _detected(run: Run, job: Job, known: Sequence[Batch], audited: Sequence[Batc
     return Detection(job.treatment.defense, job.treatment.eps, rates[0], rates[1], len(plain))
 
 
-def _photos(run: Run, job: Job, batches: Sequence[Batch]) -> tuple[Tensor, Tensor]:
+def _photos(run: Run, job: Job, batches: Sequence[Clean]) -> tuple[Tensor, Tensor]:
     """Photos as they are and as a job makes them, both of 8 bits."""
-    made = []
-    for batch in batches:
-        clean = as_saved(UNTOUCHED, run.subjects.outputs(UNTOUCHED, batch.images, batch.condition), batch.images)
-        made.append(quantize(run.craft(job, batch, clean).photos))
-    return quantize(torch.cat([batch.images for batch in batches])), torch.cat(made)
+    made = [quantize(run.craft(job, one.whole, one.saved(UNTOUCHED)).photos) for one in batches]
+    return quantize(torch.cat([one.whole.images for one in batches])), torch.cat(made)
 
 
 @torch.no_grad()
