@@ -31,6 +31,7 @@ from loraguard.files import writable_folder
 from loraguard.generators import load_generator, transform_of
 from loraguard.hub import load_patch
 from loraguard.hub.names import PHOTOS
+from loraguard.hub.recorded import settings_in
 from loraguard.kinds import checked
 from loraguard.losses import FeatureEncoder
 from loraguard.metrics import LPIPS, Brisque, ClipSimilarity, Inception
@@ -170,8 +171,7 @@ def stamp_of(config: Any, name: str) -> Stamp | None:
         ValueError: for a stamp that cannot be drawn here: it has a picture or a font of its own, of which no file is
             opened because a patch names it, or it is none.
     """
-    settings = (getattr(config, "provenance", None) or {}).get("settings")
-    stamp = settings.get("stamp") if isinstance(settings, dict) else None
+    stamp = settings_in(config).get("stamp")
     if stamp is None:
         return None
     try:

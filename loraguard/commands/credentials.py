@@ -62,7 +62,7 @@ def sign_files(
         ValueError: for two files of one name, a format that cannot be signed, or what c2pa refuses.
         ImportError: where c2pa-python is not installed.
     """
-    files = [file for path in paths for file in image_files(Path(path).expanduser())]
+    files = image_files(*paths)
     names = [file.name for file in files]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"Several of these files are called {twice[0]!r}, and one folder holds one of them.")
@@ -84,7 +84,7 @@ def verify_files(paths: Sequence[str | Path]) -> list[Verified]:
         FileNotFoundError: for a path that is not there.
         ImportError: where c2pa-python is not installed.
     """
-    return [_verified(file) for path in paths for file in image_files(Path(path).expanduser())]
+    return [_verified(file) for file in image_files(*paths)]
 
 
 def _verified(file: Path) -> Verified:
@@ -108,15 +108,11 @@ def origin_of(generator: str | None, patch: str | None) -> dict[str, Any]:
     if patch is None:
         return origin
     from loraguard.hub.local import read_patch
-    from loraguard.hub.names import NEEDED
-    from loraguard.hub.pull import fetch
+    from loraguard.hub.pull import patch_folder
+    from loraguard.hub.recorded import settings_in
 
-    local = Path(patch).expanduser()
-    read = read_patch(local if local.is_dir() else fetch(patch, NEEDED), patch)
-    record = read.config.provenance or {}
-    about = record.get("generator")
-    settings = record.get("settings")
-    known = settings if isinstance(settings, dict) else {}
+    read = read_patch(patch_folder(patch), patch)
+    about, known = (read.config.provenance or {}).get("generator"), settings_in(read.config)
     return {
         **origin,
         "generator": {**(about if isinstance(about, dict) else {}), **origin.get("generator", {})},

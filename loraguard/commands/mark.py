@@ -10,7 +10,7 @@ from typing import Any
 from loraguard.data.reading import ImageReadError
 from loraguard.mark import Mark, MarkReader, MarkReading
 
-from .stamp import image_files, read_tensor
+from .stamp import image_files, read_each
 
 
 @dataclass(frozen=True)
@@ -71,14 +71,9 @@ def read_marks(paths: Sequence[str | Path], reader: MarkReader) -> MarkReadings:
         >>> found.images[0].reading.message, found.images[0].reading.bits
         ('c0de', 48)
     """
-    found, errors = [], {}
-    for file in [file for path in paths for file in image_files(Path(path).expanduser())]:
-        try:
-            image = read_tensor(file)
-        except ImageReadError as error:
-            errors[str(file)] = error
-            continue
-        found.append(MarkedFile(str(file), reader([image])[0]))
+    errors: dict[str, ImageReadError] = {}
+    images = read_each(image_files(*paths), errors)
+    found = [MarkedFile(str(file), reader([image])[0]) for file, image in images]
     if not found and errors:
         raise next(iter(errors.values()))
     extractor = reader.extractor if isinstance(reader.extractor, str) else type(reader.extractor).__name__
@@ -97,13 +92,10 @@ def patch_mark(patch: str | Path) -> Mark:
             module of somebody's own, which a record cannot hold.
     """
     from loraguard.hub.local import read_patch
-    from loraguard.hub.names import NEEDED
-    from loraguard.hub.pull import fetch
+    from loraguard.hub.pull import patch_folder
+    from loraguard.hub.recorded import settings_in
 
-    local = Path(patch).expanduser()
-    folder = local if local.is_dir() else fetch(str(patch), NEEDED)
-    settings = (read_patch(folder, str(patch)).config.provenance or {}).get("settings")
-    mark = settings.get("mark") if isinstance(settings, dict) else None
+    mark = settings_in(read_patch(patch_folder(patch), str(patch)).config).get("mark")
     if not isinstance(mark, dict):
         raise ValueError(f"The patch {patch} records no mark: it was trained without one, or not by PatchTrainer.")
     if not isinstance(mark.get("extractor"), str):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -89,17 +89,9 @@ def read_stamps(
         >>> found.images[0].stamp, found.checked_on
         ('AI', 200)
     """
-    files = [file for path in paths for file in image_files(Path(path).expanduser())]
+    files = image_files(*paths)
     errors: dict[str, ImageReadError] = {}
-
-    def read(file: Path) -> Tensor | None:
-        try:
-            return read_tensor(file)
-        except ImageReadError as error:
-            errors[str(file)] = error
-            return None
-
-    if all(read(file) is None for file in files):  # before the long work
+    if next(read_each(files, errors), None) is None:  # before the long work
         raise next(iter(errors.values()))
     reader = StampReader(stamps)
     if unstamped is None:
@@ -107,12 +99,10 @@ def read_stamps(
         reader.calibrate(torch.stack([face["image"] for face in faces]), false_positive_rate)
         what = "drawn faces of loraguard"
     else:
-        reader.calibrate([read_tensor(file) for file in image_files(Path(unstamped).expanduser())], false_positive_rate)
+        reader.calibrate([read_tensor(file) for file in image_files(unstamped)], false_positive_rate)
         what = f"images of {unstamped}"
     found = []
-    for file in files:
-        if (image := read(file)) is None:
-            continue
+    for file, image in read_each(files, errors):
         scores = reader.scores(image[None])
         (name,), (nearest,) = reader.names(scores), reader.nearest(scores)
         score = float(scores[0, list(stamps).index(nearest)])
@@ -133,14 +123,11 @@ def patch_stamp(patch: str | Path) -> Stamp:
             here.
     """
     from loraguard.hub.local import read_patch
-    from loraguard.hub.names import NEEDED
-    from loraguard.hub.pull import fetch
+    from loraguard.hub.pull import patch_folder
 
     from .audit import stamp_of
 
-    local = Path(patch).expanduser()
-    folder = local if local.is_dir() else fetch(str(patch), NEEDED)
-    stamp = stamp_of(read_patch(folder, str(patch)).config, str(patch))
+    stamp = stamp_of(read_patch(patch_folder(patch), str(patch)).config, str(patch))
     if stamp is None:
         raise ValueError(f"The patch {patch} records no stamp: it is a standard one, or was not made by PatchTrainer.")
     return stamp
@@ -151,20 +138,35 @@ def read_tensor(file: str | Path) -> Tensor:
     return from_picture(read_image(file))
 
 
+def read_each(files: Sequence[Path], errors: dict[str, ImageReadError]) -> Iterator[tuple[Path, Tensor]]:
+    """Image files that can be read, each with its image; of the others, `errors` gets the reason by path."""
+    for file in files:
+        try:
+            image = read_tensor(file)
+        except ImageReadError as error:
+            errors[str(file)] = error
+            continue
+        yield file, image
+
+
 def write_png(image: Tensor, file: Path) -> None:
     """Write an image (3, H, W) in [-1, 1], whole or not at all; makes the folder if need be."""
     with whole_files(writable_folder(file.parent)) as draft:
         to_picture(image).save(draft / file.name)
 
 
-def image_files(path: Path) -> list[Path]:
-    """A file itself, or every image of a folder.
+def image_files(*paths: str | Path) -> list[Path]:
+    """Files themselves, and every image of folders.
 
     Raises:
         FileNotFoundError: for a path that is not there, or a folder without images.
     """
-    if path.is_dir():
-        return [path / name for name in ImageFolder(path, min_size=1, verify=False).names]
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no image {path}.")
-    return [path]
+    found: list[Path] = []
+    for path in (Path(one).expanduser() for one in paths):
+        if path.is_dir():
+            found += [path / name for name in ImageFolder(path, min_size=1, verify=False).names]
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise FileNotFoundError(f"There is no image {path}.")
+    return found

@@ -19,7 +19,7 @@ from loraguard.tuner import GatedLoraConfig
 from .audit import TASK, audit_part, audit_results
 from .findings import Findings
 from .provenance import hosted_id
-from .recorded import KINDS, generator_of, kind_of
+from .recorded import KINDS, generator_of, kind_of, settings_in
 
 PARTS = ("patch", "audit", "training")
 _MARKED = (
@@ -270,8 +270,7 @@ def _patch_part(config: GatedLoraConfig, where: str) -> str:
 
 
 def _settings(config: GatedLoraConfig, name: str) -> dict[str, Any] | None:
-    settings = (config.provenance or {}).get("settings")
-    found = settings.get(name) if isinstance(settings, dict) else None
+    found = settings_in(config).get(name)
     return found if isinstance(found, dict) else None
 
 

@@ -80,7 +80,7 @@ def load_patch(
     """
     check_adapter_name(adapter_name)
     remote = not is_folder(patch, revision)
-    folder = fetch(str(patch), NEEDED, revision=revision, token=token) if remote else Path(patch).expanduser()
+    folder = patch_folder(patch, revision=revision, token=token)
     with refusing(str(patch), str(patch)):
         config = read_config(folder, str(patch))
         if not isinstance(generator, nn.Module):
@@ -120,6 +120,18 @@ def pull_patch(
         sync(draft)
         draft.replace(target)
     return target
+
+
+def patch_folder(patch: str | Path, *, revision: str | None = None, token: str | bool | None = None) -> Path:
+    """Where a patch's settings and weights are: its folder, or one in the Hub's cache.
+
+    Raises:
+        ValueError: for a folder and a revision.
+        FileNotFoundError, PermissionError, ConnectionError: as :func:`load_patch`.
+    """
+    if is_folder(patch, revision):
+        return Path(patch).expanduser()
+    return fetch(str(patch), NEEDED, revision=revision, token=token)
 
 
 def fetch(repo_id: str, files: Sequence[str], *, revision: str | None = None, token: str | bool | None = None) -> Path:

@@ -19,6 +19,12 @@ def kind_of(config: Recording) -> str | None:
     return kind if kind in KINDS else None
 
 
+def settings_in(config: Any) -> dict[str, Any]:
+    """What a config, of whatever adapter, records of the training's settings; nothing where that is no dict."""
+    settings = (getattr(config, "provenance", None) or {}).get("settings")
+    return settings if isinstance(settings, dict) else {}
+
+
 def generator_of(config: Recording) -> dict[str, Any]:
     """What is recorded of the generator; whatever is not of the right type counts as not recorded.
 
