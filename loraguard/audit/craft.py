@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -146,7 +147,7 @@ def _states(device: torch.device) -> list[bytes]:
     """Where torch, NumPy and Python stand in what they draw."""
     states = [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
     others = np.random.get_state(), random.getstate()  # noqa: NPY002 - what defenses draw from is this very state
-    return [*(one.numpy().tobytes() for one in states), *(repr(one).encode() for one in others)]
+    return [*(one.numpy().tobytes() for one in states), pickle.dumps(others)]
 
 
 def farthest(perturbed: Tensor, images: Tensor) -> Tensor:
