@@ -47,8 +47,10 @@ def test_gradients_reach_the_photos() -> None:
     hisd = drawn(HiSD(**small, **widths).double())
     photos = torch.rand(3, 3, 4, 4, dtype=torch.float64, requires_grad=True)
     latent, tag = torch.randn(3, 2, dtype=torch.float64, requires_grad=True), torch.tensor([1, 0, 1])
-    assert torch.autograd.gradcheck(lambda x, ref: hisd(x, tag, reference=ref), (photos, photos.detach().flip(0) + 0.1), fast_mode=True)
-    assert torch.autograd.gradcheck(lambda x, z: hisd(x, tag, latent=z, attribute=tag), (photos, latent), fast_mode=True)
+    references = photos, photos.detach().flip(0) + 0.1
+    assert torch.autograd.gradcheck(lambda x, ref: hisd(x, tag, reference=ref), references, fast_mode=True)
+    latents = photos, latent
+    assert torch.autograd.gradcheck(lambda x, z: hisd(x, tag, latent=z, attribute=tag), latents, fast_mode=True)
 
 
 def test_a_flat_photo_has_finite_gradients(hisd: HiSD) -> None:
