@@ -154,6 +154,22 @@ class TestEncoders:
         torch.testing.assert_close(found[~mask], want[~mask], **EXACT)
 
 
+def test_a_second_adapter_takes_part_on_the_fast_path() -> None:
+    """On a layer that had none when the first one came."""
+    torch.manual_seed(0)
+    layers = [nn.TransformerEncoderLayer(8, 2, 16, batch_first=True) for _ in range(2)]
+    net, x = nn.Sequential(*layers).double().eval(), batch()[0]
+    settings = {"r": 2, "init_lora_weights": "paper"}
+    model = get_peft_model(net, GatedLoraConfig(target_modules=["0.linear1"], **settings), "one")
+    model.add_adapter("two", GatedLoraConfig(target_modules=["1.linear2"], **settings))
+    model.set_adapter("two")
+    y = model.eval()(x)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), y, **EXACT)
+        with model.disable_adapter():
+            assert (model(x) - y).abs().max() > 1e-3
+
+
 def test_an_attention_is_adapted_where_it_is_named() -> None:
     net = nn.ModuleDict({"attention": nn.MultiheadAttention(8, 2), "out": nn.Linear(3, 3)})
     with pytest.warns(UserWarning, match=r"No adapters on \['attention.out_proj'\].* Name the attention itself"):
