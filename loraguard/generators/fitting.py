@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from .checkpoint import Reading, load_strictly, misfit, readings
+from .checkpoint import Reading, load_strictly, misfit, readings, say_half
 
 if TYPE_CHECKING:
     from .published import PublishedGenerator
@@ -50,12 +50,12 @@ def network_from(cls: type[T], content: Any, source: str, settings: Mapping[str,
         attempts.append(attempt)
         if attempt.network is not None:
             if official:
-                return _loaded(attempt)
+                return _loaded(attempt, source)
             if not any(_same(attempt.state, other.state) for other in found):
                 found.append(attempt)
     if len(found) == 1:
         _logger.warning("%s: weights are read %s.", source, _where(found[0].reading))
-        return _loaded(found[0])
+        return _loaded(found[0], source)
     if found:
         several = "; ".join(one.reading.words for one in found[:4])
         raise ValueError(
@@ -85,7 +85,8 @@ class _Attempt:
             self.complaint = complaint
 
 
-def _loaded(attempt: _Attempt) -> Any:
+def _loaded(attempt: _Attempt, source: str) -> Any:
+    say_half(source, (tensor.dtype for tensor in attempt.state.values()))
     load_strictly(attempt.network, attempt.state)
     return attempt.network.eval()
 
