@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from .checkpoint import Reading, load_strictly, misfit, readings
+from .checkpoint import Reading, load_strictly, misfit, readings, say_half
 
 if TYPE_CHECKING:
     from .published import PublishedGenerator
@@ -51,12 +51,12 @@ def network_from(cls: type[T], content: Any, source: str, settings: Mapping[str,
         attempts.append(attempt)
         if attempt.fits:
             if official:
-                return attempt.loaded()
+                return attempt.loaded(source)
             if not any(_same(attempt.state, other.state) for other in found):
                 found.append(attempt)
     if len(found) == 1:
         _logger.warning("%s: weights are read %s.", source, _where(found[0].reading))
-        return found[0].loaded()
+        return found[0].loaded(source)
     if found:
         several = "; ".join(one.reading.words for one in found[:4])
         raise ValueError(
@@ -80,8 +80,9 @@ class _Attempt:
             self.unusable = str(error)
         self.fits = not (self.unusable or self.complaint)
 
-    def loaded(self) -> Any:
-        """The network, in evaluation mode."""
+    def loaded(self, source: str) -> Any:
+        """The network, in evaluation mode; what is in half precision in the file is said."""
+        say_half(source, (tensor.dtype for tensor in self.state.values()))
         with torch.random.fork_rng(devices=[]):  # initial weights are drawn, then overwritten
             network = self._make()
         load_strictly(network, self.state)
