@@ -3,10 +3,10 @@
     python examples/train_mark_network.py --output-dir out --minutes 14     # again and again, until it is done
 
 Pictures are drawn faces, dead leaves (overlapping discs, whose statistics are those of photos; Lee, Mumford and Huang,
-IJCV 41, 2001), clouds, noise and plain colours, some with a plate as stamps have one. Each is marked with a random word,
-damaged by what is drawn from JPEG, resizing, small shifts and crops, blur, noise and brightness, and read; the loss is
-the bits' cross-entropy. Of JPEG, half is kornia's, differentiable, and half the codec itself, with the gradient of doing
-nothing. The mark's strength falls from 28 dB to `--psnr` over the first third.
+IJCV 41, 2001), clouds, noise and plain colours, some with a plate as stamps have one. Each is marked with a random
+word, damaged by what is drawn from JPEG, resizing, small shifts and crops, blur, noise and brightness, and read; the
+loss is the bits' cross-entropy. Of JPEG a third is kornia's, differentiable, and the rest the codec itself, with the
+gradient of doing nothing. The mark's strength falls from 28 dB to `--psnr` over the first third.
 
 Writes `model.safetensors` (in half precision) and `recipe.json` (settings, log, figures on other pictures), which ship
 in `loraguard/mark/network_weights`. A run goes on from `state.pt` in the folder, and stops after `--minutes`.

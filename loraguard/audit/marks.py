@@ -172,7 +172,8 @@ class MarkAudit:
             loss.backward()
             optimizer.step()
             if step in steps:
-                rows.append(self.row("removal", f"{name}, {step} step{'s' * (step > 1)}", self.outputs(network), self.reference))
+                done = f"{name}, {step} step{'s' * (step > 1)}"
+                rows.append(self.row("removal", done, self.outputs(network), self.reference))
         return rows
 
     def another_adapter(

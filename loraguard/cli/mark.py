@@ -168,7 +168,8 @@ def audit(
     channel: Annotated[list[str] | None, typer.Option(help="In place of the eight that are tried. Repeatable.")] = None,
     defense: Annotated[list[str] | None, typer.Option(help="In place of the three. Repeatable.")] = None,
     steps: Annotated[
-        list[int] | None, typer.Option(min=1, help="Of fine-tuning, after which to look; by default 1 to 100. Repeatable.")
+        list[int] | None,
+        typer.Option(min=1, help="Of fine-tuning, after which to look, 1 to 100 by default. Repeatable."),
     ] = None,
     seed: Seed = 0,
 ) -> None:

@@ -50,7 +50,8 @@ def train(
     test_size: Annotated[int, typer.Option(min=0, help="How many others to audit on; 0 for no audit.")] = 100,
     stamp: Annotated[str | None, typer.Option(help="The warning's text, for a defensive patch.")] = None,
     mark: Annotated[
-        str | None, typer.Option(help="The invisible mark's message, in hexadecimal, up to ffff; with a stamp or without.")
+        str | None,
+        typer.Option(help="The invisible mark's message, in hexadecimal, up to ffff; beside --stamp or not."),
     ] = None,
     settings: dict[str, Any],
     rank: Annotated[
