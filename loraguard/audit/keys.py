@@ -48,7 +48,7 @@ class Names:
         self.defenses = {id(job.defense): _named(job.treatment.defense, job.defense) for job in jobs}
         self.channels = {name: _named(name, one) for name, one in channels.items()}
         self.fit_on = None if fit_on is None else [identity(fit_on), len(fit_on)]  # type: ignore[arg-type]
-        self.measures = [measures.settings(), *map(identity, (measures.features, measures.lpips, measures.identity))]
+        self.measures = [measures.settings(), *map(identity, measures.made_by)]
 
     @property
     def opaque(self) -> list[str]:

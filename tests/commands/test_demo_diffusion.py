@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from limits import short_probes
 from peft import PeftModel
 from torch import Tensor
 
@@ -87,7 +88,7 @@ def test_it_gives_way_to_protections_more_than_to_noise(
 ) -> None:
     """At 16/255 each spoils edits several times as much as random noise of the same budget."""
     _, images, labels = unseen
-    images, condition = images[:6], editor.conditions(labels[:6])["Eyeglasses"]
+    images, condition = images[:3], editor.conditions(labels[:3])["Eyeglasses"]
     with torch.no_grad():
         clean = editor(images, **condition)
 
@@ -126,7 +127,8 @@ def test_by_name_and_another_size() -> None:
         DemoDiffusion(steps=0)
 
 
-def test_the_demo_from_end_to_end(tmp_path, capsys) -> None:
+def test_the_demo_from_end_to_end(tmp_path, capsys, monkeypatch) -> None:
+    short_probes(monkeypatch)
     settings = replace(DiffusionDemoSettings().quick(), test_images=2)
     result = run_diffusion_demo(tmp_path, settings, disable_tqdm=True)
     assert result.report.is_file()
