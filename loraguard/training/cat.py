@@ -23,28 +23,6 @@ from .step import Loss
 AUTOENCODER = "encoder+decoder"
 
 
-def cat_config(generator: nn.Module, r: int = 128, adapt: str = AUTOENCODER) -> GatedLoraConfig:
-    """CAT's adapter: LoRA without a gate, alpha equal to the rank, on the linear and convolution layers of a part.
-
-    Args:
-        generator: a network whose parts are known (:func:`~loraguard.generators.layers_in`), without adapters.
-        r: the rank; the paper's 128.
-        adapt: "encoder", "decoder", or both.
-
-    Raises:
-        ValueError: if the generator has no such part.
-
-    Example:
-        >>> from loraguard.generators import TAEF2
-        >>> config = cat_config(TAEF2(**TAEF2.small), r=4, adapt="encoder")
-        >>> config.gate_type, config.lora_alpha, config.use_rslora
-        ('none', 4, False)
-    """
-    return GatedLoraConfig(
-        r=r, lora_alpha=r, use_rslora=False, gate_type="none", target_modules=layers_in(generator, adapt)
-    )
-
-
 def check_autoencoder(model: nn.Module) -> None:
     """Refuse a network that CAT cannot train.
 
@@ -56,6 +34,29 @@ def check_autoencoder(model: nn.Module) -> None:
             f"{getattr(model, 'get_base_model', lambda: model)().__class__.__name__} has no encode and decode: CAT "
             "trains an autoencoder. Take taef2, latent_autoencoder or an editor made of one, or recipe='fast'."
         )
+
+
+def cat_config(generator: nn.Module, r: int = 128, adapt: str = AUTOENCODER) -> GatedLoraConfig:
+    """CAT's adapter: LoRA without a gate, alpha equal to the rank, on the linear and convolution layers of a part.
+
+    Args:
+        generator: a network whose parts are known (:func:`~loraguard.generators.layers_in`), without adapters.
+        r: the rank; the paper's 128.
+        adapt: "encoder", "decoder", or both.
+
+    Raises:
+        ValueError: if the generator has no autoencoder, or no such part.
+
+    Example:
+        >>> from loraguard.generators import TAEF2
+        >>> config = cat_config(TAEF2(**TAEF2.small), r=4, adapt="encoder")
+        >>> config.gate_type, config.lora_alpha, config.use_rslora
+        ('none', 4, False)
+    """
+    check_autoencoder(generator)
+    return GatedLoraConfig(
+        r=r, lora_alpha=r, use_rslora=False, gate_type="none", target_modules=layers_in(generator, adapt)
+    )
 
 
 def cat_loss(model: nn.Module, protected: Tensor, loss: Loss = F.mse_loss) -> Tensor:

@@ -98,7 +98,7 @@ def test_what_it_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(ValueError, match="takes no stamp and no mark"):
         PatchTrainingArguments(tmp_path, recipe="cat", stamp=Stamp("AI"))
     args = PatchTrainingArguments(tmp_path, recipe="cat", cpu=True)
-    with pytest.raises(ValueError, match="Conv2d has no part 'encoder'"):
+    with pytest.raises(ValueError, match="Conv2d has no encode and decode: CAT trains an autoencoder"):
         adapter_config(nn.Conv2d(3, 3, 1), args)
     bare = get_peft_model(nn.Sequential(nn.Conv2d(3, 3, 1)), GatedLoraConfig(r=1))
     with pytest.raises(ValueError, match="Sequential has no encode and decode"):
