@@ -84,6 +84,16 @@ class TestSeveralAdapters:
         with pytest.raises(ValueError, match="non-existing adapter"):
             model(*batch, adapter_names=["three"] * 4)
 
+    def test_mixed_batch_on_different_layers(self, generator: nn.Module, batch: Any) -> None:
+        """The second adapter comes to layers that had none, which must hear of the names, too."""
+        model = get_peft_model(generator, config(target_modules=["down"]), "one")
+        model.add_adapter("two", config(target_modules=["up", "mix"]))
+        model.eval()
+        expected = {adapter: output_of(model, adapter, batch) for adapter in ("one", "two")}
+        mixed = model(*batch, adapter_names=["two", "one", "two", "one"])
+        for row, name in enumerate(("two", "one", "two", "one")):
+            torch.testing.assert_close(mixed[row], expected[name][row], **EXACT)
+
     def test_scaling(self, model: PeftModel, batch: Any) -> None:
         one = output_of(model, "one", batch)
         for layer in layers_of(model):

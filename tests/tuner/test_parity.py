@@ -161,6 +161,21 @@ class TestDistributed:
         assert (after - y).abs().max() > 1e-6
 
 
+@pytest.mark.filterwarnings("ignore:FSDP is switching to use")
+def test_fsdp_of_the_first_kind(one_process: Any) -> None:
+    """It puts tensors beside the parameters, which attention reads."""
+    torch.manual_seed(0)
+    net = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 8, batch_first=True), 1, enable_nested_tensor=False)
+    settings = {"target_modules": ["self_attn", "linear1"], "use_dora": True}
+    model = get_peft_model(net.double().eval(), config(**settings)).eval()
+    x = torch.randn(2, 3, 8).double()
+    y = model(x)
+    whole = torch.distributed.fsdp.FullyShardedDataParallel(copy.deepcopy(model), use_orig_params=True, device_id="cpu")
+    torch.testing.assert_close(whole(x), y, **EXACT)
+    with torch.no_grad(), folded(model):
+        torch.testing.assert_close(whole(x), y, **EXACT)
+
+
 def vit() -> ViTModel:
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
