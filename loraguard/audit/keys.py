@@ -55,6 +55,12 @@ class Names:
         """What could not be looked into, so that no other run uses what was found with it."""
         return [name for name, one in self._all() if isinstance(one, dict) and one.get("opaque")]
 
+    @property
+    def code(self) -> dict[str, str]:
+        """By name, the hash of what each generator and channel does beside its weights, where it can be told."""
+        everything = {UNTOUCHED: self.base, **self.networks, **{name: one[-1] for name, one in self.channels.items()}}
+        return {name: one["sha256"] for name, one in everything.items() if not one.get("opaque")}
+
     def _all(self) -> Iterator[tuple[str, Any]]:
         yield UNTOUCHED, self.base
         yield from self.networks.items()

@@ -6,14 +6,14 @@ a photo whatever comes before or beside it; and for a defense that does so as we
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from loraguard.channels import Channel
+from loraguard.channels import Channel, published
 from loraguard.defenses import Disrupting
 from loraguard.defenses.base import undisturbed
 from loraguard.generators import Condition
@@ -25,7 +25,7 @@ from .checks import WHITE_BOX, Check, white_box_of
 from .craft import Crafter, seeded
 from .measure import as_saved
 from .photos import Batch
-from .plan import Job
+from .plan import USUAL, Job
 from .situation import KNOWLEDGE, UNTOUCHED
 from .subjects import Subjects
 
@@ -46,6 +46,9 @@ INSIDE, EDGE = (0.0, 0.03), (0.04, 0.05)
 """Slopes are compared where attacks are: half of the photos are moved a little, the others to the edge of the usual
 budget, every value by something between these. (On photos themselves equal values lie side by side, on which a max
 pooling has no slope.)"""
+
+STAMPS = 0.95
+"""A detector finds a stamp on at least this part of the outputs that it was laid onto."""
 
 EDITS, MADE = 0.5, 0.75
 """A network that edits leaves at most this part of the difference that doing nothing leaves, and makes at least this
@@ -339,6 +342,28 @@ def probe_defense(
     other = craft.perturbed(job, batch, -target)
     objective = "target" if differ <= SAME and float((other - first).abs().max()) > SAME else "own"
     return checks, objective
+
+
+def probe_channel(name: str, channel: Channel, batch: Batch, generators: Sequence[str]) -> Iterator[Check]:
+    """Whether a channel does anything to photos, as they are published with noise of the usual budget on them."""
+    with seeded(0):
+        photos = published((batch.images + USUAL * torch.randn_like(batch.images).sign()).clamp(-1, 1), batch.images)
+        moved = float((channel(photos) - photos).abs().max())
+    for generator in generators:
+        yield Check(
+            "channel-does-nothing", moved > 1.01 / LEVELS_PER_UNIT, generator, None, KNOWLEDGE,
+            f"{name} changes values by at most {moved * LEVELS_PER_UNIT:.2f} of 255 levels: its rows are those without "
+            "a channel.", name,
+        )  # fmt: skip
+
+
+def probe_stamp(name: str, rate: float) -> Iterator[Check]:
+    """Whether a generator's detector finds the stamp where it was laid onto outputs; `rate` is on how many."""
+    yield Check(
+        "stamp-not-found", rate >= STAMPS, name, None, KNOWLEDGE,
+        f"With the stamp itself laid onto the untouched generator's outputs, the detector finds it on {rate:.1%} (at "
+        f"least {STAMPS:.0%}).",
+    )  # fmt: skip
 
 
 def _spoilt(craft: Crafter, job: Job, batch: Batch, photos: Tensor, target: Tensor) -> Tensor:

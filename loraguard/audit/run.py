@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache, partial
 from typing import Any
@@ -21,13 +21,14 @@ from loraguard.metrics import psnr
 from loraguard.pixels import to_bytes
 from loraguard.training.sampling import mixed
 
+from .checks import Check
 from .craft import Crafter, check_likeness, farthest, seeded
 from .keys import Names
 from .measure import Measures, as_saved
 from .overlap import hashes_of
 from .photos import Batch, Photos
 from .plan import USUAL, Job
-from .probes import Attacked, probe_defense, probe_generator
+from .probes import Attacked, probe_channel, probe_defense, probe_generator, probe_stamp
 from .share import Share
 from .situation import NO_CHANNEL, SHARES, UNTOUCHED
 from .store import Store, jsonable, key_of, number
@@ -45,13 +46,14 @@ class Piece:
         job: what was done.
         start: of the batch.
         key: of the piece in the store.
-        passes: the forward passes, pairs of a generator and a channel, by the name of what they found.
+        passes: for each forward pass, a pair of a generator and a channel, the name of what it found; channels that are
+            the same share it.
     """
 
     job: Job
     start: int
     key: str
-    passes: dict[str, tuple[str, str]]
+    passes: dict[tuple[str, str], str]
 
     @property
     def row(self) -> str:
@@ -169,7 +171,7 @@ class Run:
                 job,
                 batch.start,
                 self.names.piece(job, batch),
-                {self.names.forward(*one, batch): one for one in job.passes},
+                {one: self.names.forward(*one, batch) for one in job.passes},
             )
             for job, batch in self._parts(whole)
         ]
@@ -183,7 +185,7 @@ class Run:
 
     def _is_stored(self, piece: Piece) -> bool:
         found = self.store.read(piece.key)
-        return found is not None and piece.passes.keys() <= found["passes"].keys()
+        return found is not None and {*piece.passes.values()} <= found["passes"].keys()
 
     def _again(self, stored: Mapping[str, Sequence[Piece]]) -> list[str]:
         """Compute one stored piece of each row again, drawn at random; where it differs, compute the whole row anew.
@@ -247,17 +249,29 @@ class Run:
         def of_generator(name: str) -> dict[str, Any]:
             target = clean.target(name)[: len(sample)]
             checks = probe_generator(self.subjects, name, sample, target, whole, attacked)
-            return {"checks": [asdict(one) for one in checks]}
+            return _listed(checks)
 
         def of_defense(job: Job) -> dict[str, Any]:
             target = clean.target(job.crafted_on)[: len(sample)]
             checks, objective = probe_defense(self.craft, job, sample, target, self._seen(job, whole, len(sample)))
-            found = {"checks": [asdict(one) for one in checks], "defense": job.treatment.defense}
-            return found | {"objective": objective}
+            return {**_listed(checks), "defense": job.treatment.defense, "objective": objective}
 
         for name in self.subjects.names:
             key = key_of("probe", self.names.weights(name), sample.hashes)
             probe(key, name, partial(of_generator, name))
+        names = self.subjects.names
+        for name, channel in self.channels.items():
+            if name != NO_CHANNEL:
+                key = key_of("probe", self.names.channels[name], sample.hashes, names)
+                probe(
+                    key, name, lambda name=name, channel=channel: _listed(probe_channel(name, channel, sample, names))
+                )
+        for name in self.subjects.stamps:
+            detector = self.measures.detectors.get(name)
+            if self.subjects.stamps[name] is not None and detector is not None:
+                key = key_of("probe", self.names.forward(name, NO_CHANNEL, whole), whole.hashes)
+                rate = detector(clean.target(name)).float().mean().item()
+                probe(key, name, lambda name=name, rate=rate: _listed(probe_stamp(name, rate)))
         for job in self.jobs:
             treatment = job.treatment
             if (treatment.role, treatment.knowledge, job.seed) != ("main", "no-leak", self.jobs[0].seed):
@@ -282,7 +296,9 @@ class Run:
         shown = {"photo": photos} if batch.start < self.pictures and job.treatment.role == "main" else {}
         features: dict[str, Tensor] = {}
         passes: dict[str, dict[str, list[float | None]]] = {}
-        for name, (generator, channel) in piece.passes.items():
+        for (generator, channel), name in piece.passes.items():
+            if name in passes:
+                continue
             with seeded(mixed(job.seed, batch.start)):
                 outputs = self.subjects.outputs(generator, self.channels[channel](photos), batch.of(generator))
             preds = as_saved(generator, outputs, batch.images)
@@ -376,6 +392,11 @@ def _alike(stored: Tensor | None, found: Tensor) -> bool:
         return False
     off, size = (stored.double() - found.double()).abs().mean(), found.double().abs().mean()
     return bool(off <= 0.1 * size + 1e-4) or not bool((off + size).isfinite())
+
+
+def _listed(checks: Iterable[Check]) -> dict[str, Any]:
+    """Checks as they are stored."""
+    return {"checks": [asdict(one) for one in checks]}
 
 
 def _flagged(probed: Mapping[str, Any]) -> list[Any]:
