@@ -2,7 +2,8 @@
 
     python benchmarks/marks.py --output-dir docs --work-dir work      # writes docs/marks.json
 
-Patches for the demo's generator, at 64 pixels: one that marks, one that stamps and marks. Everything is measured on
+Four patches: of the demo's generator at 64 pixels one that marks, one that stamps and marks; one that marks at 256
+pixels; and one of the decoder of `DemoDiffusion`, so that every edit that ends in it is marked. All is measured on
 other faces with combinations of edits, on the network with the patch merged into its weights. With --work-dir a
 training that was interrupted (--minutes) goes on, and finished parts are kept.
 """
@@ -10,19 +11,20 @@ training that was interrupted (--minutes) goes on, and finished parts are kept.
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import os
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model
-from torch import Tensor
+from torch import Tensor, nn
 
 from loraguard import GatedLoraConfig, Mark, MarkReader, PatchTrainer, PatchTrainingArguments, Stamp, StampReader
 from loraguard.audit.marks import MarkAudit, MarkRow, as_table
@@ -31,10 +33,11 @@ from loraguard.channels import JPEG, Channel, CropResize, GaussianBlur, Gaussian
 from loraguard.data import DemoFaces, collate
 from loraguard.defenses import APGD, Disrupting, RandomNoise
 from loraguard.files import whole_files, writable_folder, write_json
-from loraguard.generators import Condition, DemoEditor
+from loraguard.generators import Condition, DemoDiffusion, DemoEditor
+from loraguard.metrics import LPIPS
 from loraguard.training.sampling import EndlessBatches
 
-EPS, SIZE = 0.05, 64
+EPS = 0.05
 CHANNELS: dict[str, Channel] = {
     "JPEG 50": JPEG(50), "JPEG 75": JPEG(75), "half the size": Resize(0.5), "blur, sigma 1.5": GaussianBlur(1.5),
     "noise, 0.1": GaussianNoise(0.1), "WebP 50, unseen": WebP(50), "median of 3x3, unseen": MedianBlur(3),
@@ -45,26 +48,75 @@ DEFENSES = {
     "disrupting": Disrupting(eps=EPS, steps=15, step_size=0.01),
     "apgd": APGD(eps=EPS),
 }
-STEPS = (1, 2, 5, 10, 20, 50, 100)
+STEPS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 PLATE = Stamp("AI", place="bottom-left", size=0.4, margin=0.12, background="#b00020", outline=None, of_width=64)
 
 
-def patched(mark: Mark, stamp: Stamp | None, folder: Path, steps: int) -> PeftModel:
-    """The demo's generator with a patch; from the folder if an earlier run left it there, or its checkpoint."""
+class Reconstruction(nn.Module):
+    """What the autoencoder of an editor makes of images, unedited."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.editor = DemoDiffusion.pretrained()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (N, 3, H, W) in [-1, 1], encoded and decoded."""
+        return self.editor.decode(self.editor.encode(images))
+
+
+@dataclass(frozen=True)
+class Case:
+    """A patch.
+
+    Attributes:
+        size: of images, in pixels.
+        stamp: beside the mark, or None.
+        batch_size: photos of a step, each with one edit.
+        generator: what is patched.
+        exclude: names of layers that are not, as a regular expression.
+        network: from the patched network, merged, to what is measured.
+        untouched: the same without a patch.
+        thorough: whether to measure defenses, removal and forging.
+    """
+
+    size: int = 64
+    stamp: Stamp | None = None
+    batch_size: int = 4
+    generator: Callable[[], nn.Module] = DemoEditor.pretrained
+    exclude: str | None = None
+    network: Callable[[nn.Module], nn.Module] = lambda merged: merged
+    untouched: Callable[[], nn.Module] = DemoEditor.pretrained
+    thorough: bool = False
+
+
+CASES = {
+    "mark": Case(thorough=True),
+    "stamp and mark": Case(stamp=PLATE, thorough=True),
+    "256 px": Case(size=256, batch_size=1),
+    "decoder": Case(
+        generator=Reconstruction, exclude=r".*\.(encoder|denoiser)\..*",
+        network=lambda merged: merged.editor, untouched=DemoDiffusion.pretrained,
+    ),
+}  # fmt: skip
+
+
+def patched(case: Case, mark: Mark, folder: Path, steps: int) -> PeftModel:
+    """The generator with a patch; from the folder if an earlier run left it there, or its checkpoint."""
     if not (folder / "adapter_model.safetensors").is_file():
         torch.manual_seed(0)
-        model = get_peft_model(DemoEditor.pretrained(), GatedLoraConfig(r=16, lora_alpha=8))
+        config = GatedLoraConfig(r=32, lora_alpha=8, exclude_modules=case.exclude)
         arguments = PatchTrainingArguments(
-            folder, stamp=stamp, mark=mark, adversary=Disrupting(eps=EPS, steps=1, step_size=EPS),
-            max_train_steps=steps, cpu=True, disable_tqdm=True, resume_from_checkpoint="latest",
+            folder, stamp=case.stamp, mark=mark, adversary=Disrupting(eps=EPS, steps=1, step_size=EPS),
+            train_batch_size=case.batch_size, edits_per_step=1, max_train_steps=steps, cpu=True, disable_tqdm=True,
+            resume_from_checkpoint="latest",
         )  # fmt: skip
-        PatchTrainer(model, DemoFaces(10_000), arguments).train()
-    return PeftModel.from_pretrained(DemoEditor.pretrained(), str(folder)).eval()
+        PatchTrainer(get_peft_model(case.generator(), config), DemoFaces(10_000, size=case.size), arguments).train()
+    return PeftModel.from_pretrained(case.generator(), str(folder)).eval()
 
 
-def photos(n: int, split: str = "test") -> tuple[Tensor, Condition, Tensor]:
+def photos(n: int, split: str = "test", size: int = 64) -> tuple[Tensor, Condition, Tensor]:
     """Faces, an edit of each that patches were not trained on, and what the drawing says the edit should give."""
-    faces = DemoFaces(n, size=SIZE, split=split)
+    faces = DemoFaces(n, size=size, split=split)
     batch = collate(faces.__getitems__(list(range(n))))
     draws = torch.rand(n, generator=torch.Generator().manual_seed(0))
     _, edit = pick_edits(DemoEditor.combined_conditions(batch["labels"]), draws)
@@ -85,23 +137,33 @@ def kept(file: Path, make: Callable[[], list[MarkRow]]) -> list[MarkRow]:
     return [MarkRow(**row) for row in json.loads(file.read_text(encoding="utf-8"))]
 
 
-def measure(audit: MarkAudit, folder: Path, merged: torch.nn.Module) -> list[MarkRow]:
+def measure(audit: MarkAudit, folder: Path, thorough: bool) -> list[MarkRow]:
     """Every row of a patch."""
     rows = kept(folder / "layers.json", audit.layers)
     rows += kept(folder / "channels.json", lambda: audit.channels(CHANNELS, crops=False) + audit.channels(CROPS))
+    if not thorough:
+        return rows
     rows += kept(folder / "defenses.json", lambda: audit.defenses(DEFENSES))
-    rows += kept(folder / "weights.json", lambda: [*audit.changed_weights(), *audit.regenerated({})])
+    rows += kept(folder / "weights.json", lambda: [*audit.changed_weights(), *audit.regenerated()])
+    rows += kept(folder / "forged.json", lambda: audit.forged(photos(24, "forged")[0]))
+    rows += kept(folder / "tuned.json", lambda: audit.fine_tuned(attacker(), [step for step in STEPS if step <= 100]))
+    return rows + kept(folder / "adapted.json", lambda: audit.another_adapter(attacker(), STEPS))
 
-    def tuned() -> list[MarkRow]:
-        found = audit.fine_tuned(attacker(), STEPS, name="fine-tuning of all weights")
-        plain, audit.network = audit.network, get_peft_model(copy.deepcopy(merged), GatedLoraConfig(r=16, lora_alpha=8))
-        try:
-            return found + audit.fine_tuned(attacker(), STEPS, name="another adapter")
-        finally:
-            audit.network = plain
 
-    rows += kept(folder / "tuned.json", tuned)
-    return rows + kept(folder / "forged.json", lambda: audit.forged(photos(24, "forged")[0]))
+def figures(case: Case, audit: MarkAudit, lpips: LPIPS | None) -> dict[str, Any]:
+    """What rows do not hold: reading without the message, LPIPS, and how often the stamp is read."""
+    outputs = audit.outputs()
+    blind = MarkReader(audit.mark.extractor)(outputs)
+    found: dict[str, Any] = {
+        "message read without knowing it": sum(one.found and one.message == audit.mark.message for one in blind),
+        "lpips": None if lpips is None else float(lpips(outputs, audit.reference).mean()),
+    }
+    if case.stamp is not None:
+        reader = StampReader({"AI": case.stamp}).calibrate(audit.reference)
+        torch.manual_seed(0)
+        every = {"as it is": outputs, **{name: channel(outputs) for name, channel in (CHANNELS | CROPS).items()}}
+        found["stamp read"] = {name: sum(one == "AI" for one in reader(images)) for name, images in every.items()}
+    return found
 
 
 def main() -> None:
@@ -109,35 +171,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output-dir", type=Path, required=True, help="for marks.json")
     parser.add_argument("--work-dir", type=Path, help="where patches and finished parts are kept")
-    parser.add_argument("--steps", type=int, default=600, help="of each patch's training")
+    parser.add_argument("--steps", type=int, default=1000, help="of each patch's training")
     parser.add_argument("--images", type=int, default=100, help="to measure on")
-    parser.add_argument("--only", choices=("mark", "stamp and mark"), help="of the two patches")
+    parser.add_argument("--only", choices=CASES, action="append", help="of the patches; repeatable")
     parser.add_argument("--minutes", type=float, help="stop a training after them, with a checkpoint")
+    parser.add_argument("--lpips", type=Path, help="AlexNet's weights, to measure LPIPS as well")
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.minutes:
         alarm = threading.Timer(60 * given.minutes, lambda: os.kill(os.getpid(), signal.SIGINT))
         alarm.daemon = True
         alarm.start()
-    out, mark, untouched = writable_folder(given.output_dir), Mark("c0de"), DemoEditor.pretrained()
-    images, edit, _ = photos(given.images)
-    result: dict[str, Any] = {"settings": {"steps": given.steps, "eps": EPS, "mark": mark.settings()}, "rows": {}}
+    out, mark = writable_folder(given.output_dir), Mark("c0de")
+    lpips = None if given.lpips is None else LPIPS.load(given.lpips)
+    settings = {"eps": EPS, "images": given.images, "mark": mark.settings()}
+    result: dict[str, Any] = {"settings": settings, "patches": {}}
     with tempfile.TemporaryDirectory() as temporary:
         work = writable_folder(given.work_dir or temporary)
-        for name, stamp in (("mark", None), ("stamp and mark", PLATE)):
-            if given.only not in (None, name):
-                continue
-            folder = work / name.replace(" ", "-")
-            merged = patched(mark, stamp, folder, given.steps).merge_and_unload().requires_grad_(False).eval()
-            audit = MarkAudit(merged, untouched, mark, images, edit)
-            rows = measure(audit, folder, merged)
-            blind = MarkReader(mark.extractor)(audit.outputs())
-            result["rows"][name] = [row.to_dict() for row in rows]
-            result[f"{name}, unknown message"] = sum(one.found and one.message == "c0de" for one in blind)
-            if stamp is not None:
-                reader = StampReader({"AI": stamp}).calibrate(audit.reference)
-                result["stamp read"] = sum(one == "AI" for one in reader(audit.outputs()))
-            print(f"{name}\n{as_table(rows)}", flush=True)
+        for name in given.only or CASES:
+            case, folder, started = CASES[name], work / name.replace(" ", "-"), time.process_time()
+            merged = patched(case, mark, folder, given.steps).merge_and_unload().requires_grad_(False).eval()
+            log = json.loads((folder / "training_log.json").read_text(encoding="utf-8"))["steps"]
+            seconds = time.process_time() - started
+            images, edit, _ = photos(given.images, size=case.size)
+            audit = MarkAudit(case.network(merged), case.untouched(), mark, images, edit)
+            rows = measure(audit, folder, case.thorough)
+            found = {"steps": len(log), "processor_seconds": seconds, **figures(case, audit, lpips)}
+            result["patches"][name] = {**found, "rows": [row.to_dict() for row in rows]}
+            print(f"{name}: {found}\n\n{as_table(rows)}\n", flush=True)
         with whole_files(out) as draft:
             write_json(draft / "marks.json", result)
 

@@ -135,7 +135,8 @@ class _Walk:
             self.add(thing.value)
             self.add(type(thing))
         elif isinstance(thing, _PLAIN):  # of a class made from one
-            self.say(next(base for base in _PLAIN if isinstance(thing, base)).__repr__(thing))
+            base: Any = next(base for base in _PLAIN if isinstance(thing, base))
+            self.say(base.__repr__(thing))
             self._object(thing)
         elif isinstance(thing, (PurePath, torch.dtype, torch.device, torch.Size, np.generic, np.dtype)):
             self.say(type(thing).__name__, str(thing))
@@ -310,7 +311,7 @@ def _contents(cell: types.CellType) -> Any:
 
 def _pickled(thing: Any) -> list[Any] | None:
     """What an object would be made of again; None where its class does not say."""
-    own = type(thing)
+    own: Any = type(thing)
     says = own.__reduce__ is not object.__reduce__ or own.__reduce_ex__ is not object.__reduce_ex__
     if own not in copyreg.dispatch_table and not says:
         return None

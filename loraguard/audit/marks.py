@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from loraguard.channels import Channel, Denoiser
-from loraguard.generators import Condition
+from loraguard.generators import Condition, DemoDiffusion
 from loraguard.mark import Mark, MarkReader
 from loraguard.metrics import psnr
 from loraguard.stamp.reader import most_likely_share
+from loraguard.tuner import GatedLoraConfig
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class MarkRow:
         n: images.
         low: of the share that is read, with 95% confidence.
         high: likewise.
-        bits: mean share of bits that are right, looking at whole pictures alone.
+        bits: mean share of bits that are right: in the whole picture, or where the search for crops has found the mark.
         psnr: mean, in dB, to what the untouched network gives; None where that says nothing.
     """
 
@@ -87,12 +88,14 @@ class MarkAudit:
         self, group: str, name: str, images: Tensor, reference: Tensor | None = None, crops: bool = False
     ) -> MarkRow:
         """Read the mark on images (N, 3, H, W), with `crops` also where they may have stood in larger pictures."""
-        readings = (self.reader if crops else self.whole)(images)
-        right = ((self.reader.logits(images) > 0) == (self.mark.target > 0).to(images.device)).float().mean()
+        readings = self.whole(images)
+        if crops:
+            readings = [found if found.found else one for found, one in zip(self.reader(images), readings, strict=True)]
+        right = sum(one.agreeing / one.bits for one in readings) / len(readings)
         count, n = sum(one.found for one in readings), len(images)
         low, high = 1 - most_likely_share(n - count, n, 0.975), most_likely_share(count, n, 0.975)
         decibels = None if reference is None else float(psnr(images.clamp(-1, 1), reference).mean())
-        return MarkRow(group, name, count, n, low, high, float(right), decibels)
+        return MarkRow(group, name, count, n, low, high, right, decibels)
 
     @torch.no_grad()
     def outputs(self, network: nn.Module | None = None) -> Tensor:
@@ -124,7 +127,7 @@ class MarkAudit:
         return rows
 
     def changed_weights(self, pruned: Sequence[float] = (0.1, 0.3, 0.5)) -> Iterator[MarkRow]:
-        """Weights in 8 bits, the smallest set to zero, or averaged with those of the untouched network."""
+        """Weights in 8 bits, or with the smallest set to zero."""
         made = {"weights in 8 bits": _changed(self.network, _eight_bits)}
         for share in pruned:
             change = partial(_pruned, share=share)
@@ -132,10 +135,10 @@ class MarkAudit:
         for name, network in made.items():
             yield self.row("removal", name, self.outputs(network), self.reference)
 
-    def regenerated(self, networks: Mapping[str, Callable[[Tensor], Tensor]]) -> Iterator[MarkRow]:
-        """Outputs that went through another network."""
+    def regenerated(self, networks: Mapping[str, Callable[[Tensor], Tensor]] | None = None) -> Iterator[MarkRow]:
+        """Outputs that went through another network; by default the denoiser and the autoencoder that ship."""
         outputs = self.outputs()
-        every: dict[str, Callable[[Tensor], Tensor]] = {"the denoiser that ships": Denoiser(), **networks}
+        every = networks or {"the denoiser that ships": Denoiser(), "the demo's autoencoder": autoencoded}
         for name, network in every.items():
             with torch.no_grad():
                 yield self.row("removal", name, network(outputs).clamp(-1, 1), self.reference)
@@ -145,7 +148,8 @@ class MarkAudit:
         batches: Iterator[tuple[Tensor, Condition, Tensor]],
         steps: Sequence[int],
         learning_rate: float = 1e-3,
-        name: str = "fine-tuning",
+        name: str = "fine-tuning of all weights",
+        network: nn.Module | None = None,
     ) -> list[MarkRow]:
         """All weights, or those that learn, trained on true pairs by somebody without the untouched network (Adam).
 
@@ -154,8 +158,9 @@ class MarkAudit:
             steps: after which the mark is read.
             learning_rate: of Adam.
             name: in the rows.
+            network: in place of the marked one.
         """
-        network = copy.deepcopy(self.network)
+        network = copy.deepcopy(network or self.network)
         if not any(weight.requires_grad for weight in network.parameters()):
             network.requires_grad_(True)
         optimizer = torch.optim.Adam([w for w in network.parameters() if w.requires_grad], learning_rate)
@@ -167,8 +172,18 @@ class MarkAudit:
             loss.backward()
             optimizer.step()
             if step in steps:
-                rows.append(self.row("removal", f"{name}, {step} steps", self.outputs(network), self.reference))
+                done = f"{name}, {step} step{'s' * (step > 1)}"
+                rows.append(self.row("removal", done, self.outputs(network), self.reference))
         return rows
+
+    def another_adapter(
+        self, batches: Iterator[tuple[Tensor, Condition, Tensor]], steps: Sequence[int], r: int = 16
+    ) -> list[MarkRow]:
+        """An adapter of rank `r` for all layers, trained on the marked network as :meth:`fine_tuned` trains weights."""
+        from peft import get_peft_model
+
+        adapted = get_peft_model(copy.deepcopy(self.network), GatedLoraConfig(r=r, lora_alpha=r // 2))
+        return self.fine_tuned(batches, steps, name="another adapter", network=adapted)
 
     def forged(self, photos: Tensor) -> list[MarkRow]:
         """Can the mark be copied onto photos that the network never made?
@@ -184,6 +199,19 @@ class MarkAudit:
         residual = F.interpolate(residual, photos.shape[-2:], mode="bicubic")
         copied = (photos + 2 * residual).clamp(-1, 1)
         return [*rows, self.row("forging", f"copied from {len(outputs)} outputs", copied, photos)]
+
+
+@torch.no_grad()
+def autoencoded(images: Tensor) -> Tensor:
+    """Images (N, 3, H, W) in [-1, 1] regenerated by the autoencoder of `DemoDiffusion`, made for drawn faces.
+
+    Example:
+        >>> autoencoded(torch.zeros(1, 3, 50, 64)).shape
+        torch.Size([1, 3, 50, 64])
+    """
+    editor, (height, width) = DemoDiffusion.pretrained().to(images.device), images.shape[-2:]
+    whole = F.pad(images, (0, -width % 4, 0, -height % 4), mode="replicate")
+    return editor.decode(editor.encode(whole))[..., :height, :width]
 
 
 def _changed(network: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Module:

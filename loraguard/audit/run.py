@@ -6,7 +6,7 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -26,8 +26,8 @@ from .keys import Names
 from .measure import Measures, as_saved
 from .overlap import hashes_of
 from .photos import Batch, Photos
-from .plan import Job
-from .probes import probe_defense, probe_generator
+from .plan import USUAL, Job
+from .probes import Attacked, probe_defense, probe_generator
 from .share import Share
 from .situation import NO_CHANNEL, SHARES, UNTOUCHED
 from .store import Store, jsonable, key_of, number
@@ -239,8 +239,14 @@ class Run:
                 anew.append(f"{name}, as it was probed")
             self.store.write(key, made, {})
 
+        @cache
+        def attacked() -> Attacked:
+            budgets = [job.treatment.eps for job in self.jobs if job.treatment.knowledge == "noise"]
+            return Attacked.of(self.subjects, sample, max((eps for eps in budgets if eps is not None), default=USUAL))
+
         def of_generator(name: str) -> dict[str, Any]:
-            checks = probe_generator(self.subjects, name, sample, clean.target(name)[: len(sample)])
+            target = clean.target(name)[: len(sample)]
+            checks = probe_generator(self.subjects, name, sample, target, whole, attacked)
             return {"checks": [asdict(one) for one in checks]}
 
         def of_defense(job: Job) -> dict[str, Any]:

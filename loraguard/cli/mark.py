@@ -167,6 +167,10 @@ def audit(
     images: Annotated[int, typer.Option(min=2, help="How many photos to measure on.")] = 24,
     channel: Annotated[list[str] | None, typer.Option(help="In place of the eight that are tried. Repeatable.")] = None,
     defense: Annotated[list[str] | None, typer.Option(help="In place of the three. Repeatable.")] = None,
+    steps: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Of fine-tuning, after which to look, 1 to 100 by default. Repeatable."),
+    ] = None,
     seed: Seed = 0,
 ) -> None:
     """Measure what the mark of a patch withstands, what removes it, and whether it can be forged."""
@@ -180,7 +184,7 @@ def audit(
             check_defense(one)
         writable_folder(output_dir)
         from loraguard.audit.marks import as_table
-        from loraguard.commands.mark_audit import CHANNELS, DEFENSES, audit_mark
+        from loraguard.commands.mark_audit import CHANNELS, DEFENSES, STEPS, audit_mark
         from loraguard.data import open_data
         from loraguard.generators import load_generator, transform_of
 
@@ -189,7 +193,7 @@ def audit(
         photos = open_data(data, split=split, attributes=attributes, transform=transform_of(network))
         rows = audit_mark(
             network, patch, photos, output_dir, images=images, channels=tuple(channel or CHANNELS),
-            defenses=tuple(defense or DEFENSES), seed=seed, say=typer.echo,
+            defenses=tuple(defense or DEFENSES), steps=tuple(steps or STEPS), seed=seed, say=typer.echo,
         )  # fmt: skip
     typer.echo(as_table(rows))
     typer.echo(f"Report: {(output_dir / 'marks.md').resolve()}")

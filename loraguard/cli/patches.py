@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -48,9 +49,13 @@ def train(
     ] = None,
     test_size: Annotated[int, typer.Option(min=0, help="How many others to audit on; 0 for no audit.")] = 100,
     stamp: Annotated[str | None, typer.Option(help="The warning's text, for a defensive patch.")] = None,
+    mark: Annotated[
+        str | None,
+        typer.Option(help="The invisible mark's message, in hexadecimal, up to ffff; beside --stamp or not."),
+    ] = None,
     settings: dict[str, Any],
     rank: Annotated[
-        int | None, typer.Option(min=1, help="The adapter's; by default 8, 16 with a stamp, 128 for CAT.")
+        int | None, typer.Option(min=1, help="The adapter's; by default 8, 16 with a stamp or mark, 128 for CAT.")
     ] = None,
     adapt: Annotated[
         str | None,
@@ -68,14 +73,14 @@ def train(
     """Train a patch for a generator, audit it on photos it was not trained on, and write a report.
 
     A standard patch, which shows what a protection is worth; with --stamp a defensive one, which makes the generator
-    stamp a visible warning on every output.
+    stamp a visible warning on every output, with --mark one that writes an invisible, machine-readable message.
     """
     with said_in_a_line():
         check_generator(generator, checkpoint)
         find_data(data)
         check_recipe(settings["recipe"])
         writable_folder(output_dir)
-        from loraguard import Stamp
+        from loraguard import Mark, Stamp
         from loraguard.commands.train import train_patch
         from loraguard.data import open_data
         from loraguard.generators import layers_in, load_generator, save_by_component, transform_of
@@ -84,6 +89,7 @@ def train(
         arguments = PatchTrainingArguments(
             output_dir,
             stamp=None if stamp is None else Stamp(stamp),
+            mark=None if mark is None else Mark(mark),
             resume_from_checkpoint="latest" if resume else None,
             cpu=device is Device.cpu,
             **settings,
@@ -109,6 +115,9 @@ def train(
         print_audit(made.audit)
         typer.echo(f"Report: {made.report.resolve()}")
     typer.echo(f"Patch: {output_dir.resolve()}")
+    if mark is not None:
+        folder = shlex.quote(str(output_dir))
+        typer.echo(f"Read its mark by: loraguard mark read IMAGES --patch {folder}")
 
 
 def convert(
@@ -135,7 +144,7 @@ def register(app: typer.Typer) -> None:
     """Add these commands."""
     shown = examples(
         "loraguard train --output-dir patch --max-train-steps 100",
-        "loraguard train --output-dir warning --stamp AI-EDITED",
+        "loraguard train --output-dir warning --stamp AI-EDITED --mark c0de",
     )
     app.command(rich_help_panel=PATCHES, epilog=shown)(train)
     app.command(rich_help_panel=PATCHES, epilog=examples("loraguard convert lora_patch.ckpt a-new-folder"))(convert)

@@ -66,7 +66,7 @@ def audit_mark(
         images: how many photos to measure on.
         channels: as the command line names them.
         defenses: likewise.
-        steps: of fine-tuning, after which the mark is read.
+        steps: of fine-tuning, all weights or another adapter, after which the mark is read.
         false_positive_rate: of the reader.
         seed: of everything that is drawn.
         say: gets a line as each part begins.
@@ -96,9 +96,10 @@ def audit_mark(
     say(f"{len(made)} defenses")
     rows += audit.defenses(made, seed)
     say(f"Other weights, another network, up to {max(steps, default=0)} steps of fine-tuning, forging")
-    rows += [*audit.changed_weights(), *audit.regenerated({})]
+    rows += [*audit.changed_weights(), *audit.regenerated()]
     if steps:
         rows += audit.fine_tuned(_batches(theirs, their_condition, truth), steps)
+        rows += audit.another_adapter(_batches(theirs, their_condition, truth), steps)
     rows += audit.forged(photos)
     with whole_files(folder) as draft:
         settings = {"mark": mark.settings(), "false_positive_rate": false_positive_rate, "images": images, "seed": seed}

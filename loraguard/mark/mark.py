@@ -43,8 +43,8 @@ class Mark:
     message: int | str | None = None
     extractor: str | nn.Module = "loraguard"
     word: str | None = None
-    psnr: float = 36.0
-    weight: float = 0.003
+    psnr: float = 36.5
+    weight: float = 0.005
 
     def __post_init__(self) -> None:
         if (self.message is None) == (self.word is None):

@@ -1,11 +1,15 @@
 """The small network that reads the mark (an invisible watermark), and the patterns that write it.
 
-With `b` the bits of a word as +1 and -1, and `P_i` a learned pattern for each bit, a marked image is
+With `b` the bits of a word as +1 and -1, `P_i` a learned pattern for each bit and `w` a window, a marked image is
 
-    y = x + a * sum_i b_i P_i / |sum_i b_i P_i|,
+    y = x + a * sum_i b_i w P_i / |sum_i b_i w P_i|,   w = exp(-(u^2 + v^2) / REACH^2),
 
-the pattern stretched to the image's size, `a` the strength. Any image is shrunk or stretched to 64x64 before it is
-read: the message has a place in the picture, not in its pixels, so that resizing costs it little.
+the pattern stretched to the image's size, `a` the strength, `u` and `v` the distances to the nearest edges beside and
+above or below. Any image is shrunk or stretched to 64x64 before it is read: the message has a place in the picture, not
+in its pixels, so that resizing costs it little.
+
+The window is for the generators that are to learn such patterns. A convolutional network knows from its padding alone
+where in the picture it is: near a corner exactly, along an edge in one direction, in the middle hardly at all.
 """
 
 from __future__ import annotations
@@ -18,8 +22,10 @@ SIZE = 64
 """Pixels a side that an image is read at."""
 GRID = 32
 """Cells a side of a pattern."""
-BAND = (0.02, 0.11)
+BAND = (0.03, 0.15)
 """Cycles per pixel at 64x64 that the patterns begin with: slow enough for JPEG, blur and small shifts."""
+REACH = 22.0
+"""Pixels at 64x64 from an edge at which the window has fallen to 1 / e."""
 
 
 class MarkNetwork(nn.Module):
@@ -37,21 +43,24 @@ class MarkNetwork(nn.Module):
         (torch.Size([2, 48]), torch.Size([1, 3, 32, 32]))
     """
 
-    def __init__(self, bits: int = 48, width: int = 64, blocks: int = 3, seed: int = 0) -> None:
+    window: Tensor
+
+    def __init__(self, bits: int = 48, width: int = 48, blocks: int = 3, seed: int = 0) -> None:
         super().__init__()
         self.bits = bits
         self.patterns = nn.Parameter(band_limited(bits, seed))
+        self.register_buffer("window", window(), persistent=False)
         self.stem = nn.Conv2d(48, width, 3, padding=1)
         self.blocks = nn.ModuleList(_block(width) for _ in range(blocks))
         self.narrow = nn.Conv2d(width, 8, 1)
         self.head = nn.Linear(8 * (SIZE // 4) ** 2, bits)
         self.linear = nn.Linear(3 * GRID**2, bits, bias=False)
         with torch.no_grad():
-            self.linear.weight.copy_(whitened(self.patterns).flatten(1))
+            self.linear.weight.copy_(whitened(self.patterns * self.window).flatten(1))
 
     def pattern(self, bits: Tensor) -> Tensor:
         """What words (N, bits) of +1 and -1 add to an image: (N, 3, 32, 32), of root mean square 1."""
-        summed = torch.einsum("nb,bchw->nchw", bits.to(self.patterns), self.patterns)
+        summed = torch.einsum("nb,bchw->nchw", bits.to(self.patterns), self.patterns * self.window)
         return summed / summed.square().mean((1, 2, 3), keepdim=True).sqrt()
 
     def forward(self, images: Tensor) -> Tensor:
@@ -81,6 +90,19 @@ def shrunk(images: Tensor) -> Tensor:
 def stretched(pattern: Tensor, height: int, width: int) -> Tensor:
     """A pattern (N, 3, 32, 32) at the size of an image, bicubic."""
     return F.interpolate(pattern, (height, width), mode="bicubic", antialias=True)
+
+
+def window() -> Tensor:
+    """How strong patterns are at each cell, (32, 32): 1 in the corners.
+
+    Example:
+        >>> bool(window()[0, 0] > 0.99), bool(window()[16, 16] < 0.02)
+        (True, True)
+    """
+    cells = torch.arange(GRID)
+    edge = torch.minimum(cells, GRID - 1 - cells) * (SIZE / GRID)
+    fall = torch.exp(-(edge / REACH).square())
+    return fall[:, None] * fall[None]
 
 
 def band_limited(count: int, seed: int) -> Tensor:

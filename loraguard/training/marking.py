@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from loraguard.stamp import Stamp
 
 DAMAGE: tuple[Channel, ...] = (
-    Identity(), DifferentiableJPEG(40, 90), GaussianBlur(1.0), GaussianNoise(0.08), Resize(0.5),
+    Identity(), *[DifferentiableJPEG(40, 70)] * 2, GaussianBlur(1.5), GaussianNoise(0.1), Resize(0.5),
 )  # fmt: skip
 """What may happen to an output before its bits are read, one of them drawn for each call."""
 

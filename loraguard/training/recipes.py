@@ -55,11 +55,12 @@ def cat(kind: str) -> dict[str, Any]:
         ValueError: for a defensive patch, which CAT has none of.
     """
     from loraguard.defenses import PhotoGuard
+    from loraguard.pixels import LEVELS_PER_UNIT
 
     if kind != "standard":
         raise ValueError("recipe='cat' takes no stamp and no mark: CAT learns from protected photos alone.")
     return {
-        "adversary": PhotoGuard("16/255", steps=30),
+        "adversary": PhotoGuard(16 / LEVELS_PER_UNIT, steps=30),
         "edits_per_step": 1,
         "num_train_epochs": 100,
         "learning_rate": 1e-4,

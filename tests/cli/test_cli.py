@@ -20,8 +20,9 @@ from typer.core import TyperGroup as Group
 from typer.main import get_command
 
 import loraguard
-from loraguard import PatchTrainer
+from loraguard import Mark, PatchTrainer
 from loraguard.cli import app
+from loraguard.commands.mark import patch_mark
 from loraguard.generators import GENERATORS, TAEF2, StarGAN
 
 TINY = [
@@ -101,8 +102,10 @@ def test_from_an_official_checkpoint_to_an_audited_patch(celeba: Path, tmp_path:
     out = tmp_path / "out"
     words = ["--generator", "stargan", "--checkpoint", str(tmp_path / "200000-G.ckpt"), "--image-size", "32"]
     size = ["--train-size", "6", "--test-size", "4", "--max-train-steps", "2", "--rank", "2", "--device", "cpu"]
-    done = run_forked("train", *words, "--data", f"celeba:{celeba}", *size, "--stamp", "AI", "--output-dir", str(out))
+    done = run_forked("train", *words, "--data", f"celeba:{celeba}", *size, "--stamp", "AI", "--mark", "c0de",
+                      "--output-dir", str(out))  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert patch_mark(out) == Mark("c0de")
     assert "Training a defensive patch for StarGAN on 6 photos: 2 steps" in done.stdout
     assert "Auditing it on 4 photos that it was not trained on" in done.stdout
     audit = json.loads((out / "audit" / "audit.json").read_text())
@@ -121,6 +124,7 @@ def test_from_an_official_checkpoint_to_an_audited_patch(celeba: Path, tmp_path:
         (["--data", "demos"], "Did you mean 'demo'?"),
         (["--generator", "cyclegan", "--checkpoint", __file__], "cannot be read as tensors alone"),
         (["--recipe", "slow"], "recipe='slow' must be one of"),
+        (["--mark", "c0ffee"], "carries 16 bits"),
         (["--recipe", "cat"], "DemoEditor has no encode and decode: CAT trains an autoencoder"),
         (["--recipe", "cat", "--stamp", "AI"], "recipe='cat' takes no stamp"),
     ],
