@@ -122,7 +122,7 @@ def training_of(args: argparse.Namespace, subject: Subject, key: str, folder: Pa
         )
         guard = PhotoGuard(eps, args.steps)
         photos = kept(folder.parent / "protected", lambda: protected(subject.editor, subject.train, guard))
-        return settings, adapter_config(subject.editor, settings, args.rank), Photos(photos)
+        return settings, adapter_config(subject.editor, settings, args.rank), Photos(photos, subject.train)
     settings = PatchTrainingArguments(
         recipe="fast", adversary=PhotoGuard(eps, 3, step_size=eps / 2), max_train_steps=args.patch_steps,
         learning_rate=subject.learning_rate, **shared,

@@ -26,17 +26,18 @@ JUDGE_ON = ("astronaut.png", "chelsea.png", "china.jpg", "flower.jpg")
 
 
 class Photos(Dataset[dict[str, Tensor]]):
-    """Images (N, 3, H, W) as a data set."""
+    """Images (N, 3, H, W) as a data set; those that were made of photos with labels have theirs."""
 
-    def __init__(self, images: Tensor) -> None:
-        self.images = images
+    def __init__(self, images: Tensor, of: Any = None) -> None:
+        self.images, self.of = images, of
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """One photo."""
-        return {"image": self.images[index]}
+        item = {} if self.of is None else self.of[index]
+        return {**item, "image": self.images[index]}
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def demo(weights: Path, train: int, photos: int, size: int, pictures: Path | Non
     purifiers = {
         "JPEG 75": "jpeg:75", "noisy upscaling": "noisy-upscale",
         "another autoencoder (TAEF2)": f"autoencoder:taef2,{weights / 'taef2_encoder.pth'}",
-        "IMPRESS": "impress:demo_diffusion,steps=20",
+        "IMPRESS": "impress:demo_diffusion,steps=10",
     }  # fmt: skip
     elsewhere: Any = {"TAEF2's encoder": (TAEF2.from_checkpoint(weights / "taef2_encoder.pth"), {})}
     judged = Subset(DemoFaces(100 + photos, split="test"), range(100, 100 + photos))
