@@ -99,16 +99,15 @@ QUANTIZED: dict[str, Callable[[nn.Linear], nn.Module]] = {
 class Attends(nn.Module):
     """Tokens (N, L, 8) that attend to themselves, in torch's fast path where it may; or to others, under a mask."""
 
-    def __init__(self, bias: bool, masked: bool) -> None:
+    def __init__(self, bias: bool, others: bool) -> None:
         super().__init__()
-        self.attention, self.masked = nn.MultiheadAttention(8, 2, bias=bias, batch_first=True), masked
+        self.attention, self.others = nn.MultiheadAttention(8, 2, bias=bias, batch_first=True), others
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs, and where there is a mask the attention's weights, too."""
-        if not self.masked:
+        if not self.others:
             return self.attention(x, x, x, need_weights=False)[0]
-        memory, mask = x[..., 1:, :] * 2, torch.ones(x.shape[-2], x.shape[-2] - 1).tril().logical_not()
-        mask[0] = False  # a token that sees nothing has no output
+        memory, mask = x[..., 1:, :] * 2, torch.ones(x.shape[-2], x.shape[-2] - 1).triu(1).bool()
         y, weights = self.attention(x, memory, value=memory.flip(-2), attn_mask=mask)
         return torch.cat([y.flatten(-2), weights.flatten(-2)], -1)
 
@@ -157,8 +156,8 @@ GROUPS: dict[str, dict[str, Kind]] = {
         "two in a row": Kind(lambda _: both(nn.Conv2d(4, 6, 3, groups=2)), (3, 4, 6, 5)),
     },
     "attention": {
-        "itself": Kind(lambda bias: Attends(bias, masked=False), (3, 4, 8)),
-        "others": Kind(lambda _: Attends(True, masked=True), (3, 4, 8)),
+        "itself": Kind(lambda bias: Attends(bias, others=False), (3, 4, 8)),
+        "others": Kind(lambda _: Attends(True, others=True), (3, 4, 8)),
     },
     "encoder": {"one": Kind(lambda _: encoder(), (3, 4, 8))},
     "quantized": {

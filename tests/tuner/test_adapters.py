@@ -243,10 +243,15 @@ def test_conversion_to_lora_is_for_linear_layers(generator: nn.Module, model: Pe
     assert answers == {"label": True, "down": False, "mix": False, "up": False}
 
 
-def test_linear_patch_converts_to_lora(batch: Any) -> None:
+@pytest.mark.parametrize("dora", [False, True])
+def test_linear_patch_converts_to_lora(dora: bool) -> None:
+    """With magnitudes, too, as what the weight gains; that is of full rank."""
     net = nn.Sequential(nn.Linear(6, 5)).double()
-    model = get_peft_model(copy.deepcopy(net), config())
-    lora, tensors = convert_to_lora(model, rank=4)
+    model = get_peft_model(copy.deepcopy(net), config(use_dora=dora))
+    for name, parameter in model.named_parameters():
+        if "magnitude" in name:
+            parameter.data *= torch.linspace(0.5, 1.7, 5)
+    lora, tensors = convert_to_lora(model, rank=5 if dora else 4)
     plain = inject_adapter_in_model(lora, net)
     set_peft_model_state_dict(plain, tensors)
     x = torch.randn(2, 6, dtype=torch.float64)
