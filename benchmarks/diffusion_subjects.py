@@ -52,8 +52,8 @@ class Subject:
             also crafted on it.
         others: networks like the editor, by name, which photos are carried to and from.
         parts: that get a GATED_LORA patch each.
-        learning_rate: of these; chosen among 1e-2, 3e-3 and 1e-3 on other photos.
-        cat_learning_rate: CAT's, chosen among 1e-2, 3e-3, 1e-3 and its own 1e-4 likewise.
+        learning_rate: of these; docs/diffusion-results.md says what was tried.
+        cat_learning_rate: CAT's, likewise.
         purifiers: channels by what the page calls them.
     """
 
