@@ -1,192 +1,251 @@
-"""Protections against latent editors, and what adapters of the autoencoder leave of them.
+"""Protections against latent editors, and what adapters and purifiers leave of them: docs/diffusion-results.md.
 
-    python benchmarks/diffusion.py celeba --weights ../shared/weights --output out/celeba
-    python benchmarks/diffusion.py taef2 --weights ../shared/weights --output out/taef2
-    python benchmarks/diffusion.py demo --output out/demo
+    python benchmarks/diffusion.py celeba --weights ../shared/weights --work-dir work
+    python benchmarks/diffusion.py taef2 --weights ../shared/weights --work-dir work --pictures FOLDER
+    python benchmarks/diffusion.py demo --weights ../shared/weights --work-dir work
 
-Each audits protections on an untouched editor and on adapters of equal rank and steps: GATED_LORA trained by our step
-on the encoder, the decoder or both (and the denoiser, where there is one), and CAT, trained on photos that PhotoGuard
-protected. Photos are crafted on the untouched editor (no leak) and on the adapted one (leak). `celeba` decodes random
-latents of btcvae, faces that are nobody's, and judges what was crafted on it on the four others, too (transfer).
-Writes `table.md` and the audit, which goes on where it was stopped.
+Each audits protections on an untouched editor and on adapters of equal rank: GATED_LORA trained by our step on the
+encoder, the decoder, both, and the denoiser where there is one; and CAT, for as many steps and for about as much time.
+Photos are crafted on the untouched editor (no leak), on the adapted one (leak) and on another network (transfer), and
+one protection is also sent through purifiers. Its tables take the place of those of its name in the page. What is
+found is kept in the work folder: with --minutes a piece ends early, and the same command goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import resource
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusion_page import adapters_table, comparison_table, protections_table, purifiers_table, transfer_table
+from diffusion_subjects import SUBJECTS, Photos, Subject
+from pages import fill_tables
 from peft import PeftModel, get_peft_model
-from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from loraguard.audit import AuditResult, run_audit, write_report
-from loraguard.audit.situation import NO_CHANNEL
-from loraguard.data import DemoFaces, collate
+from loraguard.channels import published
+from loraguard.data import collate
 from loraguard.defenses import SDS, Defense, EditShield, Mist, PhotoGuard, TextureOnly
-from loraguard.files import writable_folder
-from loraguard.generators import TAEF2, CelebaVAE, DemoDiffusion, conditions_of, labels_of, layers_in
-from loraguard.pixels import LEVELS_PER_UNIT, from_picture
-from loraguard.training import PatchTrainer, PatchTrainingArguments
-from loraguard.training.cat import cat_config, train_cat
+from loraguard.files import whole_files, writable_folder, write_json
+from loraguard.generators import conditions_of, labels_of, layers_in
+from loraguard.pixels import LEVELS_PER_UNIT
+from loraguard.training import PatchTrainer, PatchTrainingArguments, adapter_config
 from loraguard.tuner import GatedLoraConfig
 
-KNOWLEDGE = (
-    {"knowledge": "no-leak", "role": "main"}, {"knowledge": "leak", "role": "main"}, {"knowledge": "transfer"}
-)  # fmt: skip
-OTHERS = ("VAE", "betaB", "betaH", "factor")
+PAGE = Path(__file__).parents[1] / "docs" / "diffusion-results.md"
+BOTH = "ours-encoder-and-decoder"
 
 
-class Photos(Dataset[dict[str, Tensor]]):
-    """Images (N, 3, H, W) as a data set."""
-
-    def __init__(self, images: Tensor) -> None:
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """One photo."""
-        return {"image": self.images[index]}
-
-
-def faces_of_nobody(count: int, weights: Path, seed: int) -> Tensor:
-    """Faces (N, 3, 64, 64) of random latents."""
-    editor = CelebaVAE.from_checkpoint(weights / "btcvae_celeba.pt")
-    with torch.no_grad():
-        return editor.decode(torch.randn(count, 10, generator=torch.Generator().manual_seed(seed)))
-
-
-def real_photos(count: int, size: int, seed: int) -> Tensor:
-    """Random crops (N, 3, size, size) of photos of scikit-image and scikit-learn."""
-    from skimage import data
-    from sklearn.datasets import load_sample_images
-
-    pictures = [data.astronaut(), data.chelsea(), data.coffee(), data.rocket(), *load_sample_images().images]
-    stream, crops = torch.Generator().manual_seed(seed), []
-    for i in range(count):
-        picture = Image.fromarray(pictures[i % len(pictures)])
-        picture = picture.resize([round(side * 1.5 * size / min(picture.size)) for side in picture.size])
-        left, top = (int(torch.randint(side - size + 1, (), generator=stream)) for side in picture.size)
-        crops.append(from_picture(picture.crop((left, top, left + size, top + size))))
-    return torch.stack(crops)
-
-
-def subjects(args: argparse.Namespace) -> tuple[Any, Any, Any, dict[str, nn.Module], list[str]]:
-    """The editor, photos to train on and to audit on, other networks, and the parts to adapt."""
-    parts = ["encoder", "decoder", "encoder+decoder"]
-    if args.on == "celeba":
-        editor: Any = CelebaVAE.from_checkpoint(args.weights / "btcvae_celeba.pt")
-        others = {name: CelebaVAE.from_checkpoint(args.weights / f"{name}_celeba.pt") for name in OTHERS}
-        made = [Photos(faces_of_nobody(n, args.weights, seed)) for seed, n in ((1, args.train), (2, args.photos))]
-        return editor, *made, others, parts
-    if args.on == "taef2":
-        editor = TAEF2.from_checkpoint(args.weights / "taef2_encoder.pth")
-        made = [Photos(real_photos(n, args.size, seed)) for seed, n in ((1, args.train), (2, args.photos))]
-        return editor, *made, {}, parts
-    editor = DemoDiffusion.pretrained()
-    return editor, DemoFaces(args.train), DemoFaces(args.photos, split="test"), {}, [*parts, "denoiser"]
+def processor_seconds() -> float:
+    """What this process has taken so far."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
 
 
 def protections(args: argparse.Namespace) -> dict[str, Defense]:
     """What is audited, at the budget."""
     eps, steps = args.levels / LEVELS_PER_UNIT, args.steps
-    found: dict[str, Defense] = {"photoguard": PhotoGuard(eps, steps), "editshield": EditShield(eps, steps)}
-    if args.on != "celeba":
-        found["texture"] = TextureOnly(eps, steps, step_size=2.5 * eps / steps)
+    size = 2.5 * eps / steps
+    found: dict[str, Defense] = {"PhotoGuard": PhotoGuard(eps, steps), "EditShield": EditShield(eps, steps)}
+    if args.on != "celeba":  # whose latents are ten numbers, which no texture has
+        found["texture"] = TextureOnly(eps, steps, step_size=size)
     if args.on == "demo":
-        found |= {
-            "mist": Mist(eps, steps, step_size=2.5 * eps / steps), "sds": SDS(eps, steps, step_size=2.5 * eps / steps)
-        }  # fmt: skip
+        found |= {"Mist": Mist(eps, steps, step_size=size), "SDS": SDS(eps, steps, step_size=size)}
     return found
 
 
-def protected(editor: nn.Module, photos: Dataset[Any], defense: Defense) -> Tensor:
-    """All photos, as PhotoGuard protects them from the untouched editor."""
-    batch = collate([photos[i] for i in range(len(photos))])  # type: ignore[arg-type]
-    edit = next(iter(conditions_of(editor, labels_of(batch, generator=editor)).values()))
-    return defense(editor, batch["image"], edit)
+def protected(network: nn.Module, photos: Any, defense: Defense, condition: dict[str, Tensor] | None = None) -> Tensor:
+    """All photos, as a defense that is crafted on a network makes them and as they are published.
 
-
-def adapters(args: argparse.Namespace, editor: Any, photos: Any, parts: list[str], out: Path) -> dict[str, Path]:
-    """Train each adapter that is not there yet; their folders by name."""
-    folders = {f"ours {part}": out / f"ours-{part}" for part in parts} | {"CAT": out / "cat"}
-    eps = args.levels / LEVELS_PER_UNIT
-    for name, folder in folders.items():
-        if (folder / "adapter_model.safetensors").is_file():
-            continue
-        torch.manual_seed(0)
-        if name == "CAT":
-            model = get_peft_model(editor, cat_config(editor, args.rank))
-            train_cat(model, Photos(protected(editor, photos, PhotoGuard(eps, args.steps))), steps=args.patch_steps)
-            model.save_pretrained(folder)
+    Args:
+        network: that it is crafted on.
+        photos: a data set.
+        defense: it.
+        condition: what the network takes for one photo; by default the first of its own edits.
+    """
+    made = []
+    for rows in torch.arange(len(photos)).split(32):
+        batch = collate([photos[i] for i in rows.tolist()])
+        if condition is None:
+            edit = next(iter(conditions_of(network, labels_of(batch, generator=network)).values()))
         else:
-            layers = layers_in(editor, name.removeprefix("ours "))
-            model = get_peft_model(editor, GatedLoraConfig(r=args.rank, lora_alpha=8, target_modules=layers))
-            settings = PatchTrainingArguments(
-                folder, recipe="fast", adversary=PhotoGuard(eps, 3, step_size=eps / 2), train_batch_size=4,
-                max_train_steps=args.patch_steps, edits_per_step=1, cpu=True,
-            )  # fmt: skip
-            PatchTrainer(model, photos, settings).train()
-        model.unload()
-    return folders
+            edit = {key: value.expand(len(rows), -1) for key, value in condition.items()}
+        made.append(published(defense(network, batch["image"], edit), batch["image"]))
+    return torch.cat(made)
 
 
-def table(result: AuditResult, names: list[str], defenses: list[str]) -> str:
-    """MSE against what the untouched editor gives for the plain photo, with intervals."""
-    rows = ["| protection | knowledge | " + " | ".join(names) + " |", "|---|---|" + "---|" * len(names)]
-    wanted: list[dict[str, str]] = [{"knowledge": "none"}, {"knowledge": "noise"}]
-    wanted += [{"defense": one, **how} for one in defenses for how in KNOWLEDGE]
-    for what in wanted:
-        cells = []
-        for name in names:
-            found = result.find(generator=name, channel=NO_CHANNEL, **what)
-            mse = found[0].estimates["mse"] if found else None
-            cells.append("" if mse is None else f"{mse.mean:.4f} [{mse.low:.4f}, {mse.high:.4f}]")
-        if any(cells):
-            rows.append(f"| {what.get('defense', '-')} | {what['knowledge']} | " + " | ".join(cells) + " |")
-    return "\n".join(rows) + "\n"
+def kept(folder: Path, make: Callable[[], Tensor]) -> Tensor:
+    """Photos that an earlier run left in a folder, or that are made now and left there."""
+    file = folder / "photos.safetensors"
+    if not file.is_file():
+        torch.manual_seed(0)
+        images = make()
+        with whole_files(writable_folder(folder)) as draft:
+            save_file({"images": images.contiguous()}, draft / file.name)
+    return load_file(file)["images"]
+
+
+@contextmanager
+def counted(file: Path) -> Iterator[None]:
+    """Add the processor time of what is done within it to that in a file, interrupted or not."""
+    started = processor_seconds()
+    try:
+        yield
+    finally:
+        before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else 0.0
+        file.write_text(json.dumps(before + processor_seconds() - started), encoding="utf-8")
+
+
+def training_of(args: argparse.Namespace, subject: Subject, key: str, folder: Path) -> tuple[Any, Any, Any]:
+    """An adapter's settings for the trainer, its config, and the photos that it learns on."""
+    eps = args.levels / LEVELS_PER_UNIT
+    shared: dict[str, Any] = {
+        "output_dir": folder, "train_batch_size": 4, "edits_per_step": 1, "cpu": True, "disable_tqdm": True,
+        "resume_from_checkpoint": "latest",
+    }  # fmt: skip
+    if key.startswith("cat"):
+        steps = args.patch_steps * (args.longer if key == "cat-long" else 1)
+        rate = subject.cat_learning_rate
+        settings = PatchTrainingArguments(
+            recipe="cat", max_train_steps=steps, learning_rate=rate, adam_beta1=0.9, **shared
+        )
+        guard = PhotoGuard(eps, args.steps)
+        photos = kept(folder.parent / "protected", lambda: protected(subject.editor, subject.train, guard))
+        return settings, adapter_config(subject.editor, settings, args.rank), Photos(photos, subject.train)
+    settings = PatchTrainingArguments(
+        recipe="fast", adversary=PhotoGuard(eps, 3, step_size=eps / 2), max_train_steps=args.patch_steps,
+        learning_rate=subject.learning_rate, **shared,
+    )  # fmt: skip
+    layers = layers_in(subject.editor, key.removeprefix("ours-").replace("-and-", "+"))
+    return settings, GatedLoraConfig(r=args.rank, lora_alpha=8, target_modules=layers), subject.train
+
+
+def train(args: argparse.Namespace, subject: Subject, key: str, folder: Path) -> dict[str, Any]:
+    """Train an adapter that is not there yet; what it is and took."""
+    about, spent = folder / "about.json", writable_folder(folder) / "seconds.json"
+    if not about.is_file():
+        settings, config, photos = training_of(args, subject, key, folder)
+        torch.manual_seed(0)
+        model = get_peft_model(subject.editor, config)
+        try:
+            with counted(spent):
+                PatchTrainer(model, photos, settings).train()
+            learnt = sum(one.numel() for one in model.parameters() if one.requires_grad)
+        finally:
+            model.unload()
+        write_json(about, {"steps": settings.max_train_steps, "parameters": learnt})
+    return {**json.loads(about.read_text(encoding="utf-8")), "seconds": json.loads(spent.read_text(encoding="utf-8"))}
+
+
+def patched(editor: nn.Module, folders: dict[str, Path]) -> Any:
+    """The editor with adapters from their folders."""
+    model: Any = None
+    for key, folder in folders.items():
+        if model is None:
+            model = PeftModel.from_pretrained(editor, folder, adapter_name=key)
+        else:
+            model.load_adapter(folder, adapter_name=key)
+    return model
+
+
+def audited(
+    args: argparse.Namespace, subject: Subject, folders: dict[str, Path], out: Path
+) -> tuple[AuditResult, AuditResult]:
+    """All protections on all adapters; and one of them through purifiers, on two adapters."""
+    common: dict[str, Any] = {"success": "noise:0.95", "adaptive_channels": False}
+    defenses: dict[str, Any] = {**protections(args)}
+    guard = defenses["PhotoGuard"]
+    for name, (network, condition) in subject.elsewhere.items():
+        made = partial(protected, network, subject.held_out, guard, condition)
+        defenses[f"PhotoGuard, {name}"] = Photos(kept(out / "elsewhere", made))
+    model = patched(subject.editor, folders)
+    all_of_them = run_audit(
+        model, subject.held_out, defenses=defenses, patches=dict.fromkeys(folders), others=subject.others,
+        transfer=["untouched", BOTH, "cat", *subject.others] if subject.others else (),
+        output_dir=out / "audit", **common,
+    )  # fmt: skip
+    write_report(all_of_them, out / "audit")
+    model.unload()
+    few = {key: folders[key] for key in (BOTH, "cat")}
+    behind = run_audit(
+        patched(subject.editor, few), subject.held_out, defenses={"PhotoGuard": guard}, patches=dict.fromkeys(few),
+        channels=list(subject.purifiers.values()), output_dir=out / "purified", **common,
+    )  # fmt: skip
+    write_report(behind, out / "purified")
+    return all_of_them, behind
+
+
+def tables(
+    args: argparse.Namespace, subject: Subject, trained: dict[str, Any], found: tuple[AuditResult, AuditResult],
+    spent: Path,
+) -> dict[str, str]:  # fmt: skip
+    """Each table of the page by its heading."""
+    main, behind = found
+    keys, names = ["untouched", *trained], [*protections(args)]
+    carried = [name for name in main.defenses if name not in names]
+    minutes = json.loads(spent.read_text(encoding="utf-8")) / 60
+    return {
+        "settings": (
+            f"{len(subject.held_out)} photos, {len(subject.train)} others to train on, {args.levels:g}/255, "
+            f"{args.steps} steps, rank {args.rank}; learning rates {subject.learning_rate:g} (ours) and "
+            f"{subject.cat_learning_rate:g} (CAT). {minutes:.0f} minutes of one core."
+        ),
+        "adapters": adapters_table(main, trained),
+        "protections": protections_table(main, names, keys),
+        "comparison": comparison_table(main, names, BOTH, [key for key in keys if key.startswith("cat")]),
+        "transfer": transfer_table(
+            main, carried, "PhotoGuard", ["untouched", *subject.others], ["untouched", BOTH, "cat", *subject.others]
+        ),
+        "purifiers": purifiers_table(behind, "PhotoGuard", subject.purifiers, ["untouched", BOTH, "cat"]),
+    }
 
 
 def main() -> None:
     """Read the settings, train, audit, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("on", choices=["celeba", "taef2", "demo"])
+    parser.add_argument("on", choices=SUBJECTS)
     parser.add_argument("--weights", type=Path, default=Path("../shared/weights"))
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--work-dir", type=Path, required=True, help="keeps adapters and audits")
+    parser.add_argument("--pictures", type=Path, help="a folder with scikit-learn's china.jpg and flower.jpg")
     parser.add_argument("--levels", type=float, default=16.0, help="the budget, in levels of 255")
     parser.add_argument("--photos", type=int, default=24, help="to audit on")
-    parser.add_argument("--train", type=int, default=200, help="photos to train adapters on")
+    parser.add_argument("--train", type=int, default=64, help="photos to train adapters on")
     parser.add_argument("--steps", type=int, default=30, help="of protections")
-    parser.add_argument("--patch-steps", type=int, default=200, help="of each adapter's training")
+    parser.add_argument("--patch-steps", type=int, default=100, help="of each adapter's training")
+    parser.add_argument("--longer", type=int, default=4, help="times as many steps of CAT take about our time")
     parser.add_argument("--rank", type=int, default=8)
-    parser.add_argument("--size", type=int, default=64, help="of real photos")
-    parser.add_argument("--channel", action="append", default=[], help="a purifier, as autoencoder:taef2,FILE")
+    parser.add_argument("--size", type=int, default=48, help="of real photos")
+    parser.add_argument("--minutes", type=float, help="of this piece; by default as long as it takes")
+    parser.add_argument("--no-page", action="store_true", help="print the tables, and leave the page as it is")
     args = parser.parse_args()
-    out = writable_folder(args.output)
-    editor, photos, held_out, others, parts = subjects(args)
-    folders = adapters(args, editor, photos, parts, out)
-    model: Any = None
-    for name, folder in folders.items():
-        key = name.replace(" ", "-").replace("+", "-and-")
-        if model is None:
-            model = PeftModel.from_pretrained(editor, folder, adapter_name=key)
-        else:
-            model.load_adapter(folder, adapter_name=key)
-    names = list(model.peft_config)
-    result = run_audit(
-        model, held_out, defenses=protections(args),
-        patches=dict.fromkeys(names), generators=others, channels=args.channel, success="noise:0.95",
-        transfer=["untouched"] if others else (), output_dir=out / "audit",
-    )  # fmt: skip
-    write_report(result, out)
-    shown = table(result, ["untouched", *names, *others], [*protections(args)])
-    (out / "table.md").write_text(shown, encoding="utf-8")
-    print(shown)
+    torch.set_num_threads(1)
+    if args.minutes:
+        alarm = threading.Timer(60 * args.minutes, lambda: os.kill(os.getpid(), signal.SIGINT))
+        alarm.daemon = True
+        alarm.start()
+    out = writable_folder(args.work_dir / args.on)
+    with counted(out / "seconds.json"):
+        subject = SUBJECTS[args.on](args.weights, args.train, args.photos, args.size, args.pictures)
+        keys = [f"ours-{part.replace('+', '-and-')}" for part in subject.parts] + ["cat", "cat-long"]
+        folders = {key: out / key for key in keys}
+        trained = {key: train(args, subject, key, folder) for key, folder in folders.items()}
+        found = audited(args, subject, folders, out)
+    made = tables(args, subject, trained, found, out / "seconds.json")
+    for heading, table in made.items():
+        print(f"{heading}\n\n{table}\n")
+    if not args.no_page:
+        fill_tables(PAGE, args.on, made.__getitem__)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,9 @@ well, on more photos (`--photos 20`); that takes hours.
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from peft import get_peft_model
@@ -21,6 +23,7 @@ from loraguard.audit import run_audit
 from loraguard.channels import JPEG, Quantize
 from loraguard.data import DemoFaces
 from loraguard.defenses import Disrupting
+from loraguard.files import whole_files, writable_folder, write_json
 from loraguard.generators import DemoEditor
 
 Edit = Callable[[Tensor], Tensor]
@@ -132,18 +135,33 @@ def flags_of(change: Callable[[Tensor, Edit], Tensor], photos: int, attacks: boo
     return [flag for flag in (ATTACKS + PROBES if attacks else PROBES) if flag in raised]
 
 
+def kept_flags(work: Path | None, key: str, find: Callable[[], list[str]]) -> list[str]:
+    """What an audit found, from the file that an earlier run left, or anew."""
+    if work is None:
+        return find()
+    if not (work / key).is_file():
+        found = find()
+        with whole_files(work) as draft:
+            write_json(draft / key, found)
+    flags: list[str] = json.loads((work / key).read_text(encoding="utf-8"))
+    return flags
+
+
 def main() -> None:
     """Print a row for each network and the counts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=int, default=4, help="of each audit")
     parser.add_argument("--attacks", action="store_true", help="the checks that need attacks of their own, as well")
+    parser.add_argument("--work-dir", type=Path, help="keeps what has been found")
     options = parser.parse_args()
+    work = None if options.work_dir is None else writable_folder(options.work_dir)
     flags = ATTACKS + PROBES if options.attacks else PROBES
     counts: dict[str, dict[str, int]] = {flag: {"honest": 0, "masked": 0} for flag in flags}
     print("| network | kind | flags |\n|---|---|---|")
     for kind, networks in (("honest", HONEST), ("masked", MASKED)):
         for name, change in networks.items():
-            found = flags_of(change, options.photos, options.attacks)
+            key = f"{name}, {options.photos}{', attacks' if options.attacks else ''}.json"
+            found = kept_flags(work, key, lambda change=change: flags_of(change, options.photos, options.attacks))
             for flag in found:
                 counts[flag][kind] += 1
             print(f"| {name} | {kind} | {', '.join(found) or 'none'} |", flush=True)

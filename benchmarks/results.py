@@ -14,17 +14,17 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+from pages import fill_tables
+
 ROOT = Path(__file__).parents[1]
 AUDITS = ("transfer", "matrix", "curves")
 PAGE = ROOT / "docs" / "results.md"
-BLOCK = re.compile(r"(<!-- table: (\w+), (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 GRACE = 60
 """Seconds that an audit gets to stop in."""
 
@@ -65,13 +65,7 @@ def table_of(said: str, heading: str) -> str:
 def write_page(name: str, folder: Path) -> None:
     """Put an audit's tables into the page."""
     said = (folder / f"{name}.txt").read_text(encoding="utf-8")
-
-    def filled(block: re.Match[str]) -> str:
-        if block[2] != name:
-            return block[0]
-        return f"{block[1]}\n```text\n{table_of(said, block[3])}\n```\n\n{block[4]}"
-
-    PAGE.write_text(BLOCK.sub(filled, PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    fill_tables(PAGE, name, lambda heading: f"```text\n{table_of(said, heading)}\n```")
 
 
 def main() -> None:

@@ -184,6 +184,15 @@ def draft_folder(folder: Path) -> Iterator[Path]:
             os.close(lock)
 
 
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A draft among the system's temporary files; those that killed processes have left there are deleted first."""
+    place = Path(tempfile.gettempdir())
+    sweep(place)
+    with draft_folder(place) as draft:
+        yield draft
+
+
 def sweep(folder: Path) -> None:
     """Delete the drafts in a folder whose processes have died: nobody holds their locks.
 

@@ -52,7 +52,7 @@ def generator_fingerprint(generator: nn.Module) -> str:
     own = {}
     for key, value in base.state_dict().items():
         adapted = any(name in adapters for name in _ADAPTER.findall(key))
-        if not adapted and not key.endswith(_COUNTER):
+        if not adapted and not key.endswith(_COUNTER) and isinstance(value, Tensor):
             own[_WRAPPER.sub("", key)] = value
     return digest(own)
 

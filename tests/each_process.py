@@ -22,6 +22,8 @@ def prepare() -> None:
         device.traceback = SimpleNamespace(format_stack=list)
     # PEFT compiles the template of its card whenever an adapter is saved.
     jinja2.Environment.compile = functools.lru_cache(jinja2.Environment.compile)
+    # No test cuts the power, so that nothing has to wait until a disk has what is written.
+    os.fsync = lambda handle: None
 
 
 def let_loggers_propagate() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,15 @@ from processes import Fork
 from pyarrow import Table, parquet
 from safetensors.torch import save_file
 
-from loraguard.files import NotWrittenError, draft_folder, not_written, sweep, whole_files, writable_folder
+from loraguard.files import (
+    NotWrittenError,
+    draft_folder,
+    not_written,
+    sweep,
+    temporary_folder,
+    whole_files,
+    writable_folder,
+)
 
 
 def names(folder: Path) -> set[str]:
@@ -44,6 +53,20 @@ def test_what_a_killed_process_left_is_swept(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     assert writable_folder(tmp_path) == tmp_path
     assert names(tmp_path) == theirs
+
+
+def test_what_a_killed_process_left_among_temporary_files_is_swept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    dead_draft(tmp_path)
+    (tmp_path / "loraguard-of-somebody").mkdir()
+    with temporary_folder() as first:
+        (first / "file").touch()
+        with temporary_folder() as second:
+            assert names(tmp_path) == {first.name, second.name, "loraguard-of-somebody"}
+            assert (first / "file").is_file()
+    assert names(tmp_path) == {"loraguard-of-somebody"}
 
 
 def test_a_draft_that_is_being_written_is_not_swept(tmp_path: Path) -> None:

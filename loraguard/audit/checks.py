@@ -166,16 +166,16 @@ def _of_outputs(result: AuditResult, generator: str) -> Iterator[Check]:
                 "only-where-the-edit-is", masked - share < DISAGREE, *concerned,
                 f"Where the edit changes the photo {masked:.1%} of the outputs are spoilt, and as a whole {share:.1%}.",
             )  # fmt: skip
-    rates = {row.treatment.knowledge: row.values["stamp_rate"] for row in _main(result, generator)
+    rates = {row.treatment.words: row.values["stamp_rate"].double().mean().item() for row in _main(result, generator)
              if "stamp_rate" in row.values}  # fmt: skip
-    if generator == UNTOUCHED and "clean" in rates:
-        rate = rates["clean"].double().mean().item()
+    if generator == UNTOUCHED and rates:
+        words, rate = max(rates.items(), key=lambda pair: pair[1])
         stamping = [name for name, stamp in result.settings["patches"].items() if stamp is not None]
         for name in (UNTOUCHED, *stamping):
             yield Check(
                 "stamp-found-everywhere", rate <= FALSE_STAMPS, name, None, KNOWLEDGE,
-                f"The detector finds the stamp on {rate:.1%} of the untouched generator's outputs (allowed: "
-                f"{FALSE_STAMPS:.0%}).",
+                f"The detector finds the stamp on {rate:.1%} of the untouched generator's outputs (photos: {words}; "
+                f"allowed: {FALSE_STAMPS:.0%}).",
             )  # fmt: skip
 
 

@@ -41,9 +41,10 @@ def claim(result: AuditResult) -> tuple[str, str]:
     control = "" if noise is None else f", random noise {dsr_of(noise):.1%}"
     low, high = _interval(row, confidence)
     unsure = f" On so few photos that may be anything from {low:.1%} to {high:.1%}."
-    n = result.settings["n"]
+    n = result.settings.get("distinct_photos", result.settings["n"])
     if n < LEAST_PHOTOS:
-        reads = f"Too few photos to conclude anything ({n}; at least {LEAST_PHOTOS})"
+        which = "photos" if n == result.settings["n"] else "different photos"
+        reads = f"Too few {which} to conclude anything ({n}; at least {LEAST_PHOTOS})"
         return reads, f"{start}{control}.{unsure}"
     if "photo-destroyed" in result.flags(row):
         return "No protection that leaves the photos what they are", f"{start}, and destroys the photos themselves."

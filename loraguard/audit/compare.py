@@ -21,8 +21,8 @@ from .situation import NO_CHANNEL, SHARES
 KEY = ("generator", "defense", "knowledge", "eps", "steps", "role", "channel", "crafted_on")
 _NAMES = ("generator", "defense", "crafted_on")
 
-UNIMPORTANT = ("n", "data_sha256", "budget", "device", "computed_anew", "not_described", "batch_size",
-               "power")  # fmt: skip
+UNIMPORTANT = ("n", "distinct_photos", "data_sha256", "budget", "device", "computed_anew", "not_described",
+               "batch_size", "power")  # fmt: skip
 """Settings that are said elsewhere, or that no figure depends on."""
 
 Key = tuple[Any, ...]
@@ -143,7 +143,7 @@ def _short(value: Any) -> str:
 
 def _renamed(settings: Mapping[str, Any], rename: Mapping[str, str]) -> dict[str, Any]:
     """Settings whose parts by name have other names."""
-    named = ("defenses", "patches", "weights_sha256", "detectors", "objectives")
+    named = ("defenses", "patches", "adapters", "code_sha256", "weights_sha256", "detectors", "objectives")
     return {
         key: {rename.get(name, name): one for name, one in value.items()} if key in named else value
         for key, value in settings.items()

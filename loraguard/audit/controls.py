@@ -26,7 +26,8 @@ from loraguard.generators import Conditions, conditions_of, labels_of
 from loraguard.hub.provenance import describe_data
 from loraguard.stamp import Stamp
 from loraguard.training import PatchTrainer, PatchTrainingArguments, adapter_config, fine_tune
-from loraguard.training.fine_tuning import refuse_several_processes, untouched_copy
+from loraguard.training.devices import refuse_several_processes
+from loraguard.training.fine_tuning import untouched_copy
 from loraguard.training.resuming import MATTERS
 from loraguard.training.step import Loss, settings_of
 from loraguard.tuner import GatedLoraConfig

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import pickle
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from loraguard.channels import Channel, Through, published, quantize
@@ -20,13 +21,18 @@ from loraguard.metrics import psnr
 from loraguard.pixels import LEVELS_PER_UNIT
 from loraguard.training.sampling import mixed
 
+from .identity import is_own
 from .photos import Batch
 from .plan import Job
 from .situation import NO_CHANNEL
 from .subjects import Subjects
+from .unharmed import Unharmed, settings_kept
 
 LEAST_LIKENESS = 20.0
 """In dB (PSNR): random signs of 25 of 255 levels on every value keep as much; other people's faces have 5 to 15."""
+
+MOVED = 1 / LEVELS_PER_UNIT
+"""A generator whose output on one photo moves further than a level of 8 bits is another one."""
 
 TOLERANCE = 1e-4
 """By so much a perturbation may pass its budget or its range for rounding: a hundredth of a level of 8 bits."""
@@ -58,7 +64,8 @@ class Crafter:
 
     A defense gets copies of photos, condition and target. It may move each value by its budget, and nothing else: where
     it moves further its photos are brought back into the budget, and how far they were goes into the record. One that
-    changes the generators (weights, buffers, modes) or gives something that is no photo of these is refused.
+    changes the generators (weights, buffers, modes, hooks, methods), after which they give other outputs for whatever
+    reason, or that gives something that is no photo of these is refused. Settings of the process are put back.
 
     Args:
         subjects: the audit's generators.
@@ -78,6 +85,7 @@ class Crafter:
         self.fit_on, self.conditions = fit_on, conditions
         self.unharmed = Unharmed([subjects.model, *subjects.networks.values()])
         self.fits: dict[tuple[int, str, str, int], Defense] = {}
+        self.known: dict[str, tuple[Batch, Tensor, bool]] = {}
         self.undrawn: tuple[tuple[Any, ...], Tensor] | None = None
         self.silent = True
         self.drew = True
@@ -99,10 +107,13 @@ class Crafter:
             return Crafted(quantize(given), farthest(given, images))
         if job.defense is None:
             return Crafted(images, torch.zeros(len(batch)))
-        perturbed = self._for_any_seed(job, batch, target)
+        return self.held(job, self._for_any_seed(job, batch, target), images)
+
+    def held(self, job: Job, perturbed: Tensor, images: Tensor) -> Crafted:
+        """What the defense itself gives as it is published, within the budget that the audit states."""
         moved = farthest(perturbed, images)
-        eps = job.defense.eps
-        if job.defense.budget is None and float(moved.max()) > eps + TOLERANCE:
+        eps = job.treatment.eps
+        if job.defense.budget is None and eps is not None and float(moved.max()) > eps + TOLERANCE:
             perturbed = torch.clamp(perturbed, images - eps, images + eps)
         return Crafted(published(perturbed, images), moved)
 
@@ -117,8 +128,13 @@ class Crafter:
 
     def perturbed(self, job: Job, batch: Batch, target: Tensor) -> Tensor:
         """What the defense itself gives, checked but for its budget; :attr:`drew` says whether it drew at random."""
-        name = job.treatment.defense
-        with self.subjects.one(job.crafted_on) as network:
+        who = f"The defense {job.treatment.defense!r}"
+        trusted = is_own(job.defense)
+        if not trusted and job.crafted_on not in self.known:
+            one = batch.rows([0])
+            first, again = (self._output(job.crafted_on, one) for _ in range(2))
+            self.known[job.crafted_on] = one, first, float((again - first).abs().max()) <= MOVED
+        with self.subjects.one(job.crafted_on) as network, settings_kept():
             through = self.channels[job.through].differentiable()
             generator = network if job.through == NO_CHANNEL else Through(network, through)
             defense = self._fitted(job, generator) if must_fit(job) else job.defense
@@ -127,9 +143,35 @@ class Crafter:
                 before = _states(batch.images.device)
                 perturbed = defense(generator, batch.images.clone(), condition, clean=target.clone())
                 self.drew = _states(batch.images.device) != before
-        self.unharmed.check(f"The defense {name!r}")
-        check_perturbed(name, perturbed, batch.images)
-        return perturbed.detach().clamp(-1, 1)
+        self.unharmed.check(who)
+        if not trusted:
+            self._check_output(job.crafted_on, who)
+        if isinstance(perturbed, Tensor):
+            perturbed = perturbed.detach().as_subclass(Tensor)
+        check_perturbed(job.treatment.defense, perturbed, batch.images)
+        return perturbed.to(batch.images.dtype).clamp(-1, 1)
+
+    def _output(self, generator: str, one: Batch) -> Tensor:
+        with seeded(0):
+            return self.subjects.outputs(generator, one.images, one.of(generator))
+
+    def _check_output(self, generator: str, who: str) -> None:
+        """Compare a generator's output on one photo with what it was before anybody had attacked it.
+
+        Of one that is not repeatable this says nothing; the probes flag it.
+
+        Raises:
+            ValueError: if it is another one.
+        """
+        one, was, repeatable = self.known[generator]
+        off = float((self._output(generator, one) - was).abs().max())
+        if repeatable and not off <= MOVED:
+            raise ValueError(
+                f"{who} changed the generator: since it was called {generator!r} gives an output for the same photo "
+                f"that is off by {off:.3g}, which would spoil every figure after it. No defense may change what it "
+                "attacks (attributes, classes, torch's own functions); let it work on a copy. If the generator changes "
+                "by itself between calls, it cannot be audited."
+            )
 
     def _fitted(self, job: Job, generator: Any) -> Defense:
         key = (id(job.defense), job.crafted_on, job.through, job.seed)
@@ -146,7 +188,7 @@ def _states(device: torch.device) -> list[bytes]:
     """Where torch, NumPy and Python stand in what they draw."""
     states = [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
     others = np.random.get_state(), random.getstate()  # noqa: NPY002 - what defenses draw from is this very state
-    return [*(one.numpy().tobytes() for one in states), *(repr(one).encode() for one in others)]
+    return [*(one.numpy().tobytes() for one in states), pickle.dumps(others)]
 
 
 def farthest(perturbed: Tensor, images: Tensor) -> Tensor:
@@ -208,56 +250,6 @@ def check_likeness(name: str, perturbed: Tensor, images: Tensor, start: int = 0)
             f"levels away; a small change keeps {LEAST_LIKENESS:g} dB. Is it the same photo, in the same orientation "
             "and order? If the change is so large, allow_large_change (--allow-large-change) goes on and flags it."
         )
-
-
-class Unharmed:
-    """Whether networks are what they were: weights, buffers, modes, and which parameters learn.
-
-    Args:
-        networks: as they should stay.
-    """
-
-    def __init__(self, networks: Iterable[nn.Module]) -> None:
-        self.networks = list(networks)
-        self.tensors = [{name: value.detach().clone() for name, value in _tensors(one)} for one in self.networks]
-        self.modes = [{name: layer.training for name, layer in one.named_modules()} for one in self.networks]
-
-    def check(self, who: str) -> None:
-        """Put back what is not as it was, and say so.
-
-        Raises:
-            ValueError: naming who did it and what changed first.
-        """
-        changed: list[str] = []
-        for network, tensors, modes in zip(self.networks, self.tensors, self.modes, strict=True):
-            for name, value in _tensors(network):
-                was = tensors.get(name)
-                if was is None or not _same(value, was):
-                    changed.append(name)
-                    if was is not None and was.shape == value.shape:
-                        value.data.copy_(was)
-            for name, layer in network.named_modules():
-                if layer.training != modes.get(name, layer.training):
-                    changed.append(f"the mode of {name or 'the network'}")
-                    layer.training = modes[name]
-        if changed:
-            more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
-            raise ValueError(
-                f"{who} changed the generator ({changed[0]}{more}), which no defense may do: it would spoil every "
-                "figure after it. Let it work on a copy of the network, in evaluation mode."
-            )
-
-
-def _tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from network.named_parameters()
-    yield from network.named_buffers()
-
-
-def _same(value: Tensor, was: Tensor) -> bool:
-    if value.shape != was.shape or value.dtype != was.dtype:
-        return False
-    value = value.detach()
-    return torch.equal(value, was) or torch.allclose(value, was, rtol=0, atol=0, equal_nan=True)
 
 
 @contextmanager

@@ -28,6 +28,8 @@ def training_curves(run: TrainingResult, name: str) -> str:
         ("loss_clean", COLOURS[0], "clean photos"),
         ("loss_adversarial", COLOURS[1], "perturbed photos"),
     ):
+        if key not in run.log[0]:  # CAT sees no clean photos
+            continue
         losses.plot(steps, [max(entry[key], 1e-6) for entry in run.log], color=colour, label=label, linewidth=1.5)
     losses.set(xlabel="training step", ylabel="loss", yscale="log")
     losses.legend(frameon=False)

@@ -53,7 +53,7 @@ def gather(run: Run, log: Log, defenses: Mapping[str, Any], seeds: Sequence[int]
             pictures["photo", main.defense, main.knowledge, piece.job.crafted_on][main].append(
                 from_bytes(kept["photo"])
             )
-        for name, (generator, channel) in piece.passes.items():
+        for (generator, channel), name in piece.passes.items():
             t = piece.job.treatment_on(generator)
             figures = found.setdefault((generator, t, channel), {})
             for metric, values in {**stored["passes"][name], **stored["photo"]}.items():
@@ -142,6 +142,8 @@ def _settings(run: Run, defenses: Mapping[str, Any], seeds: Sequence[int]) -> di
             for name, one in subjects.stamps.items()
             if one is not None or name not in subjects.networks
         },
+        "adapters": run.names.patches,
+        "code_sha256": run.names.code,
         "networks": list(subjects.networks),
         "others": list(subjects.others),
         "weights_sha256": run.names.hashes,

@@ -46,15 +46,21 @@ FLAG_HELP = {
     "somewhere else, or remembers what it saw before.",
     "random-generator": "The network draws at random: attacks that follow the gradient of one draw are too weak.",
     "depends-on-the-batch": "The output for a photo depends on what is beside it or came before it.",
-    "does-not-edit": "On clean photos the network does little more than nothing: what it undoes is no loss.",
-    "only-known-photos": "On photos that it cannot know, these ones mirrored in other colours, the network does "
-    "not edit as it does on these.",
+    "does-not-edit": "On clean photos the network does little more than nothing, or only part of the edit: what it "
+    "undoes is no loss.",
+    "only-known-photos": "On photos that it cannot know, means of two in other colours, the network does not edit, or "
+    "not undo, as it does on these.",
     "gradients-do-not-fit": "The gradients do not say what the outputs do: attacks along them are blind, and a low DSR "
     "under leak says nothing.",
     "made-for-other-weights": "The patch was made for a generator of other weights: what it does on this one is no "
     "fault of the patch, and says nothing of it.",
     "trained-on-these-photos": "Audited photos are among those that the patch was trained on: it knows them.",
     "fitted-on-these-photos": "Audited photos are among those that defenses, detectors or adversaries are fitted on.",
+    "same-photos-twice": "Audited photos are versions of one another: they are fewer than they seem, and intervals are "
+    "too narrow.",
+    "channel-does-nothing": "The channel leaves photos what they are: its rows say nothing that those without it do "
+    "not.",
+    "stamp-not-found": "The detector does not find the stamp where it was laid: low rates say nothing.",
     "stamp-found-everywhere": "The detector finds the stamp on outputs that have none: its rates say nothing.",
     "stronger-attack-found": "Another attack of the same budget spoils more: the figure says what this defense is "
     "worth, not what a defender could reach.",

@@ -6,6 +6,7 @@ enough: two classes may share a name, two functions their module, two networks t
 
 from __future__ import annotations
 
+import copyreg
 import functools
 import hashlib
 import inspect
@@ -13,7 +14,7 @@ import re
 import sys
 import types
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from enum import Enum
@@ -29,8 +30,9 @@ from torch import Tensor, nn
 from loraguard.fingerprint import digest
 
 _PLAIN = (str, int, float, bool, type(None), bytes, complex, type(...), type(NotImplemented))
+_CONTAINERS = (Mapping, set, frozenset, tuple, list)
 _OWN = __name__.partition(".")[0]
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _OF_MODULES = frozenset({*vars(nn.Module()), "peft_config"})  # the latter is PEFT's note on the network beneath
 _ADAPTER = re.compile(r"(?:^|\.)(?:lora_\w+|modules_to_save)(?:\.|$)")
 _RUN = uuid.uuid4().hex
@@ -42,9 +44,9 @@ def identity(thing: Any) -> Identity:
     """The identity of a defense, a channel, a network or a data set, as JSON takes it.
 
     It holds the SHA-256 of the code, attributes, closures, tensors and weights that the thing's behaviour depends on,
-    as far as Python shows them. Code of an installed package counts by the package's version. Of something that cannot
-    be looked into (an object of a C extension, a generator, an open file) the identity is one of this process, so that
-    no other run takes it for its own; `opaque` names what it was.
+    as far as Python shows them; of an object that is made in C, what it would be pickled as. Code of an installed
+    package counts by the package's version. Of something that cannot be looked into (a generator, an open file) the
+    identity is one of this process, so that no other run takes it for its own; `opaque` names what it was.
 
     Args:
         thing: anything.
@@ -57,8 +59,8 @@ def identity(thing: Any) -> Identity:
         ...     return lambda images: factor * images
         >>> identity(scaled(2)) == identity(scaled(2)), identity(scaled(2)) == identity(scaled(3))
         (True, False)
-        >>> identity(iter([1]))["opaque"]
-        ['list_iterator']
+        >>> identity(one for one in [1])["opaque"]
+        ['generator']
     """
     walk = _Walk()
     walk.add(thing)
@@ -84,6 +86,9 @@ def architecture(model: nn.Module) -> Identity:
         adapter = type(layer).__module__.startswith(("peft.", f"{_OWN}.tuner")) or _ADAPTER.search(name)
         if not adapter:
             walk.layer(name.replace(".base_layer", ""), layer)
+    saved = base.state_dict()
+    unsaved = [(name, value) for name, value in base.named_buffers() if name not in saved and not _ADAPTER.search(name)]
+    walk.pairs([*unsaved, *((name, value) for name, value in saved.items() if not isinstance(value, Tensor))])
     opaque = {"opaque": sorted(walk.opaque)} if walk.opaque else {}
     return {"class": type(base).__qualname__, "sha256": walk.sha.hexdigest(), **opaque}
 
@@ -118,33 +123,32 @@ class _Walk:
 
     def add(self, thing: Any) -> None:
         """Put a thing's identity into the hash."""
-        if isinstance(thing, _PLAIN):
+        if type(thing) in _PLAIN:
             return self.say(type(thing).__name__, thing)
         if id(thing) in self.seen:
             return self.say("again", self.seen[id(thing)][0])
         self.seen[id(thing)] = len(self.seen), thing
         if isinstance(thing, (Tensor, np.ndarray)):
             self._values(thing)
-        elif isinstance(thing, (PurePath, torch.dtype, torch.device, torch.Size, np.generic, np.dtype)):
-            self.say(type(thing).__name__, str(thing))
         elif isinstance(thing, Enum):
             self.say(type(thing).__qualname__, thing.name)
-        elif isinstance(thing, Mapping):
-            self.say("mapping", type(thing).__qualname__)
-            self._pairs(thing.items())
-        elif isinstance(thing, (set, frozenset)):
-            self.say("set", sorted(identity(one)["sha256"] for one in thing))
-        elif isinstance(thing, (tuple, list)):
-            self.say(type(thing).__qualname__, len(thing))
-            for one in thing:
-                self.add(one)
+            self.add(thing.value)
+            self.add(type(thing))
+        elif isinstance(thing, _PLAIN):  # of a class made from one
+            base: Any = next(base for base in _PLAIN if isinstance(thing, base))
+            self.say(base.__repr__(thing))
+            self._object(thing)
+        elif isinstance(thing, (PurePath, torch.dtype, torch.device, torch.Size, np.generic, np.dtype)):
+            self.say(type(thing).__name__, str(thing))
+        elif isinstance(thing, _CONTAINERS):
+            self._container(thing)
         elif isinstance(thing, types.ModuleType):
             self.say("module", thing.__name__, _version(thing.__name__))
         elif isinstance(thing, type):
             self._class(thing)
         elif isinstance(thing, functools.partial):
             self.say("partial")
-            for one in (thing.func, thing.args, thing.keywords):
+            for one in (thing.func, thing.args, thing.keywords, type(thing), vars(thing)):
                 self.add(one)
         elif isinstance(thing, types.MethodType):
             self.say("method")
@@ -160,10 +164,23 @@ class _Walk:
             self._object(thing)
         return None
 
-    def _pairs(self, pairs: Iterable[tuple[Any, Any]]) -> None:
+    def pairs(self, pairs: Iterable[tuple[Any, Any]]) -> None:
         for name, value in sorted(pairs, key=lambda pair: str(pair[0])):
             self.say("at", str(name))
             self.add(value)
+
+    def _container(self, thing: Any) -> None:
+        """What is in it; of a class made from a container, also what else it holds."""
+        self.say(type(thing).__qualname__, len(thing))
+        if isinstance(thing, Mapping):
+            self.pairs(thing.items())
+        elif isinstance(thing, (set, frozenset)):
+            self.say(sorted(identity(one)["sha256"] for one in thing))
+        else:
+            for one in thing:
+                self.add(one)
+        if type(thing) not in (dict, set, frozenset, tuple, list, types.MappingProxyType):
+            self._object(thing)
 
     def _values(self, values: Any) -> None:
         if isinstance(values, np.ndarray) and values.dtype.hasobject:
@@ -172,14 +189,19 @@ class _Walk:
                 self.add(one)
         else:
             tensor = values if isinstance(values, Tensor) else torch.from_numpy(np.ascontiguousarray(values).view("u1"))
-            self.say(type(values).__name__, str(values.dtype), tuple(values.shape), digest({"": tensor.detach()}))
+            tensor = tensor.detach().dequantize() if tensor.is_quantized else tensor.detach().to_dense()
+            self.say(type(values).__name__, str(values.dtype), tuple(values.shape), digest({"": tensor}))
+        if type(values) not in (Tensor, nn.Parameter, np.ndarray):
+            self._object(values)
+        elif held := getattr(values, "__dict__", None):
+            self.pairs(held.items())
 
     def _class(self, one: type) -> None:
         """Installed classes by their version; others by the code of each method, and of what they inherit."""
         self.say("class", one.__module__, one.__qualname__, _version(one.__module__))
         if _installed(one.__module__):
             return
-        for base in one.__bases__:
+        for base in (*one.__bases__, type(one)):
             self.add(base)
         skipped = ("__dict__", "__weakref__", "__doc__", "__module__", "__annotations__", "__static_attributes__",
                    "__firstlineno__", "__abstractmethods__", "_abc_impl", "__parameters__", "__orig_bases__",
@@ -194,10 +216,10 @@ class _Walk:
         if not _installed(one.__module__):
             self._code(one.__code__)
             used = {name for code in _codes(one.__code__) for name in code.co_names}
-            self._pairs((name, one.__globals__[name]) for name in used if name in one.__globals__)
+            self.pairs((name, one.__globals__[name]) for name in used if name in one.__globals__)
         for value in (one.__defaults__, one.__kwdefaults__, vars(one)):
             self.add(value)
-        self.add(inspect.getclosurevars(one).nonlocals)
+        self.pairs(zip(one.__code__.co_freevars, map(_contents, one.__closure__ or ()), strict=True))
 
     def _code(self, code: types.CodeType) -> None:
         self.say("code", code.co_code, code.co_names, code.co_varnames, code.co_freevars)
@@ -207,7 +229,7 @@ class _Walk:
     def _network(self, network: nn.Module) -> None:
         """Weights and buffers, and each layer's class, attributes, hooks and what was put over its methods."""
         self.say("network")
-        self._pairs([*network.state_dict().items(), *network.named_buffers()])
+        self.pairs([*network.state_dict().items(), *network.named_buffers()])
         for name, layer in network.named_modules():
             self.layer(name, layer)
 
@@ -219,24 +241,36 @@ class _Walk:
             for hook in getattr(layer, hooks).values():
                 self.add(hook)
         own = {key: value for key, value in vars(layer).items() if key not in _OF_MODULES}
-        if _installed(type(layer).__module__):  # what such a layer remembers of its last call does not count
-            own = {k: v for k, v in own.items() if callable(v) or (isinstance(v, _PLAIN) and not k.startswith("_"))}
-        self._pairs(own.items())
+        if isinstance(layer, (torch.jit.ScriptModule, torch.fx.GraphModule)):  # their code is none of their class
+            code = getattr(layer, "code", "")  # a part of a script may have none
+            self.say(code)
+            used = {name: getattr(layer, name, None) for name in re.findall(r"\.(\w+)", code)}
+            own = {name: one for name, one in used.items() if isinstance(one, (*_PLAIN, *_CONTAINERS, Tensor))}
+        elif _installed(type(layer).__module__):  # what such a layer remembers of its last call does not count
+            own = {key: value for key, value in own.items() if callable(value) or not key.startswith("_")}
+        self.pairs(own.items())
 
     def _object(self, thing: Any) -> None:
-        """Anything else: its class and what it holds."""
+        """Anything else: its class, what it holds, and what it would be pickled as."""
         self.add(type(thing))
         slots = [name for one in type(thing).__mro__ for name in _slots(one) if hasattr(thing, name)]
         held = {name: getattr(thing, name) for name in slots}
         held |= {name: value for name, value in getattr(thing, "__dict__", {}).items() if not _is_cached(thing, name)}
-        self._pairs(held.items())
-        if held or not _installed(type(thing).__module__) or is_dataclass(thing):
+        self.pairs(held.items())
+        if isinstance(thing, Tensor):  # its values were said
             return
         if isinstance(thing, types.BuiltinFunctionType):
             self.say(thing.__module__, thing.__qualname__)
+            if not isinstance(thing.__self__, types.ModuleType):
+                self.add(thing.__self__)
+        elif (parts := _pickled(thing)) is not None:
+            for one in parts:
+                self.add(one)
+        elif hasattr(thing, "__dict__") or held or not _installed(type(thing).__module__):
+            return
         elif isinstance(thing, (range, slice, bytearray)):
             self.say(repr(thing))
-        elif type(thing) is not object:
+        elif type(thing) is not object and not isinstance(thing, (*_PLAIN, *_CONTAINERS)):
             self.opaque.add(type(thing).__qualname__)
             self.say("opaque", _RUN, id(thing))
 
@@ -259,9 +293,35 @@ def _is_cached(thing: Any, name: str) -> bool:
     return isinstance(inspect.getattr_static(type(thing), name, None), functools.cached_property)
 
 
-def _slots(one: type) -> Iterable[str]:
+def _slots(one: type) -> Iterator[str]:
+    """A class's slots by the names that its objects have them under: private ones begin with the class's."""
     slots = vars(one).get("__slots__", ())
-    return (slots,) if isinstance(slots, str) else slots
+    for name in (slots,) if isinstance(slots, str) else slots:
+        private = name.startswith("__") and not name.endswith("__")
+        yield f"_{one.__name__.lstrip('_')}{name}" if private else name
+
+
+def _contents(cell: types.CellType) -> Any:
+    """What a closure's cell holds; `...` where nothing has been put into it yet."""
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return ...
+
+
+def _pickled(thing: Any) -> list[Any] | None:
+    """What an object would be made of again; None where its class does not say."""
+    own: Any = type(thing)
+    says = own.__reduce__ is not object.__reduce__ or own.__reduce_ex__ is not object.__reduce_ex__
+    if own not in copyreg.dispatch_table and not says:
+        return None
+    try:
+        parts = copyreg.dispatch_table[own](thing) if own in copyreg.dispatch_table else thing.__reduce_ex__(2)
+    except Exception:  # of whatever kind: the code is somebody else's
+        return None
+    if isinstance(parts, str):
+        return [parts]
+    return [list(one) if isinstance(one, Iterator) else one for one in parts]
 
 
 def _codes(code: types.CodeType) -> Iterable[types.CodeType]:
@@ -272,8 +332,9 @@ def _codes(code: types.CodeType) -> Iterable[types.CodeType]:
             yield from _codes(one)
 
 
-def _package(module: str | None) -> str:
-    return (module or "").partition(".")[0]
+def _package(module: Any) -> str:
+    """The package of a module's name; what Cython makes may have a descriptor in place of one."""
+    return module.partition(".")[0] if isinstance(module, str) else ""
 
 
 @functools.cache

@@ -48,12 +48,18 @@ class Names:
         self.defenses = {id(job.defense): _named(job.treatment.defense, job.defense) for job in jobs}
         self.channels = {name: _named(name, one) for name, one in channels.items()}
         self.fit_on = None if fit_on is None else [identity(fit_on), len(fit_on)]  # type: ignore[arg-type]
-        self.measures = [measures.settings(), *map(identity, (measures.features, measures.lpips, measures.identity))]
+        self.measures = [measures.settings(), *map(identity, measures.made_by)]
 
     @property
     def opaque(self) -> list[str]:
         """What could not be looked into, so that no other run uses what was found with it."""
         return [name for name, one in self._all() if isinstance(one, dict) and one.get("opaque")]
+
+    @property
+    def code(self) -> dict[str, str]:
+        """By name, the hash of what each generator and channel does beside its weights, where it can be told."""
+        everything = {UNTOUCHED: self.base, **self.networks, **{name: one[-1] for name, one in self.channels.items()}}
+        return {name: one["sha256"] for name, one in everything.items() if not one.get("opaque")}
 
     def _all(self) -> Iterator[tuple[str, Any]]:
         yield UNTOUCHED, self.base

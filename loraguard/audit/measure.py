@@ -135,6 +135,12 @@ class Measures:
             found["stamp_rate"] = detector(preds).to(preds)
         return found
 
+    @property
+    def made_by(self) -> list[Any]:
+        """What computes the figures, as far as somebody else may have written it."""
+        detectors = [self.detectors[name] for name in sorted(self.detectors)]
+        return [self.features, self.lpips, self.identity, *detectors, *filter(None, (self.clip, self.brisque))]
+
     def settings(self) -> dict[str, Any]:
         """All that the figures depend on, and what computes them, as JSON takes it."""
         return {

@@ -13,6 +13,9 @@ from loraguard.data import PhotoHashes
 from .checks import Check
 from .situation import KNOWLEDGE
 
+TWICE = 0.01
+"""The share of audited photos that may be versions of another one."""
+
 MOST = 5_000
 """Photos of a data set that are looked at; a fit or a calibration takes fewer."""
 
@@ -27,13 +30,27 @@ def hashes_in(dataset: Dataset[Any]) -> PhotoHashes:
     return PhotoHashes.within(dataset, range(min(len(dataset), MOST)))  # type: ignore[arg-type]
 
 
+def distinct(audited: Sequence[tuple[PhotoHashes, PhotoHashes]]) -> int:
+    """How many of the audited photos are no versions of an earlier one.
+
+    Args:
+        audited: hashes of the photos as they are and mirrored, batch after batch.
+    """
+    plain, mirrored = (PhotoHashes.joined(side) for side in zip(*audited, strict=True))
+    alike = plain.like(plain) | mirrored.like(plain)
+    return int((~alike.tril(-1).any(1)).sum())
+
+
 def overlaps(
     audited: Sequence[tuple[PhotoHashes, PhotoHashes]],
     trained_on: Mapping[str, PhotoHashes],
     fitted_on: PhotoHashes | None,
     generators: Sequence[str],
 ) -> Iterator[Check]:
-    """A check for each network whose photos are known, and one for what defenses and detectors are fitted on.
+    """Checks of which photos are audited, and of what networks, defenses and detectors have seen.
+
+    One asks whether audited photos are versions of one another; then there is one for each network whose photos are
+    known, and one for what defenses and detectors are fitted on.
 
     Args:
         audited: hashes of the audited photos, batch after batch.
@@ -42,6 +59,12 @@ def overlaps(
         generators: all names.
     """
     plain, mirrored = (PhotoHashes.joined(side) for side in zip(*audited, strict=True))
+    once = distinct(audited)
+    for name in generators:
+        yield Check(
+            "same-photos-twice", len(plain) - once <= TWICE * len(plain), name, None, KNOWLEDGE,
+            f"{len(plain) - once} of {len(plain)} audited photos are versions of another one; {once} differ.",
+        )  # fmt: skip
     for name, known in trained_on.items():
         same, near = _counts(plain, mirrored, known)
         yield Check(

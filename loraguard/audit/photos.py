@@ -165,7 +165,7 @@ def _items(dataset: Any, indices: Sequence[int]) -> dict[str, Tensor]:
 
 def _as_taken(generator: nn.Module, batch: dict[str, Tensor], names: Sequence[str], draws: Tensor) -> Condition:
     """Edits as another generator takes them: those of these names; where it has none of that name, drawn ones."""
-    edits = conditions_of(generator, labels_of(batch))
+    edits = conditions_of(generator, labels_of(batch, generator=generator))
     drawn, _ = pick_edits(edits, draws)
     wanted = [name if name in edits else other for name, other in zip(names, drawn, strict=True)]
     keys = edits[wanted[0]].keys()

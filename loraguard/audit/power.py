@@ -7,6 +7,7 @@ are independent.
 
 from __future__ import annotations
 
+from functools import cache
 from statistics import NormalDist
 from typing import Any
 
@@ -52,6 +53,7 @@ def _chances(n: NDArray[np.int64], share: float, defenses: int, over: float) -> 
     return np.where(n >= LEAST_PHOTOS, binom.sf(least - 1, n, share), 0.0)
 
 
+@cache
 def photos_to_protect(share: float, defenses: int = 1, over: float = 0.5, power: float = POWER) -> int | None:
     """The least number of photos that show that a defense protects, and of which no larger number shows it less often.
 
@@ -73,6 +75,7 @@ def photos_to_protect(share: float, defenses: int = 1, over: float = 0.5, power:
     return int(n[weak[-1]]) + 1 if len(weak) and n[weak[-1]] < MOST else None
 
 
+@cache
 def least_share(n: int, defenses: int = 1, over: float = 0.5, power: float = POWER) -> float | None:
     """The smallest true DSR, in percents, that n photos show to be above a half often enough; None where none is.
 

@@ -6,13 +6,15 @@ a photo whatever comes before or beside it; and for a defense that does so as we
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from loraguard.channels import Channel
+from loraguard.channels import Channel, published
+from loraguard.defenses import Disrupting
 from loraguard.defenses.base import undisturbed
 from loraguard.generators import Condition
 from loraguard.metrics import mean_squared_error
@@ -23,7 +25,7 @@ from .checks import WHITE_BOX, Check, white_box_of
 from .craft import Crafter, seeded
 from .measure import as_saved
 from .photos import Batch
-from .plan import Job
+from .plan import USUAL, Job
 from .situation import KNOWLEDGE, UNTOUCHED
 from .subjects import Subjects
 
@@ -33,18 +35,57 @@ SAME = 2 / LEVELS_PER_UNIT
 DIRECTIONS = 8
 """Directions in which slopes are compared."""
 
-STEPS = (0.25 / LEVELS_PER_UNIT, 1 / LEVELS_PER_UNIT)
-"""How far a photo is moved to measure a slope, in units of images in [-1, 1]: a quarter of a level of 8 bits, where
-outputs are nearly straight, and a whole level, for networks that round."""
+STEPS = (0.1 / LEVELS_PER_UNIT, 1 / LEVELS_PER_UNIT)
+"""How far a photo is moved to measure a slope, in units of images in [-1, 1]: a tenth of a level of 8 bits, where
+outputs are nearly straight (between the kinks of a max pooling, too), and a whole level, for networks that round."""
 
 CORRELATION, RATIO = 0.95, 0.9
 """The least correlation between slopes measured and slopes that gradients say, and the least ratio of their sizes."""
 
-EDITS = 0.5
-"""A network that edits leaves at most this part of the difference that doing nothing leaves."""
+INSIDE, EDGE = (0.0, 0.03), (0.04, 0.05)
+"""Slopes are compared where attacks are: half of the photos are moved a little, the others to the edge of the usual
+budget, every value by something between these. (On photos themselves equal values lie side by side, on which a max
+pooling has no slope.)"""
+
+STAMPS = 0.95
+"""A detector finds a stamp on at least this part of the outputs that it was laid onto."""
+
+EDITS, MADE = 0.5, 0.75
+"""A network that edits leaves at most this part of the difference that doing nothing leaves, and makes at least this
+part of the edit."""
+
+WORSE = 0.25
+"""By so much more of an attack, in parts of what it does to the untouched generator, may be left on photos that nobody
+has seen, beside twice what is left on those of the audit."""
 
 
-def probe_generator(subjects: Subjects, name: str, batch: Batch, target: Tensor) -> list[Check]:
+@dataclass(frozen=True)
+class Attacked:
+    """Photos of the audit, and some that nobody has seen, as an attack on the untouched generator perturbs them.
+
+    Attributes:
+        known: perturbed photos of the audit, (N, 3, H, W) in [-1, 1].
+        unseen: the mean of each photo and the next one, mirrored and with red and blue exchanged, as it is.
+        perturbed: the same, perturbed.
+    """
+
+    known: Tensor
+    unseen: Tensor
+    perturbed: Tensor
+
+    @classmethod
+    def of(cls, subjects: Subjects, batch: Batch, eps: float) -> Attacked:
+        """By PGD with ten steps of this budget."""
+        unseen = (batch.images + batch.images.roll(1, 0)).flip(1, 3) / 2
+        attack = Disrupting(eps)
+        with subjects.one(UNTOUCHED) as network, seeded(0):
+            known, perturbed = (attack(network, images, batch.condition) for images in (batch.images, unseen))
+        return cls(known, unseen, perturbed)
+
+
+def probe_generator(
+    subjects: Subjects, name: str, batch: Batch, target: Tensor, whole: Batch, attacked: Callable[[], Attacked]
+) -> list[Check]:
     """Try a generator on some photos.
 
     Args:
@@ -52,9 +93,11 @@ def probe_generator(subjects: Subjects, name: str, batch: Batch, target: Tensor)
         name: of the one to try.
         batch: photos with their edits.
         target: what it should give, (N, 3, H', W') in [-1, 1].
+        whole: the audit's batch that begins with them.
+        attacked: gives the photos as an attack perturbs them.
     """
     with subjects.one(name) as network:
-        return list(_generator_checks(subjects, name, network, batch, target))
+        return list(_generator_checks(subjects, name, network, batch, target, whole, attacked))
 
 
 def what_draws(subjects: Subjects, channels: Mapping[str, Channel], batch: Batch) -> set[str]:
@@ -73,7 +116,13 @@ def what_draws(subjects: Subjects, channels: Mapping[str, Channel], batch: Batch
 
 
 def _generator_checks(
-    subjects: Subjects, name: str, network: nn.Module, batch: Batch, target: Tensor
+    subjects: Subjects,
+    name: str,
+    network: nn.Module,
+    batch: Batch,
+    target: Tensor,
+    whole: Batch,
+    attacked: Callable[[], Attacked],
 ) -> Iterator[Check]:
     images, condition = batch.images, batch.of(name)
 
@@ -96,14 +145,15 @@ def _generator_checks(
         order = list(reversed(range(len(images))))
         turned = outputs(images[order], {key: value[order] for key, value in condition.items()})[order]
         alone = torch.cat([outputs(images[i : i + 1], _rows(condition, [i])) for i in range(len(images))])
-        moved = max(float((one - first).abs().max()) for one in (turned, alone))
+        among = outputs(whole.images, whole.of(name))[: len(images)]
+        moved = max(float((one - first).abs().max()) for one in (turned, alone, among))
         yield Check(
             "depends-on-the-batch", moved <= SAME, name, None, KNOWLEDGE,
-            f"In another order, or alone, the same photos give outputs that differ by up to {moved:.3g} (allowed: "
-            f"{SAME:.3g}).",
+            f"In another order, alone, or in a batch of {len(whole)}, the same photos give outputs that differ by up "
+            f"to {moved:.3g} (allowed: {SAME:.3g}).",
         )  # fmt: skip
-    yield from _edits(subjects, name, outputs, batch, first, target)
-    correlation, ratio = slopes(network, images, condition)
+    yield from _edits(subjects, name, outputs, batch, first, target, attacked)
+    correlation, ratio = slopes(network, whole.images, whole.of(name), len(images))
     yield Check(
         "gradients-do-not-fit", correlation >= CORRELATION and RATIO <= ratio <= 1 / RATIO, name, None,
         white_box_of(name),
@@ -119,45 +169,71 @@ def _edits(
     batch: Batch,
     first: Tensor,
     target: Tensor,
+    attacked: Callable[[], Attacked],
 ) -> Iterator[Check]:
     """Whether a network edits, and photos that it cannot know as well."""
     if name == UNTOUCHED or name in subjects.others or first.shape != batch.images.shape:
         return
+    tried = attacked()
     nothing = mean_squared_error(as_saved(name, batch.images, batch.images), target).mean().item()
     left = mean_squared_error(as_saved(name, first, batch.images), target).mean().item()
+    edit = target - batch.images
+    made = float(((first - batch.images) * edit).sum() / edit.square().sum().clamp_min(1e-12))
     yield Check(
-        "does-not-edit", left <= EDITS * nothing, name, None, KNOWLEDGE,
+        "does-not-edit", left <= EDITS * nothing and made >= MADE, name, None, KNOWLEDGE,
         f"On clean photos its outputs are {left:.4f} (MSE) from what they should be, and the photos themselves "
-        f"{nothing:.4f} (allowed: {EDITS:.0%} of that).",
+        f"{nothing:.4f} (allowed: {EDITS:.0%} of that); it makes {made:.0%} of the edit (at least {MADE:.0%}).",
     )  # fmt: skip
-    turned = batch.images.flip(1, 3)
-    wanted = subjects.target(name, as_saved(UNTOUCHED, subjects.outputs(UNTOUCHED, turned, batch.condition), turned))
-    with subjects.one(name):
-        unseen = mean_squared_error(as_saved(name, outputs(turned, batch.condition), turned), wanted).mean().item()
-    nothing = mean_squared_error(turned, wanted).mean().item()
+
+    def given(generator: str, photos: Tensor) -> Tensor:
+        with subjects.one(generator), seeded(0):
+            return as_saved(generator, subjects.outputs(generator, photos, batch.condition), photos)
+
+    plain = given(UNTOUCHED, tried.unseen)
+    wanted = subjects.target(name, plain)
+    unseen = mean_squared_error(given(name, tried.unseen), wanted).mean().item()
+    nothing = mean_squared_error(tried.unseen, wanted).mean().item()
     yield Check(
         "only-known-photos", unseen <= max(EDITS * nothing, 2 * left), name, None, KNOWLEDGE,
-        f"Mirrored and with red and blue exchanged, as nobody has seen them, photos give outputs that are {unseen:.4f} "
-        f"(MSE) from what they should be; as they are, {left:.4f}; and doing nothing leaves {nothing:.4f}.",
+        f"On means of two photos, mirrored and with red and blue exchanged, as nobody has seen them, its outputs are "
+        f"{unseen:.4f} (MSE) from what they should be; on photos as they are, {left:.4f}; doing nothing leaves "
+        f"{nothing:.4f}.",
+    )  # fmt: skip
+    untouched = given(UNTOUCHED, batch.images)
+    parts = []
+    for photos, clean, own in ((tried.known, untouched, target), (tried.perturbed, plain, wanted)):
+        most = mean_squared_error(given(UNTOUCHED, photos), clean).mean().item()
+        parts.append(mean_squared_error(given(name, photos), own).mean().item() / max(most, 1e-4))
+    yield Check(
+        "only-known-photos", parts[1] <= 2 * parts[0] + WORSE, name, None, KNOWLEDGE,
+        f"Of what PGD does to the untouched generator {parts[0]:.0%} is left on photos of the audit, and "
+        f"{parts[1]:.0%} on means of two photos that nobody has seen (allowed: twice as much and {WORSE:.0%}).",
     )  # fmt: skip
 
 
-def slopes(network: nn.Module, images: Tensor, condition: Condition, seed: int = 0) -> tuple[float, float]:
+def slopes(
+    network: nn.Module, images: Tensor, condition: Condition, count: int | None = None, seed: int = 0
+) -> tuple[float, float]:
     """How well a network's gradients say what its outputs do.
 
     The slope of `sum(R * G(x, c))` for fixed random weights R is measured along directions of random signs by central
-    differences, and taken from the gradient; by those of :data:`STEPS` at which the two agree best.
+    differences, and taken from the gradient; by those of :data:`STEPS` at which the two agree best. Photos are moved
+    within the usual budget first, as an attack does (:data:`INSIDE`, :data:`EDGE`). Then the gradient is taken once
+    more as an attack takes it: of all images at once, of a sum as small as a mean over all values, and of images that
+    come from something else.
 
     Args:
         network: from images to images.
         images: (N, 3, H, W) in [-1, 1].
         condition: the edit of each.
+        count: of how many of the first images slopes are measured; None for all.
         seed: of weights and directions.
 
     Returns:
         The correlation of the two over directions and images, and the size of the gradient's slopes in units of the
-        measured ones (root mean squares). Both are 1 for exact gradients; where outputs do not move at all, 0 and 0, or
-        1 and 1 where the gradient says so too.
+        measured ones (root mean squares); of photos that were moved little, of those that were moved far, and of the
+        gradient as an attack takes it beside the first one, where they fit worst. Both are 1 for exact gradients; where
+        outputs do not move at all, 0 and 0, or 1 and 1 where the gradient says so too.
 
     Example:
         >>> from loraguard.data import DemoFaces
@@ -168,27 +244,50 @@ def slopes(network: nn.Module, images: Tensor, condition: Condition, seed: int =
         (True, True)
     """
     draws = torch.Generator().manual_seed(seed)
+    points = images.detach().clone()
+    count = len(points) if count is None else count
+    for part, (least, most) in enumerate((INSIDE, EDGE)):
+        drawn = 2 * torch.rand(points[part::2].shape, generator=draws) - 1
+        points[part::2] += (drawn.sign() * (least + (most - least) * drawn.abs())).to(points)
+    points = points.clamp(-1, 1)
+    some, edits = points[:count], _rows(condition, list(range(count)))
     with undisturbed(network), seeded(seed):
-        leaf = images.detach().clone().requires_grad_()
+        leaf = some.clone().requires_grad_()
         with torch.enable_grad():
-            given = network(leaf, **condition)
+            given = network(leaf, **edits)
             weights = torch.randn(given.shape, generator=draws).to(given) / given[0].numel() ** 0.5
-            total = (weights * given).sum()
-            gradient = torch.autograd.grad(total, leaf, allow_unused=True)[0] if total.requires_grad else None
-    gradient = torch.zeros_like(images) if gradient is None else gradient
-    signs = [torch.randint(0, 2, images.shape, generator=draws).to(images) * 2 - 1 for _ in range(DIRECTIONS)]
+            gradient = _gradient((weights * given).sum(), leaf)
+    with undisturbed(network), seeded(seed):
+        leaf = points.clone().requires_grad_()
+        with torch.enable_grad():
+            total = (weights * network(leaf * 1, **condition)[:count]).sum()
+            scale = 1 / (weights.numel() * given[0].numel() ** 0.5)
+            attacked = _gradient(scale * total, leaf)[:count] / scale
+    signs = [torch.randint(0, 2, some.shape, generator=draws).to(images) * 2 - 1 for _ in range(DIRECTIONS)]
     said = torch.stack([(gradient.double() * one).flatten(1).sum(1) for one in signs])
 
     @torch.no_grad()
     def total_of(moved: Tensor) -> Tensor:
         with seeded(seed):
-            return (weights * network(moved, **condition)).double().flatten(1).sum(1)
+            return (weights * network(moved, **edits)).double().flatten(1).sum(1)
 
     fits = []
     for step in STEPS:
-        ends = [(total_of(images + step * one), total_of(images - step * one)) for one in signs]
-        fits.append(_fit(said, torch.stack([(up - down) / (2 * step) for up, down in ends])))
-    return max(fits, key=lambda fit: min(fit[0], fit[1], 1 / max(fit[1], 1e-9)))
+        ends = [(total_of(some + step * one), total_of(some - step * one)) for one in signs]
+        seen = torch.stack([(up - down) / (2 * step) for up, down in ends])
+        fits.append([_fit(said[:, part::2], seen[:, part::2]) for part in range(min(2, count))])
+    per_part = [max(fits_of_part, key=_goodness) for fits_of_part in zip(*fits, strict=True)]
+    return min([*per_part, _fit(attacked.double(), gradient.double())], key=_goodness)
+
+
+def _gradient(total: Tensor, leaf: Tensor) -> Tensor:
+    """Zeros where nothing depends on the leaf."""
+    found = torch.autograd.grad(total, leaf, allow_unused=True)[0] if total.requires_grad else None
+    return torch.zeros_like(leaf) if found is None else found
+
+
+def _goodness(fit: tuple[float, float]) -> float:
+    return min(fit[0], fit[1], 1 / max(fit[1], 1e-9))
 
 
 def _fit(said: Tensor, seen: Tensor) -> tuple[float, float]:
@@ -200,7 +299,9 @@ def _fit(said: Tensor, seen: Tensor) -> tuple[float, float]:
     return float(correlation), float(sizes[0] / sizes[1])
 
 
-def probe_defense(craft: Crafter, job: Job, batch: Batch, target: Tensor) -> tuple[list[Check], str]:
+def probe_defense(
+    craft: Crafter, job: Job, batch: Batch, target: Tensor, seen: Tensor | None = None
+) -> tuple[list[Check], str]:
     """Try a defense on some photos: twice, photo by photo, and with another target.
 
     Args:
@@ -208,6 +309,8 @@ def probe_defense(craft: Crafter, job: Job, batch: Batch, target: Tensor) -> tup
         job: of the defense.
         batch: photos with their edits.
         target: what the generator that is attacked should give.
+        seen: the MSE of the outputs on these photos as the audit has crafted them, in a larger batch, (N,); where it is
+            not known, they are crafted in a batch of their own.
 
     Returns:
         The checks, and what the defense drives outputs away from: "target", what outputs are compared with in the
@@ -227,13 +330,13 @@ def probe_defense(craft: Crafter, job: Job, batch: Batch, target: Tensor) -> tup
     if differ <= SAME:
         single = [batch.rows([i]) for i in range(len(batch))]
         alone = torch.cat([craft.perturbed(job, one, target[i : i + 1]) for i, one in enumerate(single)])
-        spoilt, spoilt_alone = (_spoilt(craft, job, batch, photos, target) for photos in (first, alone))
-        a, b = float(spoilt.mean()), float(spoilt_alone.mean())
+        a = float((_spoilt(craft, job, batch, first, target) if seen is None else seen).mean())
+        b = float(_spoilt(craft, job, batch, alone, target).mean())
         checks.append(
             Check(
                 "crafted-otherwise-alone", min(a, b) >= 0.5 * max(a, b) or max(a, b) < 1e-3, on, name, knowledge,
-                f"Crafted in a batch of {len(batch)}, its photos spoil outputs by {a:.4f} (MSE); crafted one by one, "
-                f"by {b:.4f} (allowed: twice as much).",
+                f"Crafted in a batch, as the audit does, its photos spoil outputs by {a:.4f} (MSE); crafted one by "
+                f"one, later, by {b:.4f} (allowed: twice as much).",
             )
         )  # fmt: skip
     other = craft.perturbed(job, batch, -target)
@@ -241,9 +344,32 @@ def probe_defense(craft: Crafter, job: Job, batch: Batch, target: Tensor) -> tup
     return checks, objective
 
 
+def probe_channel(name: str, channel: Channel, batch: Batch, generators: Sequence[str]) -> Iterator[Check]:
+    """Whether a channel does anything to photos, as they are published with noise of the usual budget on them."""
+    with seeded(0):
+        photos = published((batch.images + USUAL * torch.randn_like(batch.images).sign()).clamp(-1, 1), batch.images)
+        moved = float((channel(photos) - photos).abs().max())
+    for generator in generators:
+        yield Check(
+            "channel-does-nothing", moved > 1.01 / LEVELS_PER_UNIT, generator, None, KNOWLEDGE,
+            f"{name} changes values by at most {moved * LEVELS_PER_UNIT:.2f} of 255 levels: its rows are those without "
+            "a channel.", name,
+        )  # fmt: skip
+
+
+def probe_stamp(name: str, rate: float) -> Iterator[Check]:
+    """Whether a generator's detector finds the stamp where it was laid onto outputs; `rate` is on how many."""
+    yield Check(
+        "stamp-not-found", rate >= STAMPS, name, None, KNOWLEDGE,
+        f"With the stamp itself laid onto the untouched generator's outputs, the detector finds it on {rate:.1%} (at "
+        f"least {STAMPS:.0%}).",
+    )  # fmt: skip
+
+
 def _spoilt(craft: Crafter, job: Job, batch: Batch, photos: Tensor, target: Tensor) -> Tensor:
     with seeded(mixed(job.seed, batch.start)):
-        outputs = craft.subjects.outputs(job.crafted_on, photos, batch.of(job.crafted_on))
+        held = craft.held(job, photos, batch.images).photos
+        outputs = craft.subjects.outputs(job.crafted_on, held, batch.of(job.crafted_on))
     return mean_squared_error(as_saved(job.crafted_on, outputs, photos), target)
 
 

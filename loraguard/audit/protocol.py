@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -13,7 +12,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from loraguard.defenses import Fittable
-from loraguard.files import writable_folder
+from loraguard.files import temporary_folder, writable_folder
 
 from .checks import examine
 from .craft import must_fit
@@ -21,7 +20,7 @@ from .detectability import detections
 from .gather import gather
 from .measure import Measures
 from .options import AuditOptions
-from .overlap import hashes_in, overlaps
+from .overlap import distinct, hashes_in, overlaps
 from .photos import Photos
 from .plan import Job, plan
 from .power import planned
@@ -105,7 +104,7 @@ def run_audit(
         if folder is None:
             if share.of > 1:
                 raise ValueError(f"{share.of} processes need an output_dir to share what they find.")
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="loraguard-"))
+            folder = stack.enter_context(temporary_folder())
         store = Store(writable_folder(folder) / "cells")
         stack.enter_context(subjects.in_eval_mode())
         run = Run(
@@ -130,7 +129,9 @@ def run_audit(
     known, kept = dict(options.trained_on or {}), None if options.fit_on is None else hashes_in(options.fit_on)
     result.settings["trained_on"] = {name: len(one) for name, one in known.items()}
     result.checks += subjects.made_for_others(run.names.hashes)
-    result.checks += overlaps(list(log.likeness.values()), known, kept, subjects.names)
+    audited = [log.likeness[start] for start in sorted(log.likeness)]
+    result.settings["distinct_photos"] = distinct(audited)
+    result.checks += overlaps(audited, known, kept, subjects.names)
     result.checks += examine(result)
     return result
 

@@ -53,7 +53,7 @@ def write_report(
     with whole_files(folder, "report", kept) as draft:
         write_json(draft / "audit.json", {**result.to_dict(), "verdict": verdict(result)})
         result.write_per_image(draft)
-        draw_grid(result).save(draft / "grid.png")
+        draw_grid(result).save(draft / "grid.png", compress_level=3)  # half of the time, 7% larger
         (draft / "report.md").write_text(markdown(result), encoding="utf-8")
         summary = summary_csv(result).encode()
         (draft / "summary.csv").write_bytes(summary)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -21,13 +21,14 @@ from loraguard.metrics import psnr
 from loraguard.pixels import to_bytes
 from loraguard.training.sampling import mixed
 
+from .checks import Check
 from .craft import Crafter, check_likeness, farthest, seeded
 from .keys import Names
 from .measure import Measures, as_saved
 from .overlap import hashes_of
 from .photos import Batch, Photos
-from .plan import Job
-from .probes import probe_defense, probe_generator
+from .plan import USUAL, Job
+from .probes import Attacked, probe_channel, probe_defense, probe_generator, probe_stamp
 from .share import Share
 from .situation import NO_CHANNEL, SHARES, UNTOUCHED
 from .store import Store, jsonable, key_of, number
@@ -45,13 +46,14 @@ class Piece:
         job: what was done.
         start: of the batch.
         key: of the piece in the store.
-        passes: the forward passes, pairs of a generator and a channel, by the name of what they found.
+        passes: for each forward pass, a pair of a generator and a channel, the name of what it found; channels that are
+            the same share it.
     """
 
     job: Job
     start: int
     key: str
-    passes: dict[str, tuple[str, str]]
+    passes: dict[tuple[str, str], str]
 
     @property
     def row(self) -> str:
@@ -68,7 +70,7 @@ class Log:
         edits: the edit of each photo, by the start of the batch.
         hashes: what each photo with its edit is, likewise.
         pieces: where findings are stored, in the order of the jobs, likewise.
-        probes: keys of what the probes have found.
+        probes: keys of what the probes have found; what an earlier run has found is not believed.
         likeness: hashes of the photos, as they are and mirrored, likewise.
         anew: the rows whose stored figures did not come out again, so that all of them were computed anew.
     """
@@ -124,6 +126,7 @@ class Run:
         silent = self.craft.silent = disable_tqdm or share.number > 0
         log = Log()
         starts = list(self.photos.starts)
+        first: tuple[Batch, Clean] | None = None
         own = starts[share.number :: share.of]
         if self.photos.given and not self.allow_large_change:
             self._check_given(own)
@@ -142,15 +145,16 @@ class Run:
                     else:
                         self.store.write(piece.key, *self._found(piece, whole, clean))
                     bar.update(piece.job.cost)
-                if start == starts[0] and share.of == 1:
-                    log.probes = self._probed(whole, clean)
-            if 0 < share.number == min(share.of, len(starts)) - 1:  # which has fewest batches
-                self._probe_first()
+                if start == starts[0]:
+                    first = whole, clean
             log.anew = self._again(stored)
+            # At the end, when a network that counts its calls has been called most; by who has fewest batches.
+            if share.number == min(share.of, len(starts)) - 1:
+                log.probes = self._probed(*(first or self._first()), log.anew)
         share.wait()
         for start in set(starts) - set(own):  # what the other processes have done
             self._enter(log, self.photos.batch(start))
-        log.probes = log.probes or self._probe_first()
+        log.probes = log.probes or self._probed(*self._first())
         return log
 
     def _check_given(self, starts: Sequence[int]) -> None:
@@ -167,7 +171,7 @@ class Run:
                 job,
                 batch.start,
                 self.names.piece(job, batch),
-                {self.names.forward(*one, batch): one for one in job.passes},
+                {one: self.names.forward(*one, batch) for one in job.passes},
             )
             for job, batch in self._parts(whole)
         ]
@@ -181,7 +185,7 @@ class Run:
 
     def _is_stored(self, piece: Piece) -> bool:
         found = self.store.read(piece.key)
-        return found is not None and piece.passes.keys() <= found["passes"].keys()
+        return found is not None and {*piece.passes.values()} <= found["passes"].keys()
 
     def _again(self, stored: Mapping[str, Sequence[Piece]]) -> list[str]:
         """Compute one stored piece of each row again, drawn at random; where it differs, compute the whole row anew.
@@ -198,8 +202,12 @@ class Run:
             whole = self.photos.batch(start)
             clean = Clean(self.subjects, whole)
             for piece in pieces:
-                found, _ = self._found(piece, whole, clean)
-                if not agree(self.store.read(piece.key) or {}, found):
+                found, tensors = self._found(piece, whole, clean)
+                kept = self.store.pictures(piece.key)
+                if not (
+                    agree(self.store.read(piece.key) or {}, found)
+                    and all(_alike(kept.get(name), one) for name, one in tensors.items())
+                ):
                     anew.append(piece.row)
         for row in anew:
             for piece in stored[row]:
@@ -207,33 +215,77 @@ class Run:
                 self.store.write(piece.key, *self._found(piece, whole, Clean(self.subjects, whole)))
         return anew
 
-    def _probe_first(self) -> list[str]:
+    def _first(self) -> tuple[Batch, Clean]:
         whole = self.photos.batch(0)
-        return self._probed(whole, Clean(self.subjects, whole))
+        return whole, Clean(self.subjects, whole)
 
-    def _probed(self, whole: Batch, clean: Clean) -> list[str]:
-        """Try every generator and every defense on some photos; what came out is stored under these keys."""
+    def _probed(self, whole: Batch, clean: Clean, anew: list[str] | None = None) -> list[str]:
+        """Try every generator and every defense on some photos; what came out is stored under these keys.
+
+        Args:
+            whole: the first batch.
+            clean: of that batch.
+            anew: gets the names of those of which another run has stored something else; without it, what is stored is
+                what another process of this run has found.
+        """
         keys = []
         sample = whole.first(whole.start + PROBED)
+
+        def probe(key: str, name: str, found: Callable[[], dict[str, Any]]) -> None:
+            keys.append(key)
+            stored = self.store.read(key)
+            if stored is not None and anew is None:
+                return
+            made = found()
+            if stored is not None and anew is not None and _flagged(stored) != _flagged(made):
+                anew.append(f"{name}, as it was probed")
+            self.store.write(key, made, {})
+
+        @cache
+        def attacked() -> Attacked:
+            budgets = [job.treatment.eps for job in self.jobs if job.treatment.knowledge == "noise"]
+            return Attacked.of(self.subjects, sample, max((eps for eps in budgets if eps is not None), default=USUAL))
+
+        def of_generator(name: str) -> dict[str, Any]:
+            target = clean.target(name)[: len(sample)]
+            checks = probe_generator(self.subjects, name, sample, target, whole, attacked)
+            return _listed(checks)
+
+        def of_defense(job: Job) -> dict[str, Any]:
+            target = clean.target(job.crafted_on)[: len(sample)]
+            checks, objective = probe_defense(self.craft, job, sample, target, self._seen(job, whole, len(sample)))
+            return {**_listed(checks), "defense": job.treatment.defense, "objective": objective}
+
         for name in self.subjects.names:
             key = key_of("probe", self.names.weights(name), sample.hashes)
-            if self.store.read(key) is None:
-                checks = probe_generator(self.subjects, name, sample, clean.target(name)[: len(sample)])
-                self.store.write(key, {"checks": [asdict(one) for one in checks]}, {})
-            keys.append(key)
+            probe(key, name, partial(of_generator, name))
+        names = self.subjects.names
+        for name, channel in self.channels.items():
+            if name != NO_CHANNEL:
+                key = key_of("probe", self.names.channels[name], sample.hashes, names)
+                probe(
+                    key, name, lambda name=name, channel=channel: _listed(probe_channel(name, channel, sample, names))
+                )
+        for name in self.subjects.stamps:
+            detector = self.measures.detectors.get(name)
+            if self.subjects.stamps[name] is not None and detector is not None:
+                key = key_of("probe", self.names.forward(name, NO_CHANNEL, whole), whole.hashes)
+                rate = detector(clean.target(name)).float().mean().item()
+                probe(key, name, lambda name=name, rate=rate: _listed(probe_stamp(name, rate)))
         for job in self.jobs:
             treatment = job.treatment
             if (treatment.role, treatment.knowledge, job.seed) != ("main", "no-leak", self.jobs[0].seed):
                 continue
             if job.defense is None or treatment.defense in sample.given:
                 continue
-            key = key_of("probe", self.names.piece(job, sample))
-            if self.store.read(key) is None:
-                checks, objective = probe_defense(self.craft, job, sample, clean.target(job.crafted_on)[: len(sample)])
-                found = {"checks": [asdict(one) for one in checks], "defense": treatment.defense}
-                self.store.write(key, found | {"objective": objective}, {})
-            keys.append(key)
+            probe(key_of("probe", self.names.piece(job, sample)), treatment.defense, partial(of_defense, job))
         return keys
+
+    def _seen(self, job: Job, whole: Batch, count: int) -> Tensor | None:
+        """The MSE that was found on the first photos of a batch; None where nobody has looked yet."""
+        stored = self.store.read(self.names.piece(job, whole)) or {"passes": {}}
+        found = stored["passes"].get(self.names.forward(job.crafted_on, NO_CHANNEL, whole))
+        return None if found is None else torch.tensor([number(one) for one in found["mse"][:count]])
 
     def _found(self, piece: Piece, whole: Batch, clean: Clean) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """What a job finds on a batch: figures, and pictures and features as tensors."""
@@ -244,7 +296,9 @@ class Run:
         shown = {"photo": photos} if batch.start < self.pictures and job.treatment.role == "main" else {}
         features: dict[str, Tensor] = {}
         passes: dict[str, dict[str, list[float | None]]] = {}
-        for name, (generator, channel) in piece.passes.items():
+        for (generator, channel), name in piece.passes.items():
+            if name in passes:
+                continue
             with seeded(mixed(job.seed, batch.start)):
                 outputs = self.subjects.outputs(generator, self.channels[channel](photos), batch.of(generator))
             preds = as_saved(generator, outputs, batch.images)
@@ -310,16 +364,42 @@ def agree(stored: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
 
     The means of each metric may differ by a tenth, or, of what is 0 or 1 on each image, by two images.
     """
-    for name, metrics in found["passes"].items():
-        for metric, values in metrics.items():
-            before = stored.get("passes", {}).get(name, {}).get(metric)
-            if before is None or len(before) != len(values):
-                return False
-            a, b = (torch.tensor([number(one) for one in them], dtype=torch.float64) for them in (before, values))
-            if not torch.equal(a.isfinite(), b.isfinite()):
+    made = {(name, metric): values for name, metrics in _figures(found).items() for metric, values in metrics.items()}
+    for (name, metric), values in made.items():
+        before = _figures(stored).get(name, {}).get(metric)
+        if before is None or len(before) != len(values):
+            return False
+        a, b = (torch.tensor([number(one) for one in them], dtype=torch.float64) for them in (before, values))
+        if not torch.equal(a.isfinite(), b.isfinite()):
+            if "psnr" in metric:  # which is infinite where nothing differs
                 continue
-            rate = metric in SHARES
-            allowed = 2 / len(a) if rate else 0.1 * float(b[b.isfinite()].abs().mean().nan_to_num()) + 1e-4
-            if abs(float((a - b).nan_to_num().mean())) > allowed:
-                return False
+            return False
+        rate = metric in SHARES
+        allowed = 2 / len(a) if rate else 0.1 * float(b[b.isfinite()].abs().mean().nan_to_num()) + 1e-4
+        if abs(float((a - b).nan_to_num().mean())) > allowed:
+            return False
     return True
+
+
+def _figures(piece: Mapping[str, Any]) -> dict[str, Any]:
+    """A piece's figures by what they are of: each forward pass, and the photos."""
+    return {**piece.get("passes", {}), "photo": piece.get("photo", {})}
+
+
+def _alike(stored: Tensor | None, found: Tensor) -> bool:
+    """Whether pictures or features are the same but for rounding: on average a tenth of a value may differ."""
+    if stored is None or stored.shape != found.shape:
+        return False
+    off, size = (stored.double() - found.double()).abs().mean(), found.double().abs().mean()
+    return bool(off <= 0.1 * size + 1e-4) or not bool((off + size).isfinite())
+
+
+def _listed(checks: Iterable[Check]) -> dict[str, Any]:
+    """Checks as they are stored."""
+    return {"checks": [asdict(one) for one in checks]}
+
+
+def _flagged(probed: Mapping[str, Any]) -> list[Any]:
+    """What a probe has found, without figures that other processors round otherwise."""
+    checks = probed.get("checks", ())
+    return [probed.get("objective"), *([one["name"], one["passed"]] for one in checks)]

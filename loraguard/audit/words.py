@@ -10,6 +10,7 @@ from loraguard.pixels import LEVELS_PER_UNIT
 
 from .claim import best_of, called, dsr_of, flagged_words, flags_of, hardest, headline, listed, mean_of, rows_of
 from .glossary import COLUMNS, CONTROLS, KNOWLEDGE_HELP, Column
+from .names import SUCCESS
 from .power import power_words
 from .result import AuditResult
 from .situation import KNOWLEDGE_WORDS, NO_CHANNEL, UNTOUCHED, Situation, Treatment
@@ -124,12 +125,22 @@ def tried(result: AuditResult) -> dict[str, str]:
     attacks = dict.fromkeys(one.treatment.defense for one in result.find(role="check"))
     tries = result.find(role="check")
     failed = sum(not check.passed for check in result.checks)
-    found["Checks"] = (
-        f"{len(attacks)} further attacks on {tries[0].values['mse'].shape[1]} photos tried to prove the figures wrong. "
-        if tries
-        else "No further attacks tried to prove the figures wrong. "
-    ) + (f"{failed} of {_count(len(result.checks), 'check')} failed." if result.checks else "")
+    text = "No further attacks tried to prove the figures wrong. "
+    if tries:
+        text = f"{len(attacks)} further attacks on {tries[0].values['mse'].shape[1]} photos tried to prove the figures "
+        text += f"wrong. {_aimed(result)}"
+    if result.checks:
+        text += f"{failed} of {_count(len(result.checks), 'check')} failed."
+    found["Checks"] = text
     return {label: text.strip() for label, text in found.items()}
+
+
+def _aimed(result: AuditResult) -> str:
+    """What attacks drive up, where it is not what counts as success."""
+    metric = result.settings.get("success", SUCCESS).partition(":")[0]
+    if metric in ("mse", "noise"):
+        return ""
+    return f"They drive up the MSE, and not the {metric.upper()} that counts here: an attack on that may spoil more. "
 
 
 def _described(result: AuditResult, name: str) -> str:

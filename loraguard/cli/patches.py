@@ -55,12 +55,18 @@ def train(
     ] = None,
     settings: dict[str, Any],
     rank: Annotated[
-        int | None, typer.Option(min=1, help="The adapter's; by default 8, or 16 with a stamp or a mark.")
+        int | None, typer.Option(min=1, help="The adapter's; by default 8, 16 with a stamp or mark, 128 for CAT.")
     ] = None,
     adapt: Annotated[
-        str, typer.Option(help="What gets the adapter: encoder, decoder, denoiser, several joined by +, or all.")
-    ] = "all",
-    gate_type: Annotated[str, typer.Option(help="What scales each layer's update; none for no gates.")] = "scalar",
+        str | None,
+        typer.Option(
+            help="What gets the adapter: encoder, decoder, denoiser, several joined by +, or all. By default "
+            "all, and of CAT the autoencoder."
+        ),
+    ] = None,
+    gate_type: Annotated[
+        str | None, typer.Option(help="What scales each layer's update: scalar, or none as CAT has it.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
     device: OnDevice = Device.auto,
 ) -> None:
@@ -90,7 +96,8 @@ def train(
         )
         network = load_generator(generator, checkpoint, size=image_size)
         config = adapter_config(network, arguments, rank, gate_type)
-        config.target_modules = layers_in(network, adapt)
+        if adapt is not None:
+            config.target_modules = layers_in(network, adapt)
         attributes = getattr(network, "attributes", ())
         photos = open_data(data, split=split, attributes=attributes, transform=transform_of(network))
         made = train_patch(

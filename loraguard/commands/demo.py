@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -19,7 +18,7 @@ from loraguard.audit import AuditResult, Share, run_audit, write_report
 from loraguard.audit.photos import pick_edits
 from loraguard.data import DemoFaces, collate
 from loraguard.defenses import Disrupting
-from loraguard.files import writable_folder
+from loraguard.files import temporary_folder, writable_folder
 from loraguard.generators import DemoEditor
 from loraguard.stamp import Stamp, StampDetector
 from loraguard.training import PatchTrainer, PatchTrainingArguments, TrainingResult
@@ -155,7 +154,7 @@ class Work:
         assert model is not None
         return model.to(PartialState().device if self.device == "auto" else "cpu")
 
-    def audit(self, model: PeftModel, cells: str, share: Share) -> AuditResult:
+    def audit(self, model: PeftModel, cells: Path, share: Share) -> AuditResult:
         """Audit all three generators, or do a share of it."""
         settings = self.settings
         return run_audit(
@@ -211,7 +210,7 @@ def run_demo(
     auditing = f"Auditing on {settings.test_images} faces that no patch was trained on"
     training: dict[str, TrainingResult] = {}
     with (
-        tempfile.TemporaryDirectory(prefix="loraguard-") as cells,
+        temporary_folder() as cells,
         one_thread() if device == "cpu" else nullcontext(),
     ):
         if processes == 1:
@@ -229,7 +228,7 @@ def run_demo(
     return DemoResult(model, training, audit, write_report(audit, work.folder, training=training))
 
 
-def second_half(first: Sender, work: Work, cells: str) -> None:
+def second_half(first: Sender, work: Work, cells: Path) -> None:
     """What the second process does: the defensive patch, and its share of the audit."""
     first.send(work.train("defensive"))
     first.receive()

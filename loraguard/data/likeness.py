@@ -82,13 +82,13 @@ class PhotoHashes:
         """Which of these photos are among others: (N,), bool, bit by bit; and (N,), bool, as versions of them."""
         known = {bytes(row.tolist()) for row in others.exact}
         exact = torch.tensor([bytes(row.tolist()) in known for row in self.exact], dtype=torch.bool)
-        if not len(others) or not len(self):
-            return exact, torch.zeros(len(self), dtype=torch.bool)
-        mine, theirs = (_signs(one.near) for one in (self, others))
-        agreeing = torch.cat(
-            [(rows @ theirs.T).amax(1) for rows in mine.split(1024)]
-        )  # bits alike less bits that differ
-        return exact, agreeing >= BITS - 2 * NEAR
+        return exact, self.like(others).any(1)
+
+    def like(self, others: PhotoHashes) -> Tensor:
+        """Which of these photos are versions of which others, bool (N, M)."""
+        theirs = _signs(others.near)
+        parts = [_signs(rows) @ theirs.T >= BITS - 2 * NEAR for rows in self.near.split(1024)]  # alike less differing
+        return torch.cat(parts) if len(self) else torch.zeros(0, len(others), dtype=torch.bool)
 
     def save(self, folder: Path, name: str) -> None:
         """Write a safetensors file, whole or not at all."""

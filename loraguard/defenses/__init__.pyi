@@ -22,6 +22,7 @@ from .mixture import Mixture as Mixture
 from .noise import RandomNoise as RandomNoise
 from .photoguard import PhotoGuard as PhotoGuard
 from .photoguard import PhotoGuardDiffusion as PhotoGuardDiffusion
+from .photoguard import PhotoGuardL2 as PhotoGuardL2
 from .plain import AnyDefense as AnyDefense
 from .plain import as_defense as as_defense
 from .plain import needs_fitting as needs_fitting

@@ -35,6 +35,20 @@ class Toward(Term):
         return -super()._once(images)
 
 
+@dataclass(frozen=True)
+class TowardByNorm(Toward):
+    """The distance itself, not squared, which is to shrink: `-|F(C(x), c) - r|`.
+
+    Example:
+        >>> TowardByNorm(nn.Identity(), {}, reference=torch.zeros(1, 3, 3, 3))(torch.ones(1, 3, 3, 3)).tolist()
+        [-5.196...]
+    """
+
+    def _once(self, images: Tensor) -> Tensor:
+        squared = -super()._once(images)
+        return -squared.clamp_min(torch.finfo(squared.dtype).tiny).sqrt()
+
+
 def latents_in(generator: nn.Module, layer: str | None = None) -> Callable[..., Tensor]:
     """The generator as far as its latents: of a layer by name, or of its `latent_layer`."""
     return up_to(generator, layer or latent_of(generator))

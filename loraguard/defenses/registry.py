@@ -28,6 +28,7 @@ DEFENSES = Registry(
         "square": "loraguard.defenses.square:Square",
         "photoguard": "loraguard.defenses.photoguard:PhotoGuard",
         "photoguard-diffusion": "loraguard.defenses.photoguard:PhotoGuardDiffusion",
+        "photoguard-l2": "loraguard.defenses.photoguard:PhotoGuardL2",
         "advdm": "loraguard.defenses.mist:AdvDM",
         "texture": "loraguard.defenses.mist:TextureOnly",
         "mist": "loraguard.defenses.mist:Mist",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
+
+_logger = logging.getLogger(__name__)
+_HALF = {"torch.float16": "float16", "F16": "float16", "torch.bfloat16": "bfloat16", "BF16": "bfloat16"}
 
 COUNTERS = ("num_batches_tracked", "total_ops", "total_params")
 """Last parts of names of tensors that no output depends on: of norms, and of profilers that left them behind."""
@@ -213,6 +217,22 @@ def load_strictly(network: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Load a state dict that fits (:func:`misfit`)."""
     own = network.state_dict()
     network.load_state_dict({**own, **{name: value for name, value in state.items() if name in own}})
+
+
+def say_half(source: str | Path, kinds: Iterable[torch.dtype | str]) -> None:
+    """Log that weights were saved in half precision, where they were: networks compute in float32 here.
+
+    Args:
+        source: the file, folder or id.
+        kinds: of its tensors, as torch or safetensors call them.
+    """
+    found = sorted({name for kind in kinds if (name := _HALF.get(str(kind))) is not None})
+    if found:
+        _logger.warning(
+            "%s: weights in %s are read as float32, twice the memory; outputs differ a little from half precision.",
+            source,
+            " and ".join(found),
+        )
 
 
 def _is_plain(value: Tensor) -> bool:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from .checkpoint import Reading, load_strictly, misfit, readings
+from .checkpoint import Reading, load_strictly, misfit, readings, say_half
 
 if TYPE_CHECKING:
     from .published import PublishedGenerator
@@ -48,14 +49,14 @@ def network_from(cls: type[T], content: Any, source: str, settings: Mapping[str,
             continue  # names of parts of the network
         attempt = _Attempt(cls, reading, settings)
         attempts.append(attempt)
-        if attempt.network is not None:
+        if attempt.fits:
             if official:
-                return _loaded(attempt)
+                return attempt.loaded(source)
             if not any(_same(attempt.state, other.state) for other in found):
                 found.append(attempt)
     if len(found) == 1:
         _logger.warning("%s: weights are read %s.", source, _where(found[0].reading))
-        return _loaded(found[0])
+        return found[0].loaded(source)
     if found:
         several = "; ".join(one.reading.words for one in found[:4])
         raise ValueError(
@@ -66,28 +67,26 @@ def network_from(cls: type[T], content: Any, source: str, settings: Mapping[str,
 
 
 class _Attempt:
-    """A network for one reading, or why there is none."""
+    """Whether one reading is a network's, and what keeps it from that. No weights are made to find out."""
 
     def __init__(self, cls: type[T], reading: Reading, settings: Mapping[str, Any]) -> None:
         self.reading, self.state = reading, dict(cls.without_relics(reading.state))
-        self.network: Any = None
         self.unusable = self.complaint = ""
-        told = cls.settings_from(self.state)
+        self._make = partial(cls, **{**cls.settings_from(self.state), **settings})
         try:
-            with torch.random.fork_rng(devices=[]):  # initial weights are drawn, then overwritten
-                network = cls(**{**told, **settings})
+            with torch.device("meta"):
+                self.complaint = misfit(self._make(), self.state) or ""
         except ValueError as error:
             self.unusable = str(error)
-            return
-        if (complaint := misfit(network, self.state)) is None:
-            self.network = network
-        else:
-            self.complaint = complaint
+        self.fits = not (self.unusable or self.complaint)
 
-
-def _loaded(attempt: _Attempt) -> Any:
-    load_strictly(attempt.network, attempt.state)
-    return attempt.network.eval()
+    def loaded(self, source: str) -> Any:
+        """The network, in evaluation mode; what is in half precision in the file is said."""
+        say_half(source, (tensor.dtype for tensor in self.state.values()))
+        with torch.random.fork_rng(devices=[]):  # initial weights are drawn, then overwritten
+            network = self._make()
+        load_strictly(network, self.state)
+        return network.eval()
 
 
 def _where(reading: Reading) -> str:

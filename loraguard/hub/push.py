@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, Repositor
 from peft import PeftModel
 
 from loraguard.describing import without_paths
-from loraguard.files import write_json
+from loraguard.files import temporary_folder, write_json
 from loraguard.tuner import GatedLoraConfig
 
 from .audit import publishable
@@ -71,8 +70,8 @@ def push_patch(
         ConnectionError: if the Hub or the connection fails, or somebody else pushed at the same time.
     """
     api = HfApi(token=token, library_name="loraguard")
-    with tempfile.TemporaryDirectory(prefix="loraguard-") as temporary:
-        found = _gather(patch, Path(temporary))
+    with temporary_folder() as temporary:
+        found = _gather(patch, temporary)
         findings = _findings(patch, audit, found)
         own_card = None if card is None else read_card(Path(card))
         local = found.folder / CARD

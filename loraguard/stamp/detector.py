@@ -28,6 +28,9 @@ class StampDetector:
         false_positive_rate: what :meth:`calibrate` was asked for; None before.
         calibrated_on: how many unstamped outputs it saw.
 
+    Raises:
+        ValueError: for a threshold that is no score.
+
     Example:
         >>> stamp = Stamp("AI-EDITED")
         >>> noise = torch.rand(50, 3, 96, 96, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -40,6 +43,10 @@ class StampDetector:
     threshold: float = 0.5
     false_positive_rate: float | None = None
     calibrated_on: int = 0
+
+    def __post_init__(self) -> None:
+        if not -1 <= self.threshold <= 1:
+            raise ValueError(f"threshold={self.threshold!r} must be between -1 and 1, as scores are.")
 
     def settings(self) -> dict[str, float | int | None]:
         """Threshold, the false-positive rate that it was set for, and on how many outputs."""

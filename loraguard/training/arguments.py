@@ -38,7 +38,8 @@ class PatchTrainingArguments:
     Args:
         output_dir: a folder for the patch (`adapter_model.safetensors`, `adapter_config.json`), its card, the log
             `training_log.json`, checkpoints and validation pictures.
-        recipe: where settings come from that are not given: fast or paper. "paper" has those of arXiv 2510.03747.
+        recipe: where settings come from that are not given: fast, paper or cat. "paper" has those of arXiv 2510.03747;
+            "cat" is another method (arXiv 2502.07225): plain LoRA of an autoencoder, from protected photos alone.
         stamp: what the patch stamps on every output: a *defensive* patch. None trains a *standard* one.
         mark: the invisible watermark that every output is to carry, beside or without a stamp.
         adversary: crafts the perturbed images of each step on the network as it is patched so far; by the recipe. Any

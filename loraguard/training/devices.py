@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -12,6 +13,12 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 
 from .arguments import PatchTrainingArguments
 from .gradients import asked_for, set_up_zero
+
+
+def refuse_several_processes(what: str) -> None:
+    """Say so where `accelerate launch` or torchrun started more than one."""
+    if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        raise ValueError(f"{what} runs in one process, and there are {processes}: start it without a launcher.")
 
 
 def accelerator_for(args: PatchTrainingArguments, folder: Path) -> Accelerator:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from loraguard.generators import Conditions
 
 from .arguments import PatchTrainingArguments
 from .batches import Batch
+from .devices import refuse_several_processes
 from .recipes import adapter_config
 from .step import Loss, target_of
 from .trainer import PatchTrainer
@@ -135,9 +135,3 @@ def untouched_copy(generator: nn.Module) -> nn.Module:
     """A copy of a network without the adapters that it may have."""
     own = copy.deepcopy(generator)
     return own.unload() if isinstance(own, PeftModel) else own
-
-
-def refuse_several_processes(what: str) -> None:
-    """Say so where `accelerate launch` or torchrun started more than one."""
-    if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
-        raise ValueError(f"{what} runs in one process, and there are {processes}: start it without a launcher.")

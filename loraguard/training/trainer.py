@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -29,11 +29,12 @@ from loraguard.tuner import parameter_groups
 
 from .arguments import PatchTrainingArguments
 from .batches import Batch, Batches
+from .cat import cat_step, check_autoencoder
 from .checkpoints import Checkpoints
 from .checks import check_adapter, check_data
 from .compiling import compiled
 from .coverage import warn_of_unreached_layers
-from .devices import accelerator_for, anywhere, on_main
+from .devices import accelerator_for, anywhere, on_main, refuse_several_processes
 from .gates import Gates
 from .gradients import Gradients, gradients_of
 from .interruption import Interruption
@@ -118,6 +119,9 @@ class PatchTrainer:
         self.accelerator = accelerator_for(args, self.output_dir)
         if isinstance(self.loss, nn.Module):
             self.loss.to(self.accelerator.device)
+        if args.recipe == "cat":
+            check_autoencoder(model)
+            refuse_several_processes("CAT's training")
         self.batches = Batches(dataset, model, conditions, args, self.accelerator)
         self.edits = check_data(model, self.adapter, self.batches, self.layers)
         if args.lr_warmup_steps >= self.total_steps:
@@ -210,7 +214,7 @@ class PatchTrainer:
 
                 openings = self.gates.openings()
                 entry = log.add(step, losses, openings, gradient_norm=norm, learning_rate=rate, skipped=verdict.skipped)
-                self._show(entry, openings, bar)
+                self._show(entry, losses, openings, bar)
                 if args.validation_steps and (step % args.validation_steps == 0 or step == total):
                     bar.write(f"Step {step}: {describe(self._validate(step, log))}")
 
@@ -246,15 +250,26 @@ class PatchTrainer:
         losses: dict[str, Any] = {}
         with gradients.collecting():
             for part in range(several):
-                batch = next(batches)
-                found = patch_step(
-                    self.model, batch.images, batch.condition, adversary=self.args.adversary, stamp=self.layers,
-                    loss=self.loss, backward=lambda value: gradients.backward(value / several), network=network,
-                    no_sync=gradients.no_sync, last=part == several - 1, keys=batch.keys,
-                )  # fmt: skip
+                found = self._one_batch(next(batches), network, gradients, last=part == several - 1)
                 losses = {name: losses.get(name, 0) + value / several for name, value in found.items()}
         means = cast(Tensor, self.accelerator.reduce(torch.stack(list(losses.values())).float(), "mean"))
         return dict(zip(losses, means.tolist(), strict=True))
+
+    def _one_batch(self, batch: Batch, network: nn.Module, gradients: Gradients, *, last: bool) -> dict[str, Tensor]:
+        """Collect the gradients of a batch, by the step that the recipe says; gives its losses."""
+        args = self.args
+
+        def backward(loss: Tensor) -> None:
+            gradients.backward(loss / args.gradient_accumulation_steps)
+
+        if args.recipe == "cat":
+            protected = batch.images[: len(batch.images) // len(batch.edits)]
+            with self.accelerator.autocast():
+                return cat_step(self.model, protected, loss=self.loss, backward=backward)
+        return patch_step(
+            self.model, batch.images, batch.condition, adversary=args.adversary, stamp=self.layers, loss=self.loss,
+            backward=backward, network=network, no_sync=gradients.no_sync, last=last, keys=batch.keys,
+        )  # fmt: skip
 
     @contextmanager
     def _prepared(self) -> Iterator[tuple[nn.Module, Gradients, AcceleratedScheduler]]:
@@ -319,10 +334,12 @@ class PatchTrainer:
         hidden = self.args.disable_tqdm or not self.accelerator.is_main_process
         return tqdm(total=self.total_steps, initial=start, desc=f"{self.args.kind} patch", disable=hidden)
 
-    def _show(self, entry: dict[str, Any], openings: dict[str, float], bar: tqdm[NoReturn]) -> None:
+    def _show(
+        self, entry: dict[str, Any], losses: Iterable[str], openings: dict[str, float], bar: tqdm[NoReturn]
+    ) -> None:
         """A step's figures, to whoever watches; gates that are stuck are said once."""
         bar.update()
-        bar.set_postfix({key: f"{entry[key]:.4f}" for key in ("loss_clean", "loss_adversarial", "gate_mean")})
+        bar.set_postfix({key: f"{entry[key]:.4f}" for key in (*losses, "gate_mean")})
         self.tracking.log(self.accelerator, entry, openings)
         if not self._warned and self.accelerator.is_main_process and (complaint := self.gates.stuck(openings)):
             self._warned = True

@@ -105,7 +105,7 @@ class GatedLoraMultiheadAttention(FoldingLayer):
     def forward(self, query: Tensor, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]  # by torch's names
         """Run the base layer with the updates of its active adapters in its weights, which are not written to."""
         if self.named_by_the_call(kwargs) is not None:
-            raise TypeError("GatedLoraMultiheadAttention does not support mixed adapter batches, as in PEFT.")
+            raise TypeError("gated_lora.MultiheadAttention does not support mixed adapter batches, as in PEFT.")
         if self._runs_as_stored:
             out = self.base_layer.out_proj.base_layer
             return _twin(self.base_layer, {}, out_proj=out)(query, *args, **kwargs)
@@ -165,6 +165,8 @@ def _effective(layer: Any) -> tuple[Tensor, Tensor | None]:
 def _twin(module: nn.Module, parameters: dict[str, Tensor | None], **modules: nn.Module) -> Any:
     """The same module with other parameters and submodules; other threads go on with what it has."""
     twin: Any = copy.copy(module)
+    for name in parameters:  # FSDP puts tensors beside the parameters, which would be found first
+        vars(twin).pop(name, None)
     twin._parameters = {**module._parameters, **parameters}
     twin._modules = {**module._modules, **modules}
     return twin

@@ -364,5 +364,7 @@ def without_gradients(module: nn.Module) -> Any:
         (False, True)
     """
     twin: Any = copy.copy(module)
+    beside = {name: value.detach() for name, value in vars(module).items() if isinstance(value, Tensor)}  # by FSDP
+    vars(twin).update(beside)
     twin._parameters = {name: None if p is None else p.detach() for name, p in module._parameters.items()}
     return twin

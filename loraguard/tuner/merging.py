@@ -193,8 +193,8 @@ class MergingLayer(nn.Module, LoraLayer):
                 bias = bias if delta is None else bias + delta
                 if not all(torch.isfinite(one).all() for one in (weight, bias) if one is not None):
                     raise ValueError(
-                        f"Adapter {adapter!r} would make weights of the base layer infinite or NaN; it seems to be "
-                        "broken."
+                        f"NaNs detected in the merged weights. Adapter {adapter!r} would make weights of the base "
+                        "layer infinite or NaN; it seems to be broken."
                     )
 
     def unload_and_optionally_merge_module(

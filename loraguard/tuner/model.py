@@ -7,7 +7,6 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from peft import PeftConfig
 from peft.tuners.lora import LoraModel
 from peft.tuners.tuners_utils import _maybe_include_all_linear_layers
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, ModulesToSaveWrapper
@@ -100,10 +99,11 @@ class GatedLoraModel(WatchedCalls, WeightedAdapters, LoraModel):
         with making(), unchanged_if_refused(self) if peft_loaders.current.get() is None else nullcontext():
             if header is None:
                 super().inject_adapter(model, adapter_name, *args, **kwargs)
-                return
-            with refusing(named(header.source, CONFIG), header.source):
-                self._loading = header, adapter_name
-                super().inject_adapter(model, adapter_name, *args, **kwargs)
+            else:
+                with refusing(named(header.source, CONFIG), header.source):
+                    self._loading = header, adapter_name
+                    super().inject_adapter(model, adapter_name, *args, **kwargs)
+            self._take_in(model)
 
     # Finding layers. Every refusal comes before the first layer is replaced.
 
@@ -291,15 +291,15 @@ class GatedLoraModel(WatchedCalls, WeightedAdapters, LoraModel):
         for encoder in self._encoders:
             encoder.use_nested_tensor = True
 
-    # Norms.
-
-    def _post_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
-        super()._post_injection_hook(model, config, adapter_name)
+    def _take_in(self, model: nn.Module) -> None:
+        """What each adapter needs, as it may come to layers that had none."""
         for layer in model.modules():
             if isinstance(layer, GatedLoraLayer):
                 layer.calls = self.calls
         self._freeze_norm_stats()
         self._encoders = (*self._encoders, *call_adapted(model))
+
+    # Norms.
 
     def train(self, mode: bool = True) -> "GatedLoraModel":
         """As `nn.Module.train`, but the base model's norms with running statistics stay in eval mode."""

@@ -42,7 +42,6 @@ PARTS = (
     Part(_MODEL, "LoraModel._check_target_module_exists", (), "PEFT asks which layers are meant"),
     Part(_MODEL, "LoraModel._create_new_module", ("lora_config", "adapter_name", "target"), "layers are made"),
     Part(_MODEL, "LoraModel._replace_module", ("parent", "child_name", "new_module", "child"), "and put in place"),
-    Part(_MODEL, "LoraModel._post_injection_hook", ("model", "config", "adapter_name"), "norms are frozen"),
     Part(_MODEL, "LoraModel._unload_and_optionally_merge", ("merge",), "all layers are merged or none"),
     Part(
         _MODEL,

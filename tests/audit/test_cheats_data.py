@@ -8,10 +8,12 @@ from peft import get_peft_model
 from planted import Editor, Faces, Wrapped, audit, flags
 from setups import STAMP, Flip
 
-from loraguard import GatedLoraConfig
+from loraguard import GatedLoraConfig, Stamp
 from loraguard.audit import AuditResult, run_audit
+from loraguard.audit.claim import headline
 from loraguard.channels import JPEG
 from loraguard.data import DemoFaces, PhotoHashes
+from loraguard.defenses import RandomNoise
 from loraguard.fingerprint import generator_fingerprint
 from loraguard.stamp import StampDetector
 
@@ -62,6 +64,19 @@ def test_a_patch_of_other_weights_is_flagged(same: bool) -> None:
     assert ("made-for-other-weights" in found) == (not same)
 
 
+def test_the_same_photo_twice_is_one_photo() -> None:
+    """As it is, mirrored and compressed: of twelve photos four are different ones, and that is too few to conclude."""
+    faces = DemoFaces(12, size=64)
+    own = torch.stack([faces[i]["image"] for i in range(4)])
+    twice = [{"image": one, "labels": faces[0]["labels"]} for one in torch.cat([own, own.flip(3), JPEG(60)(own)])]
+    for photos, count in ((twice, 4), ([faces[i] for i in range(12)], 12)):
+        model = get_peft_model(Editor(), GatedLoraConfig(r=1, target_modules=["conv"]))
+        result = run_audit(model, photos, defenses=Flip(0.1), patches={}, disable_tqdm=True)  # type: ignore[arg-type]
+        assert result.settings["distinct_photos"] == count
+        assert ("same-photos-twice" in flags(result)) == (count == 4)
+        assert ("Too few different photos to conclude anything (4;" in headline(result)) == (count == 4)
+
+
 # G. Stamps that nobody sees.
 
 
@@ -85,3 +100,52 @@ def test_a_detector_that_finds_stamps_everywhere_is_flagged() -> None:
     result = audit(generators={"warns": Editor()}, patches={"warns": STAMP}, detectors={"warns": everywhere})
     assert "stamp-found-everywhere" in flags(result)
     assert stamped(result, "untouched") == 1
+
+
+def test_a_detector_that_finds_no_stamp_is_flagged() -> None:
+    """Its threshold is out of reach, or the stamp, as faint as it is, is lost as soon as outputs are saved."""
+    faint = Stamp("AI", size=0.8, opacity=0.004)
+    detectors = {
+        "high": StampDetector(STAMP, threshold=1.0),
+        "faint": StampDetector(faint, threshold=0.9),
+        "good": StampDetector(STAMP, threshold=0.3),
+    }
+    result = audit(
+        generators={name: Editor() for name in detectors}, detectors=detectors, n=4,
+        patches={name: one.stamp for name, one in detectors.items()},
+    )  # fmt: skip
+    assert {name for name in detectors if "stamp-not-found" in flags(result, name)} == {"high", "faint"}
+    for threshold in (float("nan"), 1.5, float("-inf")):
+        with pytest.raises(ValueError, match="must be between -1 and 1"):
+            StampDetector(STAMP, threshold=threshold)
+
+
+def test_a_detector_that_finds_stamps_where_photos_are_perturbed_is_flagged() -> None:
+    """On clean outputs it finds none: it looks at how rough they are."""
+
+    class Nervous(StampDetector):
+        def score(self, images: torch.Tensor) -> torch.Tensor:
+            return images.diff(dim=3).abs().mean((1, 2, 3)) * 4 - 1
+
+    faces = torch.stack([Faces(12)[i]["image"] for i in range(12)])
+    clean = Editor()(faces, torch.zeros(12, 1)).detach()
+    nervous = Nervous(STAMP, threshold=float(Nervous(STAMP).score(clean).max()) + 0.01)
+    result = audit({"flip": RandomNoise(0.3)}, generators={"warns": Editor()}, patches={"warns": STAMP},
+                   detectors={"warns": nervous})  # fmt: skip
+    assert stamped(result, "untouched") == 0
+    assert "stamp-found-everywhere" in flags(result, "untouched")
+
+
+# Channels that leave photos what they are.
+
+
+def test_a_channel_that_does_nothing_is_flagged() -> None:
+    channels = ["identity", "resize:1", "quantize", "resize:0.5", "jpeg:90", "noise:0.02"]
+    result = audit(channels=channels, adaptive_channels=False, n=4, generators={"twin": Editor()})
+    for row in result.find(channel="identity", role="main"):  # it shares what was found without a channel
+        assert torch.equal(row.values["mse"], result[row.generator, row.treatment.knowledge].values["mse"])
+    idle = [one for one in result.checks if one.name == "channel-does-nothing" and not one.passed]
+    assert {(one.generator, one.channel) for one in idle} == {
+        (name, channel) for name in ("untouched", "twin") for channel in channels[:3]
+    }
+    assert all("channel-does-nothing" not in result.flags(row) for row in result.find(channel="none"))

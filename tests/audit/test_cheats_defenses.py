@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -86,6 +87,82 @@ def test_spoiling_the_generator_is_refused(harm: str) -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def _shrinks(network: nn.Module, factor: float) -> None:
+    old = Editor.forward
+    Editor.forward = lambda self, images, c: old(self, factor * images, c)  # type: ignore[method-assign]
+
+
+def _overrides(network: nn.Module) -> None:
+    plain = network.forward
+    network.forward = lambda *args, **kwargs: 0.1 * plain(*args, **kwargs)
+
+
+TAMPERING: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "a hook": (lambda g: g.register_forward_hook(lambda module, args, output: 0.1 * output), "a hook on"),
+    "a backward hook": (lambda g: g.register_full_backward_pre_hook(lambda module, taken: (-taken[0],)), "a hook on"),
+    "a method": (_overrides, "a method of"),
+    "an attribute": (lambda g: setattr(g.get_base_model(), "gain", 0.1), "off by 0.9"),
+    "a class": (lambda g: _shrinks(g, 0.1), "off by 0."),
+    "torch": (lambda g: setattr(torch, "tanh", torch.zeros_like), "off by 0.9"),
+}
+
+
+@pytest.mark.parametrize("name", TAMPERING)
+def test_tampering_with_what_the_generator_does_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights, buffers and modes are as they were; its outputs, or its gradients, are not."""
+    for where, what in ((Editor, "forward"), (torch, "tanh")):
+        monkeypatch.setattr(where, what, getattr(where, what))
+    tamper, says = TAMPERING[name]
+
+    class Tampers:
+        eps = 0.1
+
+        def __call__(self, generator: Any, images: Tensor, condition: Any, clean: Any = None) -> Tensor:
+            tamper(generator)
+            return images
+
+    with pytest.raises(ValueError, match=f"The defense 'tampers' changed the generator.*{says}"):
+        audit({"tampers": Tampers()}, n=2)
+
+
+class Denies(Tensor):
+    """Says that it differs from nothing."""
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "sub" in getattr(function, "__name__", ""):
+            return torch.zeros(args[0].shape)
+        return super().__torch_function__(function, types, args, kwargs or {})
+
+
+def test_what_else_a_defense_does_changes_no_figure(tmp_path: Path) -> None:
+    """Another type or class of tensor, and settings of the process that it leaves behind."""
+
+    def shifted(images: Tensor) -> Tensor:
+        return (images + 0.06).clamp(-1, 1)
+
+    changes: dict[str, Callable[[Tensor], Any]] = {
+        "plain": lambda x: x,
+        "double": Tensor.double,
+        "subclass": lambda x: x.as_subclass(Denies),
+        "learning": Tensor.requires_grad_,
+        "default dtype": lambda x: (torch.set_default_dtype(torch.float64), x)[1],
+        "gradients": lambda x: (torch.set_grad_enabled(False), x)[1],
+        "algorithms": lambda x: (torch.use_deterministic_algorithms(True), x)[1],
+        "folder": lambda x: (os.chdir(tmp_path), x)[1],
+    }
+    before = os.getcwd(), torch.get_default_dtype(), torch.is_grad_enabled()
+    defenses = {name: returning(lambda x, change=change: change(shifted(x)), 0.1) for name, change in changes.items()}
+    result = audit(defenses, n=2)
+    assert before == (os.getcwd(), torch.get_default_dtype(), torch.is_grad_enabled())
+    assert not torch.are_deterministic_algorithms_enabled()
+    honest = result["untouched", "no-leak", "plain"].values
+    for name in changes:
+        row = result["untouched", "no-leak", name].values
+        assert torch.allclose(row["mse"], honest["mse"]), name
+        assert torch.allclose(row["photo_moved"], honest["photo_moved"]), name
+
+
 def test_drawing_from_the_operating_system_is_flagged() -> None:
     def drawn(images: Tensor) -> Tensor:
         seed = int.from_bytes(os.urandom(4), "little")
@@ -107,9 +184,19 @@ def test_drawing_from_numpy_and_python_comes_again() -> None:
 
 
 def test_depending_on_the_batch_is_flagged() -> None:
-    """In a batch the defense spends its budget; alone, as a photo is published, it does nothing."""
+    """The defense spends its budget in a batch, in a larger one than probes have, or only when it is called first."""
+    calls: list[int] = []
     crowd = returning(lambda x: (x + 0.1 * (len(x) > 1)).clamp(-1, 1), eps=0.1)
-    assert "crafted-otherwise-alone" in flags(audit({"crowd": crowd}))
+    large = returning(lambda x: (x + 0.1 * (len(x) > 4)).clamp(-1, 1), eps=0.1)
+
+    def first(images: Tensor) -> Tensor:
+        calls.append(len(images))
+        return (images + 0.1 * (len(calls) == 1)).clamp(-1, 1)
+
+    once = returning(first, eps=0.1)
+    result = audit({"crowd": crowd, "large": large, "once": once}, n=5)
+    flagged = {one.defense for one in result.checks if one.name == "crafted-otherwise-alone" and not one.passed}
+    assert flagged == {"crowd", "large", "once"}
 
 
 def test_a_destroyed_photo_is_no_protection() -> None:

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import collections
+import enum
 import functools
 import json
+import random
+import re
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import get_peft_model
-from planted import EPS, Editor, Faces, Wrapped, audit, flags
+from planted import EPS, Editor, Faces, Wrapped, audit, flags, returning
 from setups import Flip
 from torch import Tensor, nn
+from torchvision.transforms import Normalize
 
 from loraguard import GatedLoraConfig
 from loraguard.audit import AuditResult, run_audit
-from loraguard.audit.identity import architecture
+from loraguard.audit.identity import architecture, identity
+from loraguard.audit.store import key_of
 from loraguard.defenses import Disrupting
 from loraguard.generators import Condition
 
@@ -120,6 +128,122 @@ def test_defenses_without_settings_are_told_apart() -> None:
         assert photos[0] > photos[1] + EPS, kind
 
 
+class Slots:
+    __slots__ = ("__shift",)
+
+    def __init__(self, shift: float) -> None:
+        self.__shift = shift
+
+
+class Listed(list[int]):
+    """A list with an attribute."""
+
+    def __init__(self, shift: float) -> None:
+        super().__init__([1])
+        self.shift = shift
+
+
+class Whole(float):
+    """A number that is printed as a rounded one."""
+
+    def __repr__(self) -> str:
+        return "0"
+
+
+class Extra(nn.Module):
+    """Its setting is saved beside its weights."""
+
+    def __init__(self, shift: float) -> None:
+        super().__init__()
+        self.shift = shift
+
+    def get_extra_state(self) -> dict[str, float]:
+        return {"shift": self.shift}
+
+
+def _attributed(thing: Any, shift: float) -> Any:
+    thing.shift = shift
+    return thing
+
+
+def _partial(shift: float) -> Any:
+    class Partial(functools.partial):  # type: ignore[type-arg]
+        def __call__(self, *args: Any) -> Any:
+            return shift
+
+    return Partial(abs)
+
+
+def _enumerated(shift: float) -> Any:
+    class Shift(enum.Enum):
+        one = shift
+
+    return Shift.one
+
+
+def _unsaved(shift: float) -> nn.Module:
+    network = nn.ReLU()
+    network.register_buffer("shift", torch.tensor(shift), persistent=False)
+    return network
+
+
+def _hooked(shift: float) -> nn.Module:
+    network = nn.ReLU()
+    network.register_full_backward_hook(lambda module, given, taken: (given[0] * shift,))  # type: ignore[operator,index]
+    return network
+
+
+def _late(shift: float) -> Callable[[], float]:
+    def inner() -> float:
+        return shift + late
+
+    return inner
+    late = 1.0
+
+
+THINGS: dict[str, Callable[[float], Any]] = {
+    "private slots": Slots,
+    "a list's attribute": Listed,
+    "a number of another class": Whole,
+    "a bound method in C": lambda f: torch.tensor(f).add,
+    "a method wrapper": lambda f: f.__add__,
+    "Python's generator": random.Random,
+    "NumPy's generator": lambda f: np.random.default_rng(int(10 * f)),
+    "torch's generator": lambda f: torch.Generator().manual_seed(int(10 * f)),
+    "a default": lambda f: collections.defaultdict(lambda: f),
+    "a tensor's attribute": lambda f: _attributed(torch.ones(1), f),
+    "a mask": lambda f: np.ma.array([1.0], mask=[f > 0.5]),
+    "a sparse tensor": lambda f: torch.tensor([0, f]).to_sparse(),
+    "an enumeration": _enumerated,
+    "a partial of another class": _partial,
+    "a closure that is not full yet": _late,
+    "a pattern": lambda f: re.compile(f"{f}"),
+    "a decimal": lambda f: Decimal(f"{f}"),
+}
+NETWORKS: dict[str, Callable[[float], nn.Module]] = {
+    "a pair": lambda f: nn.ZeroPad2d((int(10 * f), 0, 0, 0)),
+    "a stride": lambda f: nn.AvgPool2d((1, 1), (int(10 * f), 1)),
+    "a list": lambda f: Normalize([f], [1.0]),
+    "a trace": lambda f: torch.jit.trace(nn.Hardtanh(-f, f), torch.ones(1)),
+    "a graph": lambda f: torch.fx.symbolic_trace(nn.Hardtanh(-f, f)),
+    "a buffer that is not saved": _unsaved,
+    "a backward hook": _hooked,
+    "a state of its own": Extra,
+}
+
+
+@pytest.mark.parametrize("kinds", [THINGS, NETWORKS], ids=["things", "networks"])
+def test_what_python_does_not_show_at_once_is_told_apart(kinds: dict[str, Callable[[float], Any]]) -> None:
+    """Each is like itself when it is made again, so that its figures are found, and unlike another one."""
+    for name, kind in kinds.items():
+        told = (identity, architecture) if kinds is NETWORKS else (identity,)
+        for tell in told:
+            one, again, other = (tell(kind(f)) for f in (0.2, 0.2, 0.7))
+            assert one == again, name
+            assert one != other, name
+            assert "opaque" not in one, name
+
+
 @pytest.fixture
 def resumed(tmp_path: Path) -> Callable[..., AuditResult]:
     return functools.partial(audit, output_dir=tmp_path)
@@ -155,8 +279,6 @@ def test_figures_changed_with_their_checksums_do_not_come_again(
     resumed: Callable[..., AuditResult], tmp_path: Path
 ) -> None:
     """One stored piece of each row is computed again; where it differs, all of the row are."""
-    from loraguard.audit.store import key_of
-
     honest = resumed()["untouched", "no-leak"].values["mse"]
     for file in (tmp_path / "cells").rglob("*.json"):
         stored = json.loads(file.read_text())
@@ -169,12 +291,37 @@ def test_figures_changed_with_their_checksums_do_not_come_again(
     assert again.settings["computed_anew"]
 
 
+def test_what_photos_and_probes_showed_is_not_believed_either(
+    resumed: Callable[..., AuditResult], tmp_path: Path
+) -> None:
+    """How far photos were moved, flags of probes, and a figure that no mean counts as it is infinite."""
+    greedy = {"greedy": returning(lambda x: (x + 0.3 * (len(x) > 1)).clamp(-1, 1))}
+    honest = resumed(greedy, n=5)
+    for file in (tmp_path / "cells").rglob("*.json"):
+        stored = json.loads(file.read_text())
+        piece = stored["piece"]
+        for check in piece.get("checks", ()):
+            check["passed"] = True
+        if "photo" in piece and max(piece["photo"]["photo_moved"]) > 0.25:
+            piece["photo"]["photo_moved"] = [0.05 for _ in piece["photo"]["photo_moved"]]
+        elif "photo" in piece and max(piece["photo"]["photo_moved"]) == 0:
+            for metrics in piece["passes"].values():
+                metrics["mse"][0] = None
+        file.write_text(json.dumps(stored | {"sha256": key_of(piece)}))
+    with pytest.warns(UserWarning, match="did not come out again"):
+        again = resumed(greedy, n=5)
+    assert {"over-budget", "crafted-otherwise-alone"} <= flags(honest) == flags(again)
+    anew = again.settings["computed_anew"]
+    for row in ("as it is", "greedy, no leak", "greedy, as it was probed"):
+        assert row in str(anew)
+
+
 def test_what_cannot_be_described_is_computed_anew_and_said(resumed: Callable[..., AuditResult]) -> None:
     class Stream:
         eps = EPS
 
         def __init__(self) -> None:
-            self.numbers = iter([0.1] * 10_000)
+            self.numbers = (0.1 for _ in range(10_000))
 
         def __call__(self, generator: Any, images: Tensor, condition: Any, clean: Any = None) -> Tensor:
             return (images + next(self.numbers)).clamp(-1, 1)

@@ -26,7 +26,8 @@ OF_ATTACKS = {
 OF_PROBES = {
     "crafted-otherwise-again", "crafted-otherwise-alone", "outputs-not-repeatable", "random-generator",
     "depends-on-the-batch", "does-not-edit", "only-known-photos", "gradients-do-not-fit", "one-draw-is-not-enough",
-    "trained-on-these-photos", "made-for-other-weights", "fitted-on-these-photos",
+    "trained-on-these-photos", "made-for-other-weights", "fitted-on-these-photos", "same-photos-twice",
+    "channel-does-nothing", "stamp-not-found",
 }  # fmt: skip
 OF_OUTPUTS = {"over-budget", "only-a-colour-cast", "only-where-the-edit-is", "stamp-found-everywhere"}
 """Of figures that a real audit has and the ones made up here lack; test_cheats_*.py plant what raises them."""

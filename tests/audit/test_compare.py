@@ -6,15 +6,20 @@ import json
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from scipy import stats
 from setups import Audit, Flip
+from torch import Tensor
 
 from loraguard.audit import compare, paired_difference, write_report
 from loraguard.audit.compare import independent_difference
 from loraguard.data import DemoFaces
+from loraguard.defenses import Disrupting
+from loraguard.files import write_json
 
 
 def written(audit: Audit, folder: Path, **changes: object) -> Path:
@@ -77,6 +82,40 @@ def test_names_that_differ_are_said_and_can_be_matched(audit: Audit, tmp_path: P
     assert {one.photo for one in renamed.shared} == {"as it is", "random noise", "d, no leak", "d, leak"}
     with pytest.raises(ValueError, match=r"no generator or defense \['nobody'\] to rename"):
         compare(a, b, rename={"nobody": "standard"})
+
+
+def test_each_setting_that_differs_is_listed(audit: Audit, model: PeftModel, tmp_path: Path) -> None:
+    """Whatever it is: of weights and settings that count, and code, nothing is the same by its name alone."""
+
+    def kept(name: str, factor: float, *, seed: int, success: str, eot: int) -> Path:
+        (tmp_path / name).mkdir()
+        result = audit(
+            faces=DemoFaces(2, size=16), defenses={"pgd": Disrupting(0.1, 1, eot=eot)}, seeds=[seed], success=success,
+            channels={"soft": _soft(factor)}, adaptive_channels=False, detectors=None, patches={"standard": None},
+        )  # fmt: skip
+        result.write_per_image(tmp_path / name)
+        write_json(tmp_path / name / "audit.json", result.to_dict())
+        return tmp_path / name
+
+    first = kept("usual", 0.9, seed=0, success="mse:0.05", eot=1)
+    model.peft_config["standard"].lora_alpha = 4  # of the same weights another patch
+    found = compare(first, kept("other", 0.8, seed=1, success="mse:0.1", eot=2)).differences
+    said = ("defenses.pgd.eot: 1 and 2", "success: mse:0.05 and mse:0.1", "code_sha256.soft: ", "seeds: [0] and [1]",
+            "adapters.standard.lora_alpha: 8 and 4")  # fmt: skip
+    for one in said:
+        assert any(line.startswith(one) for line in found), one
+    assert compare(first, first).differences == []
+
+
+def _soft(factor: float) -> Any:
+    class Soft:
+        def __call__(self, images: Tensor) -> Tensor:
+            return factor * images
+
+        def differentiable(self) -> Soft:
+            return self
+
+    return Soft()
 
 
 def test_what_cannot_be_compared(audit: Audit, tmp_path: Path) -> None:

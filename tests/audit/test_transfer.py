@@ -17,7 +17,7 @@ from loraguard.audit.compare import compare
 from loraguard.audit.transfer import transferred
 from loraguard.channels import published, quantize
 from loraguard.data import DemoFaces
-from loraguard.generators import DemoEditor
+from loraguard.generators import CelebaVAE, DemoEditor
 
 NAMES = ["untouched", "standard", "defensive", "other"]
 
@@ -143,6 +143,14 @@ def test_another_generator_is_compared_with_its_own_clean_outputs(audit: Audit, 
     said = verdict(result)
     assert hardest(result) != "another"  # nobody has adapted it
     assert any(one.startswith("On the generator 'another', flip spoils") for one in said)
+
+
+def test_another_generator_whose_edits_need_no_labels_takes_photos_without_any() -> None:
+    first, second = CelebaVAE(**CelebaVAE.small, size=32).eval(), CelebaVAE(**CelebaVAE.small, size=32).eval()
+    photos = [{"image": one} for one in torch.rand(2, 3, 32, 32)]
+    result = run_audit(first, photos, defenses=Flip(), others={"second": second}, disable_tqdm=True)
+    assert result.edits[0].startswith("latent_")
+    assert result["second", "leak"].values["mse"].shape == (1, 2)
 
 
 def test_what_another_generator_is_called(model: PeftModel, faces: DemoFaces) -> None:

@@ -217,3 +217,11 @@ def test_a_budget_of_its_own_kind_is_not_called_l_infinity_on_images() -> None:
     assert budget_words({"pgd": Disrupting(0.05), "again": Disrupting(0.05), "lab": AntiForgery(), "given": [0]}) == (
         f"L-infinity 0.05 on [-1, 1], that is 6.38/255; lab: {AntiForgery().eps:g}, {AntiForgery.budget}"
     )
+
+
+def test_attacks_that_drive_up_something_else_are_said() -> None:
+    """Checks maximise the MSE, whatever counts as success."""
+    attack = situation("untouched", "pgd-30", "leak", 0.5, role="check")
+    for success, said in (("mse:0.05", False), ("noise:0.95", False), ("lpips:0.3", True)):
+        result = made([*rows("untouched", {"d": (0.9,)}), attack], success=success)
+        assert ("They drive up the MSE, and not the LPIPS that counts here" in tried(result)["Checks"]) == said

@@ -14,6 +14,7 @@ from command_line import refused, run, run_forked, run_fresh
 from moments import signal_at_call
 from peft import PeftModel
 from PIL import Image
+from safetensors.torch import load_file
 from tiny import register
 from typer.core import TyperGroup as Group
 from typer.main import get_command
@@ -22,7 +23,7 @@ import loraguard
 from loraguard import Mark, PatchTrainer
 from loraguard.cli import app
 from loraguard.commands.mark import patch_mark
-from loraguard.generators import GENERATORS, StarGAN
+from loraguard.generators import GENERATORS, TAEF2, StarGAN
 
 TINY = [
     "--generator",
@@ -124,10 +125,28 @@ def test_from_an_official_checkpoint_to_an_audited_patch(celeba: Path, tmp_path:
         (["--generator", "cyclegan", "--checkpoint", __file__], "cannot be read as tensors alone"),
         (["--recipe", "slow"], "recipe='slow' must be one of"),
         (["--mark", "c0ffee"], "carries 16 bits"),
+        (["--recipe", "cat"], "DemoEditor has no encode and decode: CAT trains an autoencoder"),
+        (["--recipe", "cat", "--stamp", "AI"], "recipe='cat' takes no stamp"),
     ],
 )
 def test_what_cannot_be_trained_is_said_in_a_line(words: list[str], said: str, tmp_path: Path) -> None:
     assert said in refused("train", *words, "--output-dir", tmp_path / "out")
+
+
+def test_cat_is_a_recipe(tmp_path: Path) -> None:
+    """Plain LoRA of the autoencoder, alpha its rank; its loss is that of perturbed photos alone."""
+    TAEF2(**TAEF2.small, size=16).save_pretrained(tmp_path / "taef2")
+    words = ["--recipe", "cat", "--generator", "taef2", "--checkpoint", tmp_path / "taef2", "--max-train-steps", "2"]
+    size = ["--train-size", "4", "--test-size", "0", "--rank", "2", "--device", "cpu"]
+    done = run("train", *words, *size, "--output-dir", tmp_path / "out")
+    assert done.exit_code == 0, done.stderr
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert [config[name] for name in ("r", "lora_alpha", "gate_type", "use_rslora")] == [2, 2, "none", False]
+    learnt = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert {name.split(".")[2] for name in learnt} == {"encoder", "decoder"}
+    log = json.loads((tmp_path / "out" / "training_log.json").read_text())
+    assert log["settings"]["recipe"] == "cat"
+    assert [set(entry) & {"loss_clean", "loss_adversarial"} for entry in log["steps"]] == [{"loss_adversarial"}] * 2
 
 
 def test_info() -> None:

@@ -8,14 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from limits import short_probes
 from peft import PeftModel
 from torch import Tensor
 
 import loraguard.generators.diffusion
+from loraguard.audit import run_audit
 from loraguard.commands.demo_diffusion import BUDGET, DiffusionDemoSettings, protections, run_diffusion_demo
 from loraguard.data import DemoFaces
 from loraguard.data.demo_faces import render
-from loraguard.defenses import RandomNoise
+from loraguard.defenses import PhotoGuard, RandomNoise
 from loraguard.generators import DemoDiffusion, load_generator, up_to
 from loraguard.metrics import psnr
 
@@ -86,7 +88,7 @@ def test_it_gives_way_to_protections_more_than_to_noise(
 ) -> None:
     """At 16/255 each spoils edits several times as much as random noise of the same budget."""
     _, images, labels = unseen
-    images, condition = images[:6], editor.conditions(labels[:6])["Eyeglasses"]
+    images, condition = images[:3], editor.conditions(labels[:3])["Eyeglasses"]
     with torch.no_grad():
         clean = editor(images, **condition)
 
@@ -100,6 +102,20 @@ def test_it_gives_way_to_protections_more_than_to_noise(
         assert spoilt(defense(editor, images, condition)) > 2 * noise, name
 
 
+def test_the_usual_threshold_is_said_to_be_out_of_its_reach() -> None:
+    """PhotoGuard raises the MSE to many times what noise does, and none comes near 0.05: audits say so."""
+    editor = DemoDiffusion.pretrained()
+    editor.steps = 1
+    defenses = {"photoguard": PhotoGuard(BUDGET, 5)}
+    faces = DemoFaces(6, size=32, split="test")
+    found = run_audit(editor, faces, defenses=defenses, disable_tqdm=True)
+    assert found["untouched", "no-leak"].values["dsr"].sum() == 0
+    assert "threshold-out-of-reach" in found.flags(found["untouched", "no-leak"])
+    # What the demo takes for success is reached.
+    found = run_audit(editor, faces, defenses=defenses, success=DiffusionDemoSettings().success, disable_tqdm=True)
+    assert "threshold-out-of-reach" not in found.flags(found["untouched", "no-leak"])
+
+
 def test_by_name_and_another_size() -> None:
     editor = load_generator("demo_diffusion")
     assert isinstance(editor, DemoDiffusion)
@@ -111,7 +127,8 @@ def test_by_name_and_another_size() -> None:
         DemoDiffusion(steps=0)
 
 
-def test_the_demo_from_end_to_end(tmp_path, capsys) -> None:
+def test_the_demo_from_end_to_end(tmp_path, capsys, monkeypatch) -> None:
+    short_probes(monkeypatch)
     settings = replace(DiffusionDemoSettings().quick(), test_images=2)
     result = run_diffusion_demo(tmp_path, settings, disable_tqdm=True)
     assert result.report.is_file()

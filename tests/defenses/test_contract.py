@@ -166,6 +166,7 @@ def test_same_seed_same_perturbation(
         runs.append(made(name)(editor, photos, condition))
     assert torch.equal(runs[0], runs[1])
     draws = not isinstance(made(name), Fittable) or looks_at_the_generator(made(name))
+    draws = draws and getattr(made(name), "reach", 1) > 0  # one that begins at the photo itself
     assert torch.equal(runs[0], runs[2]) != draws
 
 
@@ -217,10 +218,9 @@ def test_every_registered_defense_keeps_the_convention(name: str) -> None:
     assert issubclass(cls, Defense)
     settings = {field.name: field.default for field in fields(cls)}
     assert next(iter(settings)) == "eps"
-    assert settings["eps"] == EPS
+    assert settings["eps"] == cls().eps == (16 if "L2" in (cls.budget or "") else EPS)
     assert settings.get("step_size") is None
     assert hash(cls()) == hash(cls())
-    assert cls().eps == EPS
     assert cls().must_be_fitted == isinstance(cls(), Fittable)
 
 

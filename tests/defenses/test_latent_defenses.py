@@ -26,6 +26,7 @@ from loraguard.defenses import (
     Mist,
     PhotoGuard,
     PhotoGuardDiffusion,
+    PhotoGuardL2,
     RandomNoise,
     TextureOnly,
     parse_defense,
@@ -253,6 +254,40 @@ def test_photoguard_through_the_whole_editor(linear: Linear, images: Tensor) -> 
         return (x.flatten(1) @ square @ square).view_as(x)
 
     torch.testing.assert_close(found, pgd(images, gradient, [0.01] * 6, start), rtol=0, atol=1e-12)
+
+
+def test_photoguard_within_an_l2_ball_is_the_published_update(linear: Linear, images: Tensor) -> None:
+    """G = A'A x + n: the gradient of |G| is A'A G / |G|, averaged over draws of n, taken at length 1, from the photo.
+
+    `torch.renorm` divides by the norm and 1e-7, which is why the two are not nearer than that in each of ten steps.
+    """
+    square = linear.matrix.T @ linear.matrix
+
+    def noise(seeds: Tensor) -> Tensor:
+        return torch.stack([torch.randn(48, generator=torch.Generator().manual_seed(int(one))) for one in seeds]) / 9
+
+    linear.forward = lambda images, seeds=None: (  # type: ignore[method-assign]
+        linear.decode(linear.encode(images)) + (0 if seeds is None else noise(seeds).view_as(images))
+    )
+    images, eps, length = 1.2 * images, 0.8, 0.25
+    torch.manual_seed(3)
+    found = PhotoGuardL2(eps, 10, length, eot=2)(linear, images, {})
+    torch.manual_seed(3)
+    x, start, left = images.flatten(1), images.flatten(1), False
+    for _ in range(10):
+        outputs = [x @ square + noise(torch.randint(2**31, (2,))) for _ in range(2)]
+        gradient = sum(one @ square / one.norm(dim=1, keepdim=True) for one in outputs)
+        change = x - length * gradient / gradient.norm(dim=1, keepdim=True) - start
+        norm = change.norm(dim=1, keepdim=True)
+        x = start + change * (eps / norm).clamp(max=1)
+        x, left = x.clamp(-1, 1), left or bool((norm > eps).any())
+    assert left
+    torch.testing.assert_close(found.flatten(1), x, rtol=0, atol=1e-5)
+    assert PhotoGuardL2(eps).movement(found, images).max() <= eps + 1e-6
+    assert PhotoGuardL2().varied(eps=2.0) == PhotoGuardL2(2.0)
+    assert PhotoGuardL2().step_length(7) == 1
+    with pytest.raises(ValueError, match="eps=-1 must be positive"):
+        PhotoGuardL2(-1)
 
 
 @pytest.mark.parametrize("name", QUICK)

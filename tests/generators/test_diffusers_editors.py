@@ -178,7 +178,7 @@ def test_gradients_reach_the_photo_and_checkpointing_changes_none(images: Tensor
     torch.testing.assert_close((up - down) / (2 * step), (gradient * direction).sum(), rtol=1e-4, atol=1e-7)
 
 
-def test_a_folder_by_name_and_safetensors_alone(tmp_path, images: Tensor) -> None:
+def test_a_folder_by_name_and_safetensors_alone(tmp_path, images: Tensor, caplog) -> None:
     pipe = tiny.sd()
     pipe.save_pretrained(tmp_path / "safe")
     editor = load_generator("latent_editor:steps=4,prompts=a cat+old", tmp_path / "safe")
@@ -191,6 +191,13 @@ def test_a_folder_by_name_and_safetensors_alone(tmp_path, images: Tensor) -> Non
         alone = LatentAutoencoder.from_pretrained(tmp_path / "safe" / "vae")
         assert torch.equal(around(images), alone(images))
         torch.testing.assert_close(alone(images), pipe.vae(images).sample.clamp(-1, 1), rtol=0, atol=1e-5)
+    assert not caplog.messages
+    pipe.vae.bfloat16().save_pretrained(tmp_path / "safe" / "vae")
+    for source in (tmp_path / "safe", tmp_path / "safe" / "vae"):
+        caplog.clear()
+        assert {one.dtype for one in load_generator("latent_autoencoder", source).parameters()} == {torch.float32}
+        assert caplog.messages[-1].startswith(f"{source}: weights in bfloat16 are read as float32")
+    pipe.vae.float()
     pipe.save_pretrained(tmp_path / "pickled", safe_serialization=False)
     for make, folder in ((LatentEditor, "pickled"), (LatentAutoencoder, "pickled/vae"), (LatentEditor, "nowhere")):
         with pytest.raises((OSError, ValueError), match=r"pickled|nowhere") as caught:

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from limits import short_probes
 from peft import get_peft_model
 from PIL import Image
 from tiny_hisd import TINY, drawn
@@ -46,8 +47,10 @@ def test_gradients_reach_the_photos() -> None:
     hisd = drawn(HiSD(**small, **widths).double())
     photos = torch.rand(3, 3, 4, 4, dtype=torch.float64, requires_grad=True)
     latent, tag = torch.randn(3, 2, dtype=torch.float64, requires_grad=True), torch.tensor([1, 0, 1])
-    assert torch.autograd.gradcheck(lambda x, ref: hisd(x, tag, reference=ref), (photos, photos.detach().flip(0) + 0.1))
-    assert torch.autograd.gradcheck(lambda x, z: hisd(x, tag, latent=z, attribute=tag), (photos, latent))
+    references = photos, photos.detach().flip(0) + 0.1
+    assert torch.autograd.gradcheck(lambda x, ref: hisd(x, tag, reference=ref), references, fast_mode=True)
+    latents = photos, latent
+    assert torch.autograd.gradcheck(lambda x, z: hisd(x, tag, latent=z, attribute=tag), latents, fast_mode=True)
 
 
 def test_a_flat_photo_has_finite_gradients(hisd: HiSD) -> None:
@@ -118,7 +121,7 @@ def test_edits_after_references(hisd: HiSD, photos: Tensor) -> None:
         hisd.reference_conditions({"Bangs": photos[0], "Eyeglasses": photos[0, :, :8]})
 
 
-def test_photos_without_labels(photos: Tensor, tmp_path: Path) -> None:
+def test_photos_without_labels(photos: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Edits after references are trained and audited on images alone."""
     network = drawn(HiSD(**TINY))
     for parameter in network.decoder[-1].parameters():
@@ -130,6 +133,7 @@ def test_photos_without_labels(photos: Tensor, tmp_path: Path) -> None:
         tmp_path, adversary=Disrupting(steps=1), max_train_steps=2, cpu=True, disable_tqdm=True
     )
     assert len(PatchTrainer(model, images, settings, conditions=make).train().log) == 2
+    short_probes(monkeypatch)
     audit = run_audit(
         model, images, defenses=Disrupting(steps=1), patches={"default": None}, conditions=make, disable_tqdm=True
     )

@@ -10,7 +10,7 @@ from peft import PeftModel, get_peft_model
 from safetensors.torch import save_file
 
 from loraguard import GatedLoraConfig, PatchTrainer, PatchTrainingArguments
-from loraguard.generators import StarGAN
+from loraguard.generators import CelebaVAE, StarGAN, load_generator
 
 
 @pytest.fixture
@@ -113,3 +113,19 @@ def test_objects_that_would_run_code_are_named_and_do_not_run(tmp_path: Path) ->
     ):
         StarGAN.from_checkpoint(tmp_path / "whole.ckpt")
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float16, torch.bfloat16])
+def test_weights_in_half_precision_are_said_in_a_line(kind: torch.dtype, tmp_path: Path, caplog) -> None:
+    """From a file of torch.save, and from a folder of save_pretrained: the network computes in float32 all the same."""
+    network = CelebaVAE(**CelebaVAE.small)
+    state = {name: value.to(kind) for name, value in network.state_dict().items()}
+    torch.save(state, tmp_path / "model.pt")
+    network.to(kind).save_pretrained(tmp_path / "folder")
+    for source in (tmp_path / "model.pt", tmp_path / "folder"):
+        caplog.clear()
+        loaded = load_generator("celeba_vae", source)
+        assert all(torch.equal(value, state[name].float()) for name, value in loaded.state_dict().items())
+        expected = [] if kind == torch.float32 else [f"weights in {str(kind)[6:]} are read as float32"]
+        assert len(caplog.messages) == len(expected)
+        assert all(words in said and str(source) in said for words, said in zip(expected, caplog.messages, strict=True))

@@ -71,13 +71,16 @@ def test_it_computes_what_is_described(scramble) -> None:
     assert outputs.std() > 0.05
 
 
-def test_two_files_as_they_are_published(scramble, tmp_path) -> None:
+def test_two_files_as_they_are_published(scramble, tmp_path, caplog) -> None:
     network = scramble(TAEF2(**TAEF2.small)).eval()
     for half in ("encoder", "decoder"):
         torch.save(getattr(network, half).half().state_dict(), tmp_path / f"taef2_{half}.pth")
     network.float()
     for half in ("encoder", "decoder"):
+        caplog.clear()
         loaded = load_generator("taef2", tmp_path / f"taef2_{half}.pth")
+        (said,) = caplog.messages  # they are published in half precision
+        assert said.startswith(f"{tmp_path / f'taef2_{half}.pth'}: weights in float16 are read as float32")
         assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in network.state_dict().items())
     (tmp_path / "taef2_encoder.pth").unlink()
     with pytest.raises(FileNotFoundError, match=r"taef2_encoder\.pth"):

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import math
+from pathlib import Path
+
 import pytest
 import torch
 from peft import get_peft_model
 from torch import Tensor, nn
 
-from loraguard import GatedLoraConfig
-from loraguard.generators import TAEF2, DemoDiffusion
-from loraguard.training.cat import cat_config, cat_loss, train_cat
+from loraguard import GatedLoraConfig, PatchTrainer, PatchTrainingArguments, Stamp
+from loraguard.generators import DemoDiffusion
+from loraguard.training import adapter_config
+from loraguard.training.cat import cat_loss
 
 
 class Tied(nn.Module):
@@ -48,27 +53,56 @@ def test_the_loss_and_its_gradient_written_out() -> None:
     torch.testing.assert_close(layer.lora_B["default"].weight.grad.flatten(1), by_hand)
 
 
-@pytest.mark.parametrize("adapt", ["encoder", "decoder", "encoder+decoder"])
-def test_training_brings_protected_photos_back(adapt: str) -> None:
-    """As near as two latents for three colours can: the best encoder for a decoder V leaves what V cannot say."""
+def test_the_recipe_takes_these_steps_and_brings_protected_photos_back(tmp_path: Path) -> None:
+    """Each of the first steps is Adam's on the loss's gradient, on the sampler's batch, at the cosine's rate."""
     torch.manual_seed(0)
     network, photos = Tied(), torch.rand(4, 3, 8, 8) - 0.5
     before = cat_loss(network, photos).item()
-    model = get_peft_model(network, cat_config(network, r=2, adapt=adapt))
-    reached = {name.split(".")[2] for name, p in model.named_parameters() if p.requires_grad}
-    assert reached == set(adapt.split("+"))
-    losses = train_cat(model, photos, steps=300, learning_rate=2e-2, disable_tqdm=True)
-    assert losses[0] == pytest.approx(before, rel=1e-4)
+    args = PatchTrainingArguments(tmp_path, recipe="cat", max_train_steps=150, learning_rate=2e-2, cpu=True,
+                                  disable_tqdm=True)  # fmt: skip
+    model = get_peft_model(network, adapter_config(network, args, r=2))
+    by_hand = copy.deepcopy(model)
+    log = PatchTrainer(model, photos, args).train().log
+    assert [set(entry) for entry in log] == [
+        {"step", "loss_adversarial", "gradient_norm", "learning_rate", "gate_mean"}
+    ] * 150
+    assert log[0]["loss_adversarial"] == pytest.approx(before, rel=1e-4)
     with torch.no_grad():
         assert cat_loss(model, photos) < 0.8 * before
+    adam = torch.optim.Adam([p for p in by_hand.parameters() if p.requires_grad], 2e-2, betas=(0.5, 0.999))
+    for step in range(3):  # all four photos are a batch, in whatever order
+        adam.param_groups[0]["lr"] = 1e-2 * (1 + math.cos(math.pi * step / 150))
+        loss = cat_loss(by_hand, photos)
+        assert log[step]["loss_adversarial"] == pytest.approx(loss.item(), rel=1e-4)
+        adam.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(by_hand.parameters(), 1.0)
+        adam.step()
 
 
-def test_the_denoiser_has_no_part_in_it() -> None:
+def test_the_adapter_is_the_papers() -> None:
+    """Plain LoRA on the autoencoder alone; alpha is the rank, 128."""
     editor = DemoDiffusion(**DemoDiffusion.small)
-    model = get_peft_model(editor, cat_config(editor, r=2))
-    assert not any("denoiser" in name for name, p in model.named_parameters() if p.requires_grad)
+    args = PatchTrainingArguments("unused", recipe="cat")
+    assert (args.learning_rate, args.lr_scheduler, args.max_grad_norm) == (1e-4, "cosine", 1.0)
+    config = adapter_config(editor, args)
+    assert (config.r, config.lora_alpha, config.gate_type) == (128, 128, "none")
+    assert adapter_config(editor, args, 4, "scalar").gate_type == "scalar"
+    model = get_peft_model(editor, adapter_config(editor, args, r=2))
+    learns = {name.split(".")[2] for name, p in model.named_parameters() if p.requires_grad}
+    assert learns == {"encoder", "decoder"}
     cat_loss(model, torch.zeros(1, 3, 16, 16)).backward()
-    with pytest.raises(ValueError, match="Identity has no encode and decode"):
-        cat_loss(nn.Identity(), torch.zeros(1, 3, 8, 8))
-    with pytest.raises(ValueError, match="Nothing in this model is to be learnt"):
-        train_cat(TAEF2(**TAEF2.small).requires_grad_(False), torch.zeros(1, 3, 16, 16), steps=1)
+
+
+def test_what_it_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="takes no stamp and no mark"):
+        PatchTrainingArguments(tmp_path, recipe="cat", stamp=Stamp("AI"))
+    args = PatchTrainingArguments(tmp_path, recipe="cat", cpu=True)
+    with pytest.raises(ValueError, match="Conv2d has no encode and decode: CAT trains an autoencoder"):
+        adapter_config(nn.Conv2d(3, 3, 1), args)
+    bare = get_peft_model(nn.Sequential(nn.Conv2d(3, 3, 1)), GatedLoraConfig(r=1))
+    with pytest.raises(ValueError, match="Sequential has no encode and decode"):
+        PatchTrainer(bare, torch.zeros(1, 3, 8, 8), args)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="CAT's training runs in one process"):
+        PatchTrainer(get_peft_model(Tied(), adapter_config(Tied(), args, r=1)), torch.zeros(1, 3, 8, 8), args)

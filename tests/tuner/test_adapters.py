@@ -84,6 +84,16 @@ class TestSeveralAdapters:
         with pytest.raises(ValueError, match="non-existing adapter"):
             model(*batch, adapter_names=["three"] * 4)
 
+    def test_mixed_batch_on_different_layers(self, generator: nn.Module, batch: Any) -> None:
+        """The second adapter comes to layers that had none, which must hear of the names, too."""
+        model = get_peft_model(generator, config(target_modules=["down"]), "one")
+        model.add_adapter("two", config(target_modules=["up", "mix"]))
+        model.eval()
+        expected = {adapter: output_of(model, adapter, batch) for adapter in ("one", "two")}
+        mixed = model(*batch, adapter_names=["two", "one", "two", "one"])
+        for row, name in enumerate(("two", "one", "two", "one")):
+            torch.testing.assert_close(mixed[row], expected[name][row], **EXACT)
+
     def test_scaling(self, model: PeftModel, batch: Any) -> None:
         one = output_of(model, "one", batch)
         for layer in layers_of(model):
@@ -233,10 +243,15 @@ def test_conversion_to_lora_is_for_linear_layers(generator: nn.Module, model: Pe
     assert answers == {"label": True, "down": False, "mix": False, "up": False}
 
 
-def test_linear_patch_converts_to_lora(batch: Any) -> None:
+@pytest.mark.parametrize("dora", [False, True])
+def test_linear_patch_converts_to_lora(dora: bool) -> None:
+    """With magnitudes, too, as what the weight gains; that is of full rank."""
     net = nn.Sequential(nn.Linear(6, 5)).double()
-    model = get_peft_model(copy.deepcopy(net), config())
-    lora, tensors = convert_to_lora(model, rank=4)
+    model = get_peft_model(copy.deepcopy(net), config(use_dora=dora))
+    for name, parameter in model.named_parameters():
+        if "magnitude" in name:
+            parameter.data *= torch.linspace(0.5, 1.7, 5)
+    lora, tensors = convert_to_lora(model, rank=5 if dora else 4)
     plain = inject_adapter_in_model(lora, net)
     set_peft_model_state_dict(plain, tensors)
     x = torch.randn(2, 6, dtype=torch.float64)

@@ -1,20 +1,16 @@
-"""Attention: q, k, v and out with W + dW, against torch's own module with weights that are written out."""
+"""Attention and torch's encoders, beyond what test_contract.py runs: other loaders, fast paths, what is refused."""
 
 import copy
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from peft.utils.hotswap import hotswap_adapter
 from torch import Tensor, nn
 
-from loraguard.tuner import GATES, GatedLoraConfig, GatedLoraLayer, GatedLoraMultiheadAttention, folded, to_lora
+from loraguard.tuner import GatedLoraConfig, GatedLoraMultiheadAttention, folded, to_lora
 
 EXACT = {"rtol": 0.0, "atol": 1e-12}
-STATIC = [name for name in GATES if GATES[name].mergeable]
-every = pytest.mark.parametrize("gate", STATIC)
 
 
 class Attends(nn.Module):
@@ -52,108 +48,6 @@ def adapted(names: tuple[str, ...] = ("default",), net: nn.Module | None = None,
     return model.eval()
 
 
-def written_out(model: PeftModel, gate: str, weights: dict[str, float]) -> nn.Module:
-    """The bare attention with sums of gate * s * (B A x + b) in its weights and biases."""
-    net: Any = net_of()
-    layer = model.base_model.model.attention
-    places = (
-        (layer, net.attention.in_proj_weight, net.attention.in_proj_bias),
-        (layer.base_layer.out_proj, net.attention.out_proj.weight, net.attention.out_proj.bias),
-    )
-    for part, weight, bias in places:
-        for name, factor in weights.items():
-            a, b = part.lora_A[name].weight, part.lora_B[name].weight
-            logits = [*part.lora_gate[name].parameters(), torch.tensor(torch.inf, dtype=torch.float64)][0].detach()
-            opening = 1 / (1 + torch.exp(-logits))
-            scale = factor * part.scaling[name]
-            gated = (opening * b) if gate == "rank" else opening.view(-1, 1) * b
-            weight.data += scale * (gated @ a).detach()
-            if part.lora_B[name].bias is not None:
-                bias.data += (scale * (1 if gate == "rank" else opening) * part.lora_B[name].bias).detach()
-    return net
-
-
-@every
-@pytest.mark.parametrize("lora_bias", [False, True])
-class TestEveryGate:
-    def test_formula(self, gate: str, lora_bias: bool) -> None:
-        model, x = adapted(gate_type=gate, lora_bias=lora_bias), batch()
-        want = written_out(model, gate, {"default": 1})(*x)
-        assert (want - net_of()(*x)).abs().max() > 1e-3
-        torch.testing.assert_close(model(*x), want, **EXACT)
-        with torch.no_grad():  # torch's fast path
-            torch.testing.assert_close(model(*x), want, **EXACT)
-        with folded(model):
-            y = model(*x)
-            torch.testing.assert_close(y, want, **EXACT)
-            assert not y.requires_grad
-        with model.disable_adapter():
-            torch.testing.assert_close(model(*x), net_of()(*x), **EXACT)
-
-    def test_gradients(self, gate: str, lora_bias: bool) -> None:
-        model, x = adapted(gate_type=gate, lora_bias=lora_bias), batch()
-        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        assert {name.split(".")[-3] for name in trained} == {
-            "lora_A",
-            "lora_B",
-            *(["lora_gate"] if gate != "none" else []),
-        }
-
-        def run(query: Tensor, *values: Tensor) -> Tensor:
-            return torch.func.functional_call(model, dict(zip(trained, values, strict=True)), (query, x[1]))
-
-        assert torch.autograd.gradcheck(run, (x[0].requires_grad_(), *trained.values()), fast_mode=True)
-
-    def test_merging(self, gate: str, lora_bias: bool) -> None:
-        model, x = adapted(("one", "two"), gate_type=gate, lora_bias=lora_bias), batch()
-        model.base_model.set_adapter(["one", "two"])
-        want = written_out(model, gate, {"one": 1, "two": 1})(*x)
-        torch.testing.assert_close(model(*x), want, **EXACT)
-        model.merge_adapter(["one"])
-        torch.testing.assert_close(model(*x), written_out_bare(model, gate, {"one": 1})(*x), **EXACT)
-        model.unmerge_adapter()
-        model.merge_adapter(safe_merge=True)
-        torch.testing.assert_close(model(*x), want, **EXACT)
-        with model.disable_adapter():
-            torch.testing.assert_close(model(*x), net_of()(*x), **EXACT)
-        model.unmerge_adapter()
-        torch.testing.assert_close(model(*x), want, **EXACT)
-        merged = model.merge_and_unload(safe_merge=True)
-        torch.testing.assert_close(merged(*x), want, **EXACT)
-        assert type(merged.attention) is nn.MultiheadAttention
-        assert merged.state_dict().keys() == net_of().state_dict().keys()
-
-    def test_weighted_sums(self, gate: str, lora_bias: bool) -> None:
-        model, x = adapted(("one", "two"), gate_type=gate, lora_bias=lora_bias), batch()
-        want = written_out(model, gate, {"one": 0.5, "two": -1.5})(*x)
-        for combination in ("cat", "svd"):
-            rank = {"svd_rank": 8} if combination == "svd" else {}
-            model.add_weighted_adapter(["one", "two"], [0.5, -1.5], combination, combination_type=combination, **rank)
-            model.set_adapter(combination)
-            torch.testing.assert_close(model(*x), want, **EXACT)
-
-    def test_saving_loading_and_swapping(self, gate: str, lora_bias: bool, tmp_path: Path) -> None:
-        model, x = adapted(gate_type=gate, lora_bias=lora_bias), batch()
-        model.save_pretrained(tmp_path)
-        loaded = PeftModel.from_pretrained(net_of(), tmp_path)
-        torch.testing.assert_close(loaded(*x), model(*x), **EXACT)
-        loaded.load_adapter(tmp_path, "again")
-        loaded.set_adapter("again")
-        torch.testing.assert_close(loaded(*x), model(*x), **EXACT)
-        layers = [layer for layer in loaded.modules() if isinstance(layer, GatedLoraLayer)]
-        assert all(set(layer.r) == set(layer.lora_A) == {"default", "again"} for layer in layers)
-        other = adapted(gate_type=gate, lora_bias=lora_bias, lora_alpha=9)
-        hotswap_adapter(other, str(tmp_path), "default", torch_device="cpu")
-        torch.testing.assert_close(other(*x), model(*x), **EXACT)
-
-
-def written_out_bare(model: PeftModel, gate: str, weights: dict[str, float]) -> nn.Module:
-    """As `written_out`, whatever is merged."""
-    twin = copy.deepcopy(model)
-    twin.unmerge_adapter()
-    return written_out(twin, gate, weights)
-
-
 def test_as_plain_lora() -> None:
     """PEFT's LoRA adds the update of out_proj twice: as it merges out_proj, and as it merges its parent.
 
@@ -185,12 +79,6 @@ def test_forward_writes_nothing() -> None:
     model.base_model.model.attention.base_layer.register_forward_pre_hook(look)
     model(*x)
     assert seen == [True]
-
-
-def test_without_a_bias() -> None:
-    model, x = adapted(net=net_of(bias=False)), batch()
-    y = model(*x)
-    torch.testing.assert_close(model.merge_and_unload()(*x), y, **EXACT)
 
 
 REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
@@ -264,6 +152,22 @@ class TestEncoders:
         with torch.no_grad():
             found = net(x, src_key_padding_mask=mask)
         torch.testing.assert_close(found[~mask], want[~mask], **EXACT)
+
+
+def test_a_second_adapter_takes_part_on_the_fast_path() -> None:
+    """On a layer that had none when the first one came."""
+    torch.manual_seed(0)
+    layers = [nn.TransformerEncoderLayer(8, 2, 16, batch_first=True) for _ in range(2)]
+    net, x = nn.Sequential(*layers).double().eval(), batch()[0]
+    settings = {"r": 2, "init_lora_weights": "paper"}
+    model = get_peft_model(net, GatedLoraConfig(target_modules=["0.linear1"], **settings), "one")
+    model.add_adapter("two", GatedLoraConfig(target_modules=["1.linear2"], **settings))
+    model.set_adapter("two")
+    y = model.eval()(x)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), y, **EXACT)
+        with model.disable_adapter():
+            assert (model(x) - y).abs().max() > 1e-3
 
 
 def test_an_attention_is_adapted_where_it_is_named() -> None:

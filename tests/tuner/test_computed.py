@@ -4,61 +4,20 @@ test_contract.py runs every gate and operation on them.
 """
 
 import copy
-import warnings
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, weight_norm
+from torch.nn.utils import parametrizations, spectral_norm
+from tuner_kinds import COMPUTED
 
 from loraguard.tuner import GatedLoraConfig, GatedLoraLayer, folded, to_lora
 from loraguard.tuner.computed import at_rest, own_tensors
 
 EXACT = {"rtol": 0.0, "atol": 1e-12}
-
-
-def old_weight_norm(layer: nn.Module) -> nn.Module:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return weight_norm(layer)
-
-
-def masked(layer: nn.Module) -> nn.Module:
-    """Pruned twice: torch puts both masks into one hook."""
-    prune.l1_unstructured(layer, "weight", 0.3)
-    return prune.random_unstructured(layer, "weight", 0.2)
-
-
-class Equalized(nn.Module):
-    """StyleGAN's equalised learning rate, as a parametrization."""
-
-    def forward(self, weight: Tensor) -> Tensor:
-        return weight * (2 / weight[0].numel()) ** 0.5
-
-
-def equalized(layer: nn.Module) -> nn.Module:
-    parametrize.register_parametrization(layer, "weight", Equalized())
-    return layer
-
-
-def both(layer: nn.Module) -> nn.Module:
-    return parametrizations.spectral_norm(equalized(layer), n_power_iterations=2)
-
-
-KINDS: dict[str, Callable[[nn.Module], nn.Module]] = {
-    "spectral_norm": spectral_norm,
-    "weight_norm": old_weight_norm,
-    "pruned": masked,
-    "parametrized spectral norm": parametrizations.spectral_norm,
-    "parametrized weight norm": parametrizations.weight_norm,
-    "orthogonal": parametrizations.orthogonal,
-    "equalised": equalized,
-    "equalised and spectral norm": both,
-}
-every = pytest.mark.parametrize("kind", KINDS)
+every = pytest.mark.parametrize("kind", COMPUTED)
 
 
 class Block(nn.Module):
@@ -66,7 +25,7 @@ class Block(nn.Module):
 
     def __init__(self, kind: str) -> None:
         super().__init__()
-        computed = KINDS[kind]
+        computed = COMPUTED[kind]
         self.label = computed(nn.Linear(3, 4))
         self.down = computed(nn.Conv2d(3, 4, 3, padding=1))
         self.norm = nn.BatchNorm2d(4)
@@ -159,17 +118,6 @@ def test_merge_and_unload(kind: str, training: bool) -> None:
         assert layer.weight.requires_grad == (name == "down")
         assert not layer._forward_pre_hooks
     copy.deepcopy(merged)
-
-
-@every
-def test_merging_in_place_is_refused_and_changes_nothing(kind: str) -> None:
-    model, x = adapted(kind, init_lora_weights="paper").eval(), batches(1)[0]
-    y, before = model(x), copy.deepcopy(dict(model.state_dict()))
-    with pytest.raises(ValueError, match=r"computed at each forward by \w+.* merge_and_unload\(\) makes it a plain"):
-        model.merge_adapter()
-    assert torch.equal(model(x), y)
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, before[name])
 
 
 @every

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -112,8 +113,44 @@ def test_copies(single: PeftModel, inputs: Any) -> None:
         assert torch.equal(single(*inputs), want)
 
 
-def test_data_parallel(single: PeftModel, inputs: Any) -> None:
-    assert torch.equal(nn.DataParallel(single)(*inputs), single(*inputs))
+def replica(network: nn.Module) -> Any:
+    """As DataParallel makes one for a second device: modules without parameters, which have copies beside them."""
+    modules = list(network.modules())
+    twins = {id(module): module._replicate_for_data_parallel() for module in modules}
+    for module in modules:
+        twin = twins[id(module)]
+        for name, child in module._modules.items():
+            twin._modules[name] = None if child is None else twins[id(child)]
+        for name, parameter in module._parameters.items():
+            if parameter is None:
+                twin._parameters[name] = None
+            else:
+                setattr(twin, name, parameter.clone())
+    return twins[id(network)]
+
+
+@pytest.mark.parametrize("attention", [False, True])
+def test_data_parallel(single: PeftModel, inputs: Any, attention: bool) -> None:
+    """Each replica is run by a thread of torch's own, and gradients come together in the network itself."""
+    if attention:
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.TransformerEncoderLayer(8, 2, 8, dropout=0.0, batch_first=True))
+        settings = {"r": 2, "init_lora_weights": "paper", "target_modules": ["self_attn", "linear1"]}
+        single, inputs = get_peft_model(net, GatedLoraConfig(**settings)), (torch.randn(4, 3, 8),)
+    single.eval()
+    want = single(*inputs)
+    want.square().sum().backward()
+    whole = {name: gradient.clone() for name, gradient in gradients(single).items()}
+    single.zero_grad()
+    halves = [tuple(one[rows] for one in inputs) for rows in (slice(2), slice(2, 4))]
+    with ThreadPoolExecutor(2) as threads:
+        found = [threads.submit(replica(single), *half) for half in halves]
+        y = torch.cat([one.result() for one in found])
+    torch.testing.assert_close(y, want, **NEAR)
+    y.square().sum().backward()
+    for name, gradient in gradients(single).items():
+        torch.testing.assert_close(gradient, whole[name], rtol=1e-4, atol=1e-4 * whole[name].abs().max().item())
+    assert gradients(single).keys() == whole.keys()
 
 
 def test_two_processes(tmp_path: Path) -> None:

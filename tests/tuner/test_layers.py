@@ -160,38 +160,64 @@ def bare_with(case: Case, weight: Tensor) -> nn.Module:
     return net
 
 
-@pytest.mark.parametrize("case", TEST_CASES, ids=lambda case: case.id)
-def test_life(case: Case, tmp_path: Any) -> None:
-    model, x = adapted(case)
-    layer, base = model.base_model.model.layer, case.net()
-    weight = expected_weight(base.layer, layer)
-    y0, y = base(x, **case.call), bare_with(case, weight)(x, **case.call)
-    assert (y - y0).abs().max() > 1e-3, "the adapter must do something for the test to mean anything"
+class SideBySide(nn.Module):
+    """The layers of several cases, each with an input of its own: PEFT wraps them at once."""
 
-    torch.testing.assert_close(model(x, **case.call), y, **EXACT)
+    def __init__(self, cases: list[Case]) -> None:
+        super().__init__()
+        self.cases, self.nets = cases, nn.ModuleList(case.net() for case in cases)
+
+    def forward(self, *inputs: Tensor) -> list[Tensor]:
+        return [net(x, **case.call) for net, case, x in zip(self.nets, self.cases, inputs, strict=True)]
+
+
+FAMILIES: dict[str, list[Case]] = {}
+for one in TEST_CASES:
+    FAMILIES.setdefault(f"{one.kind.__name__}, groups={one.options.get('groups', 1)}", []).append(one)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_life(family: str, tmp_path: Any) -> None:
+    cases = FAMILIES[family]
+    torch.manual_seed(1)
+    model = get_peft_model(SideBySide(cases), GatedLoraConfig(r=4, init_lora_weights="paper")).eval()
+    layers = [net.layer for net in model.base_model.model.nets]
+    for layer in layers:
+        nn.init.constant_(layer.lora_gate["default"].weight, 0.7)
+    bare, x = SideBySide(cases), [torch.randn(case.shape, dtype=torch.float64) for case in cases]
+    weights = [expected_weight(net.layer, layer) for net, layer in zip(bare.nets, layers, strict=True)]
+    y0 = bare(*x)
+    y = [bare_with(case, weight)(one, **case.call) for case, weight, one in zip(cases, weights, x, strict=True)]
+
+    def check(found: list[Tensor], want: list[Tensor]) -> None:
+        for case, one, exact in zip(cases, found, want, strict=True):
+            torch.testing.assert_close(one, exact, **EXACT, msg=lambda message, case=case: f"{case.id}: {message}")
+
+    for case, one, other in zip(cases, y, y0, strict=True):
+        assert (one - other).abs().max() > 1e-3, (
+            f"{case.id}: the adapter must do something for the test to mean anything"
+        )
+    check(model(*x), y)
     with model.disable_adapter():
-        assert torch.equal(model(x, **case.call), y0)
+        assert all(map(torch.equal, model(*x), y0))
     with folded(model):
-        torch.testing.assert_close(model(x, **case.call), y, **EXACT)
+        check(model(*x), y)
         with model.disable_adapter():
-            assert torch.equal(model(x, **case.call), y0)
-
+            assert all(map(torch.equal, model(*x), y0))
     model.merge_adapter(safe_merge=True)
-    torch.testing.assert_close(layer.weight, weight, **EXACT)
-    torch.testing.assert_close(model(x, **case.call), y, **EXACT)
+    check([layer.weight for layer in layers], weights)
+    check(model(*x), y)
     model.unmerge_adapter()
-    torch.testing.assert_close(layer.weight, base.layer.weight, **EXACT)
-    torch.testing.assert_close(model(x, **case.call), y, **EXACT)
-
+    check([layer.weight for layer in layers], [net.layer.weight for net in bare.nets])
+    check(model(*x), y)
     model.save_pretrained(tmp_path)
-    reloaded = PeftModel.from_pretrained(case.net(), tmp_path)
-    torch.testing.assert_close(reloaded(x, **case.call), y, **EXACT)
-
+    reloaded = PeftModel.from_pretrained(SideBySide(cases), tmp_path)
+    check(reloaded(*x), y)
     plain = reloaded.merge_and_unload()
-    torch.testing.assert_close(plain(x, **case.call), y, **EXACT)
+    check(plain(*x), y)
     shapes = {name: value.shape for name, value in plain.state_dict().items()}
-    assert shapes == {name: value.shape for name, value in base.state_dict().items()}
-    assert type(plain.layer) is type(base.layer)
+    assert shapes == {name: value.shape for name, value in bare.state_dict().items()}
+    assert [type(net.layer) for net in plain.nets] == [case.kind for case in cases]
 
 
 SMALL = [case for case in TEST_CASES if len(case.shape) < 5][::9]

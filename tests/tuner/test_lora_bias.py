@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel, get_peft_model, set_peft_model_state_dict
+from peft import PeftModel, convert_to_lora, get_peft_model, set_peft_model_state_dict
 from peft.utils import hotswap
 from peft.utils.warning import PeftWarning
 from torch import nn
@@ -155,5 +155,5 @@ def test_learning_folded_gives_it_its_gradient() -> None:
 
 def test_what_converts_to_lora_by_peft() -> None:
     """PEFT's conversion takes the weight alone."""
-    model = adapted(nn.Sequential(nn.Linear(3, 3)).double())
-    assert not model.base_model.model[0].supports_lora_conversion()
+    with pytest.raises(TypeError, match=r"do not support LoRA conversion.*GatedLoraLinear"):
+        convert_to_lora(adapted(nn.Sequential(nn.Linear(3, 3))), rank=2)

@@ -8,15 +8,24 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from diffusers import DiTTransformer2DModel
 from peft import PeftModel, get_peft_model, inject_adapter_in_model, set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import ViTConfig, ViTModel
+from transformers import (
+    DPTConfig,
+    DPTForDepthEstimation,
+    Swin2SRConfig,
+    Swin2SRForImageSuperResolution,
+    ViTConfig,
+    ViTModel,
+)
 
 from loraguard.tuner import GATES, GatedLoraConfig, GatedLoraLayer, folded
 
 EXACT = {"rtol": 0.0, "atol": 1e-12}
+NEAR = {"rtol": 1e-9, "atol": 1e-9}  # float64 through a whole network, parts of which compute in float32
 
 
 def config(**settings: Any) -> GatedLoraConfig:
@@ -161,6 +170,21 @@ class TestDistributed:
         assert (after - y).abs().max() > 1e-6
 
 
+@pytest.mark.filterwarnings("ignore:FSDP is switching to use")
+def test_fsdp_of_the_first_kind(one_process: Any) -> None:
+    """It puts tensors beside the parameters, which attention reads."""
+    torch.manual_seed(0)
+    net = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 8, batch_first=True), 1, enable_nested_tensor=False)
+    settings = {"target_modules": ["self_attn", "linear1"], "use_dora": True}
+    model = get_peft_model(net.double().eval(), config(**settings)).eval()
+    x = torch.randn(2, 3, 8).double()
+    y = model(x)
+    whole = torch.distributed.fsdp.FullyShardedDataParallel(copy.deepcopy(model), use_orig_params=True, device_id="cpu")
+    torch.testing.assert_close(whole(x), y, **EXACT)
+    with torch.no_grad(), folded(model):
+        torch.testing.assert_close(whole(x), y, **EXACT)
+
+
 def vit() -> ViTModel:
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
@@ -197,6 +221,59 @@ class TestTransformers:
         names = get_peft_model(vit(), config()).targeted_module_names
         assert any("projection" in name for name in names)
         assert any("attention" in name for name in names)
+
+
+def swin2sr() -> nn.Module:
+    sizes = {"embed_dim": 8, "depths": [1], "num_heads": [2], "window_size": 4, "upsampler": "pixelshuffledirect"}
+    return Swin2SRForImageSuperResolution(Swin2SRConfig(**sizes, image_size=8, upscale=2))
+
+
+def dpt() -> nn.Module:
+    sizes = {"hidden_size": 8, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 8}
+    heads = {"neck_hidden_sizes": [4, 4, 4, 4], "fusion_hidden_size": 4, "backbone_out_indices": [0, 1, 2, 3]}
+    net = DPTForDepthEstimation(DPTConfig(**sizes, **heads, image_size=16, patch_size=8))
+    nn.init.ones_(net.head.head[-2].bias)  # before a ReLU
+    return net
+
+
+def dit() -> nn.Module:
+    sizes = {"num_attention_heads": 2, "attention_head_dim": 4, "num_layers": 1, "sample_size": 4}
+    return DiTTransformer2DModel(**sizes, num_embeds_ada_norm=10)
+
+
+OF_OTHERS: dict[str, tuple[Any, tuple[int, ...], dict[str, Any]]] = {
+    "Swin2SR": (swin2sr, (2, 3, 8, 8), {}),
+    "DPT": (dpt, (2, 3, 16, 16), {}),
+    "DiT": (dit, (2, 4, 4, 4), {"timestep": torch.tensor([1, 7]), "class_labels": torch.tensor([0, 3])}),
+}
+
+
+@pytest.mark.parametrize("kind", OF_OTHERS)
+def test_networks_of_others(kind: str, tmp_path: Path) -> None:
+    """With every layer adapted that there is, through save and load and into the weights."""
+    make, shape, call = OF_OTHERS[kind]
+
+    def bare() -> nn.Module:
+        torch.manual_seed(0)
+        return make().double().eval()
+
+    def run(net: nn.Module) -> Tensor:
+        with torch.no_grad():
+            return net(x, **call)[0]
+
+    x = torch.randn(shape).double()
+    y0 = run(bare())
+    model = get_peft_model(bare(), config(lora_alpha=50)).eval()
+    y = run(model)
+    assert (y - y0).abs().max() > 1e-4
+    kinds = {type(layer.base_layer) for layer in layers_of(model)}
+    assert {nn.Linear, nn.Conv2d} <= kinds
+    assert (nn.ConvTranspose2d in kinds) == (kind == "DPT")
+    with model.disable_adapter():
+        torch.testing.assert_close(run(model), y0, **NEAR)
+    model.save_pretrained(tmp_path)
+    torch.testing.assert_close(run(PeftModel.from_pretrained(bare(), tmp_path)), y, **NEAR)
+    torch.testing.assert_close(run(model.merge_and_unload()), y, **NEAR)
 
 
 def test_subfolder(generator: nn.Module, batch: Any, tmp_path: Path) -> None:

@@ -7,7 +7,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError
+from safetensors import safe_open
 from torch import nn
+
+from loraguard.generators.checkpoint import say_half
 
 _LONGEST = 300
 
@@ -67,7 +72,7 @@ def _loaded(cls: Any, source: str | Path, what: str, **where: str) -> Any:
     folder = Path(source).expanduser()
     name = str(folder) if folder.exists() else str(source)
     try:
-        return cls.from_pretrained(name, use_safetensors=True, **where)
+        made = cls.from_pretrained(name, use_safetensors=True, **where)
     except (ValueError, KeyError, json.JSONDecodeError, AttributeError) as error:
         raise ValueError(f"{source} is no {what} that diffusers loads from safetensors: {_short(error)}") from error
     except OSError as error:
@@ -75,6 +80,23 @@ def _loaded(cls: Any, source: str | Path, what: str, **where: str) -> Any:
             f"The {what} {source} cannot be had, or not as safetensors; give a folder that diffusers' save_pretrained "
             f"wrote, or an id of the Hub. diffusers says: {_short(error)}"
         ) from error
+    say_half(source, _kinds_in(source, where.get("subfolder", "")))
+    return made
+
+
+def _kinds_in(source: str | Path, subfolder: str) -> set[str]:
+    """What the tensors are, as safetensors calls it, in the files that a loader has just read."""
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        try:
+            folder = Path(snapshot_download(str(source), local_files_only=True))
+        except LocalEntryNotFoundError:  # the loader keeps its files elsewhere
+            return set()
+    kinds: set[str] = set()
+    for file in sorted((folder / subfolder).rglob("*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            kinds |= {tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118 - no mapping
+    return kinds
 
 
 def _short(error: Exception) -> str:
