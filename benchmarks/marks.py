@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,24 @@ from torch import Tensor, nn
 from loraguard import GatedLoraConfig, Mark, MarkReader, PatchTrainer, PatchTrainingArguments, Stamp, StampReader
 from loraguard.audit.marks import MarkAudit, MarkRow, as_table
 from loraguard.audit.photos import pick_edits
-from loraguard.channels import JPEG, Channel, CropResize, GaussianBlur, GaussianNoise, MedianBlur, Resize, WebP
+from loraguard.channels import (
+    JPEG,
+    Channel,
+    CropResize,
+    GaussianBlur,
+    GaussianNoise,
+    Identity,
+    MedianBlur,
+    Resize,
+    WebP,
+    quantize,
+)  # fmt: skip
 from loraguard.data import DemoFaces, collate
 from loraguard.defenses import APGD, Disrupting, RandomNoise
 from loraguard.files import whole_files, writable_folder, write_json
 from loraguard.generators import Condition, DemoDiffusion, DemoEditor
 from loraguard.metrics import LPIPS
+from loraguard.training.marking import MarkedLoss
 from loraguard.training.sampling import EndlessBatches
 
 EPS = 0.05
@@ -48,7 +60,8 @@ DEFENSES = {
     "disrupting": Disrupting(eps=EPS, steps=15, step_size=0.01),
     "apgd": APGD(eps=EPS),
 }
-STEPS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+STEPS = (1, 2, 5, 10, 20, 50, 100, 200)
+CALIBRATED = 200  # outputs of the untouched network, for the reader of stamps
 PLATE = Stamp("AI", place="bottom-left", size=0.4, margin=0.12, background="#b00020", outline=None, of_width=64)
 
 
@@ -114,6 +127,14 @@ def patched(case: Case, mark: Mark, folder: Path, steps: int) -> PeftModel:
     return PeftModel.from_pretrained(case.generator(), str(folder)).eval()
 
 
+def scaled(model: PeftModel, factor: float) -> PeftModel:
+    """The patch with its update times a factor: fainter, and read less surely."""
+    for module in model.modules():
+        if isinstance(scaling := getattr(module, "scaling", None), dict):
+            scaling.update({name: value * factor for name, value in scaling.items()})
+    return model
+
+
 def photos(n: int, split: str = "test", size: int = 64) -> tuple[Tensor, Condition, Tensor]:
     """Faces, an edit of each that patches were not trained on, and what the drawing says the edit should give."""
     faces = DemoFaces(n, size=size, split=split)
@@ -143,11 +164,45 @@ def measure(audit: MarkAudit, folder: Path, thorough: bool) -> list[MarkRow]:
     rows += kept(folder / "channels.json", lambda: audit.channels(CHANNELS, crops=False) + audit.channels(CROPS))
     if not thorough:
         return rows
-    rows += kept(folder / "defenses.json", lambda: audit.defenses(DEFENSES))
     rows += kept(folder / "weights.json", lambda: [*audit.changed_weights(), *audit.regenerated()])
     rows += kept(folder / "forged.json", lambda: audit.forged(photos(24, "forged")[0]))
-    rows += kept(folder / "tuned.json", lambda: audit.fine_tuned(attacker(), [step for step in STEPS if step <= 100]))
-    return rows + kept(folder / "adapted.json", lambda: audit.another_adapter(attacker(), STEPS))
+    rows += kept(folder / "adapted.json", lambda: audit.another_adapter(attacker(), STEPS))
+    rows += kept(folder / "tuned.json", lambda: audit.fine_tuned(attacker(), STEPS))
+    return rows + kept(folder / "defenses.json", lambda: audit.defenses(DEFENSES))
+
+
+def informed(mark: Mark, images: Tensor, decibels: float, steps: int = 80) -> Tensor:
+    """What the best writer there can be makes of images: pixels that Adam moves until the word is read.
+
+    The change is held at this PSNR, and is damaged as in a patch's training.
+    """
+    change = (0.01 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))).requires_grad_()
+    adam = torch.optim.Adam([change], 0.02)
+    loss = MarkedLoss(lambda outputs, _: outputs.new_zeros(()), mark)
+    for step in range(steps + 1):
+        scaled = change / change.square().mean((1, 2, 3), keepdim=True).sqrt()
+        written = (images + 2 * 10 ** (-decibels / 20) * scaled).clamp(-1, 1)
+        if step < steps:
+            adam.zero_grad()
+            loss(written, None).backward()
+            adam.step()
+    return written.detach()
+
+
+def bound(mark: Mark, n: int, decibels: float = 35.0) -> dict[str, list[dict[str, Any]]]:
+    """How well the extractor reads at all: the pattern laid on, and the best writer, on the editor's outputs."""
+    editor, (faces, edit, _) = DemoEditor.pretrained(), photos(n)
+    audit = MarkAudit(editor, editor, mark, faces, edit)
+    made = {
+        "pattern": replace(mark, psnr=decibels).compose(audit.reference),
+        "best writer": informed(mark, audit.reference, decibels),
+    }
+    torch.manual_seed(0)
+    return {
+        name: [audit.row("bound", what, channel(quantize(images))).to_dict() for what, channel in every.items()]
+        for every in [{"as it is": Identity(), **CHANNELS}]
+        for name, images in made.items()
+    }
 
 
 def figures(case: Case, audit: MarkAudit, lpips: LPIPS | None) -> dict[str, Any]:
@@ -159,7 +214,9 @@ def figures(case: Case, audit: MarkAudit, lpips: LPIPS | None) -> dict[str, Any]
         "lpips": None if lpips is None else float(lpips(outputs, audit.reference).mean()),
     }
     if case.stamp is not None:
-        reader = StampReader({"AI": case.stamp}).calibrate(audit.reference)
+        others, edit, _ = photos(CALIBRATED, "unstamped", case.size)
+        with torch.no_grad():
+            reader = StampReader({"AI": case.stamp}).calibrate(audit.untouched(others, **edit))
         torch.manual_seed(0)
         every = {"as it is": outputs, **{name: channel(outputs) for name, channel in (CHANNELS | CROPS).items()}}
         found["stamp read"] = {name: sum(one == "AI" for one in reader(images)) for name, images in every.items()}
@@ -175,6 +232,8 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=100, help="to measure on")
     parser.add_argument("--only", choices=CASES, action="append", help="of the patches; repeatable")
     parser.add_argument("--minutes", type=float, help="stop a training after them, with a checkpoint")
+    parser.add_argument("--scale", type=float, default=1.0, help="of the patch's update as it is merged")
+    parser.add_argument("--quick", action="store_true", help="leave out defenses, removal and forging")
     parser.add_argument("--lpips", type=Path, help="AlexNet's weights, to measure LPIPS as well")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -184,18 +243,21 @@ def main() -> None:
         alarm.start()
     out, mark = writable_folder(given.output_dir), Mark("c0de")
     lpips = None if given.lpips is None else LPIPS.load(given.lpips)
-    settings = {"eps": EPS, "images": given.images, "mark": mark.settings()}
-    result: dict[str, Any] = {"settings": settings, "patches": {}}
+    settings = {"eps": EPS, "scale": given.scale, "images": given.images, "mark": mark.settings()}
+    result: dict[str, Any] = {"settings": settings, "bound": bound(mark, min(given.images, 20)), "patches": {}}
+    print({name: {row["name"]: round(row["bits"], 3) for row in rows} for name, rows in result["bound"].items()})
     with tempfile.TemporaryDirectory() as temporary:
         work = writable_folder(given.work_dir or temporary)
         for name in given.only or CASES:
             case, folder, started = CASES[name], work / name.replace(" ", "-"), time.process_time()
-            merged = patched(case, mark, folder, given.steps).merge_and_unload().requires_grad_(False).eval()
+            trained = (folder / "adapter_model.safetensors").is_file()
+            model = scaled(patched(case, mark, folder, given.steps), given.scale)
+            merged = model.merge_and_unload().requires_grad_(False).eval()
             log = json.loads((folder / "training_log.json").read_text(encoding="utf-8"))["steps"]
-            seconds = time.process_time() - started
+            seconds = None if trained else time.process_time() - started  # of this run
             images, edit, _ = photos(given.images, size=case.size)
             audit = MarkAudit(case.network(merged), case.untouched(), mark, images, edit)
-            rows = measure(audit, folder, case.thorough)
+            rows = measure(audit, folder, case.thorough and not given.quick)
             found = {"steps": len(log), "processor_seconds": seconds, **figures(case, audit, lpips)}
             result["patches"][name] = {**found, "rows": [row.to_dict() for row in rows]}
             print(f"{name}: {found}\n\n{as_table(rows)}\n", flush=True)
