@@ -135,7 +135,8 @@ class _Walk:
             self.add(thing.value)
             self.add(type(thing))
         elif isinstance(thing, _PLAIN):  # of a class made from one
-            self.say(next(base for base in _PLAIN if isinstance(thing, base)).__repr__(thing))
+            base: Any = next(one for one in _PLAIN if isinstance(thing, one))
+            self.say(base.__repr__(thing))
             self._object(thing)
         elif isinstance(thing, (PurePath, torch.dtype, torch.device, torch.Size, np.generic, np.dtype)):
             self.say(type(thing).__name__, str(thing))
@@ -310,8 +311,9 @@ def _contents(cell: types.CellType) -> Any:
 
 def _pickled(thing: Any) -> list[Any] | None:
     """What an object would be made of again; None where its class does not say."""
-    own = type(thing)
-    says = own.__reduce__ is not object.__reduce__ or own.__reduce_ex__ is not object.__reduce_ex__
+    own: Any = type(thing)
+    usual: Any = object
+    says = own.__reduce__ is not usual.__reduce__ or own.__reduce_ex__ is not usual.__reduce_ex__
     if own not in copyreg.dispatch_table and not says:
         return None
     try:
