@@ -244,12 +244,8 @@ def slopes(
         (True, True)
     """
     draws = torch.Generator().manual_seed(seed)
-    points = images.detach().clone()
+    points = _moved(images, draws)
     count = len(points) if count is None else count
-    for part, (least, most) in enumerate((INSIDE, EDGE)):
-        drawn = 2 * torch.rand(points[part::2].shape, generator=draws) - 1
-        points[part::2] += (drawn.sign() * (least + (most - least) * drawn.abs())).to(points)
-    points = points.clamp(-1, 1)
     some, edits = points[:count], _rows(condition, list(range(count)))
     with undisturbed(network), seeded(seed):
         leaf = some.clone().requires_grad_()
@@ -278,6 +274,15 @@ def slopes(
         fits.append([_fit(said[:, part::2], seen[:, part::2]) for part in range(min(2, count))])
     per_part = [max(fits_of_part, key=_goodness) for fits_of_part in zip(*fits, strict=True)]
     return min([*per_part, _fit(attacked.double(), gradient.double())], key=_goodness)
+
+
+def _moved(images: Tensor, draws: torch.Generator) -> Tensor:
+    """Images within the usual budget of these, every second one at its edge."""
+    points = images.detach().clone()
+    for part, (least, most) in enumerate((INSIDE, EDGE)):
+        drawn = 2 * torch.rand(points[part::2].shape, generator=draws) - 1
+        points[part::2] += (drawn.sign() * (least + (most - least) * drawn.abs())).to(points)
+    return points.clamp(-1, 1)
 
 
 def _gradient(total: Tensor, leaf: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from loraguard.metrics import psnr
 from loraguard.pixels import to_bytes
 from loraguard.training.sampling import mixed
 
+from .again import agree, alike, flagged
 from .checks import Check
 from .craft import Crafter, check_likeness, farthest, seeded
 from .keys import Names
@@ -30,7 +31,7 @@ from .photos import Batch, Photos
 from .plan import USUAL, Job
 from .probes import Attacked, probe_channel, probe_defense, probe_generator, probe_stamp
 from .share import Share
-from .situation import NO_CHANNEL, SHARES, UNTOUCHED
+from .situation import NO_CHANNEL, UNTOUCHED
 from .store import Store, jsonable, key_of, number
 from .subjects import Subjects
 
@@ -206,7 +207,7 @@ class Run:
                 kept = self.store.pictures(piece.key)
                 if not (
                     agree(self.store.read(piece.key) or {}, found)
-                    and all(_alike(kept.get(name), one) for name, one in tensors.items())
+                    and all(alike(kept.get(name), one) for name, one in tensors.items())
                 ):
                     anew.append(piece.row)
         for row in anew:
@@ -231,13 +232,14 @@ class Run:
         keys = []
         sample = whole.first(whole.start + PROBED)
 
-        def probe(key: str, name: str, found: Callable[[], dict[str, Any]]) -> None:
+        def probe(key: str, name: str, found: Callable[[], Iterable[Check] | dict[str, Any]]) -> None:
             keys.append(key)
             stored = self.store.read(key)
             if stored is not None and anew is None:
                 return
-            made = found()
-            if stored is not None and anew is not None and _flagged(stored) != _flagged(made):
+            tried = found()
+            made = tried if isinstance(tried, dict) else _listed(tried)
+            if stored is not None and anew is not None and flagged(stored) != flagged(made):
                 anew.append(f"{name}, as it was probed")
             self.store.write(key, made, {})
 
@@ -246,10 +248,9 @@ class Run:
             budgets = [job.treatment.eps for job in self.jobs if job.treatment.knowledge == "noise"]
             return Attacked.of(self.subjects, sample, max((eps for eps in budgets if eps is not None), default=USUAL))
 
-        def of_generator(name: str) -> dict[str, Any]:
+        def of_generator(name: str) -> list[Check]:
             target = clean.target(name)[: len(sample)]
-            checks = probe_generator(self.subjects, name, sample, target, whole, attacked)
-            return _listed(checks)
+            return probe_generator(self.subjects, name, sample, target, whole, attacked)
 
         def of_defense(job: Job) -> dict[str, Any]:
             target = clean.target(job.crafted_on)[: len(sample)]
@@ -263,22 +264,16 @@ class Run:
         for name, channel in self.channels.items():
             if name != NO_CHANNEL:
                 key = key_of("probe", self.names.channels[name], sample.hashes, names)
-                probe(
-                    key, name, lambda name=name, channel=channel: _listed(probe_channel(name, channel, sample, names))
-                )
-        for name in self.subjects.stamps:
-            detector = self.measures.detectors.get(name)
-            if self.subjects.stamps[name] is not None and detector is not None:
+                probe(key, name, partial(probe_channel, name, channel, sample, names))
+        for name, stamp in self.subjects.stamps.items():
+            if stamp is not None and (detector := self.measures.detectors.get(name)) is not None:
                 key = key_of("probe", self.names.forward(name, NO_CHANNEL, whole), whole.hashes)
-                rate = detector(clean.target(name)).float().mean().item()
-                probe(key, name, lambda name=name, rate=rate: _listed(probe_stamp(name, rate)))
+                probe(key, name, partial(probe_stamp, name, detector(clean.target(name)).float().mean().item()))
         for job in self.jobs:
-            treatment = job.treatment
-            if (treatment.role, treatment.knowledge, job.seed) != ("main", "no-leak", self.jobs[0].seed):
-                continue
-            if job.defense is None or treatment.defense in sample.given:
-                continue
-            probe(key_of("probe", self.names.piece(job, sample)), treatment.defense, partial(of_defense, job))
+            kind = job.treatment.role, job.treatment.knowledge, job.seed
+            if kind == ("main", "no-leak", self.jobs[0].seed) and job.treatment.defense not in sample.given:
+                key = key_of("probe", self.names.piece(job, sample))
+                probe(key, job.treatment.defense, partial(of_defense, job))
         return keys
 
     def _seen(self, job: Job, whole: Batch, count: int) -> Tensor | None:
@@ -359,47 +354,6 @@ class Clean:
         return self.codes[key][:count]
 
 
-def agree(stored: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
-    """Whether figures are the same but for what another number of threads or another processor rounds otherwise.
-
-    The means of each metric may differ by a tenth, or, of what is 0 or 1 on each image, by two images.
-    """
-    made = {(name, metric): values for name, metrics in _figures(found).items() for metric, values in metrics.items()}
-    for (name, metric), values in made.items():
-        before = _figures(stored).get(name, {}).get(metric)
-        if before is None or len(before) != len(values):
-            return False
-        a, b = (torch.tensor([number(one) for one in them], dtype=torch.float64) for them in (before, values))
-        if not torch.equal(a.isfinite(), b.isfinite()):
-            if "psnr" in metric:  # which is infinite where nothing differs
-                continue
-            return False
-        rate = metric in SHARES
-        allowed = 2 / len(a) if rate else 0.1 * float(b[b.isfinite()].abs().mean().nan_to_num()) + 1e-4
-        if abs(float((a - b).nan_to_num().mean())) > allowed:
-            return False
-    return True
-
-
-def _figures(piece: Mapping[str, Any]) -> dict[str, Any]:
-    """A piece's figures by what they are of: each forward pass, and the photos."""
-    return {**piece.get("passes", {}), "photo": piece.get("photo", {})}
-
-
-def _alike(stored: Tensor | None, found: Tensor) -> bool:
-    """Whether pictures or features are the same but for rounding: on average a tenth of a value may differ."""
-    if stored is None or stored.shape != found.shape:
-        return False
-    off, size = (stored.double() - found.double()).abs().mean(), found.double().abs().mean()
-    return bool(off <= 0.1 * size + 1e-4) or not bool((off + size).isfinite())
-
-
 def _listed(checks: Iterable[Check]) -> dict[str, Any]:
     """Checks as they are stored."""
     return {"checks": [asdict(one) for one in checks]}
-
-
-def _flagged(probed: Mapping[str, Any]) -> list[Any]:
-    """What a probe has found, without figures that other processors round otherwise."""
-    checks = probed.get("checks", ())
-    return [probed.get("objective"), *([one["name"], one["passed"]] for one in checks)]
