@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import peft  # noqa: F401  # whole, before a part of it: another thread may be importing it
 import torch
 from peft.functional import (
     get_peft_model_state_dict,

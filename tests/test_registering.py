@@ -4,6 +4,7 @@ The order of events is made by a stand-in for PEFT, a small package that says wh
 that it holds for PEFT itself is seen in processes of their own.
 """
 
+import ast
 import json
 import pickle
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from peft import get_peft_model
 from torch import nn
 
+import loraguard
 from loraguard import GatedLoraConfig
 
 PATIENCE = 1200  # seconds, against a hang alone
@@ -138,6 +140,19 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str]
 def test_with_peft_itself(order: str, ended: dict[str, tuple[int, str]]) -> None:
     code, said = ended[order]
     assert code == 0, said
+
+
+def test_the_whole_of_peft_is_imported_before_a_part_of_it() -> None:
+    """A thread that begins with a part holds it while it waits for one that imports PEFT, and that one waits for it."""
+    for file in sorted(Path(loraguard.__file__).parent.rglob("*.py")):
+        found = [
+            name
+            for one in ast.parse(file.read_text(encoding="utf-8")).body
+            if isinstance(one, (ast.Import, ast.ImportFrom))
+            for name in ([one.module or ""] if isinstance(one, ast.ImportFrom) else [each.name for each in one.names])
+            if name.partition(".")[0] == "peft"
+        ]
+        assert found[:1] in ([], ["peft"]), file
 
 
 @pytest.fixture

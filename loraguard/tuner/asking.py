@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Iterable
 from typing import Any
 
+import peft  # noqa: F401  # whole, before a part of it: another thread may be importing it
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft.tuners.lora import LoraModel
+from peft import LoraModel
 from peft.utils.other import AuxiliaryTrainingWrapper
 
 from .layer import GatedLoraLayer

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Literal, cast
 
 import torch
-from peft.tuners.lora import LoraModel
+from peft import LoraModel
 from peft.utils import merge_utils
 from peft.utils.other import _freeze_adapter
 from torch import Tensor

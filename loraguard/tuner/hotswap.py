@@ -10,6 +10,7 @@ import functools
 import math
 from typing import Any
 
+import peft  # noqa: F401  # whole, before a part of it: another thread may be importing it
 import torch
 from peft.utils import hotswap
 from peft.utils.other import get_pattern_key

@@ -15,6 +15,7 @@ import math
 import warnings
 from typing import Any, cast
 
+import peft  # noqa: F401  # whole, before a part of it: another thread may be importing it
 import torch
 from peft.tuners.lora import LoraLayer
 from peft.utils.warning import PeftWarning

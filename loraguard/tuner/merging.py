@@ -10,6 +10,7 @@ import warnings
 from contextlib import nullcontext
 from typing import Any, cast
 
+import peft  # noqa: F401  # whole, before a part of it: another thread may be importing it
 import torch
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import check_adapters_to_merge

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+import peft  # noqa: F401  # whole, before a part of it: another thread may be importing it
 from peft.utils.other import get_pattern_key
 
 from .patterns import MOST_PATTERNS, check_pattern

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from operator import attrgetter
 from typing import Any
 
+import peft  # noqa: F401  # whole, before a part of it: another thread may be importing it
 from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Iterator
 from typing import Any, cast
 
+import peft  # noqa: F401  # whole, before a part of it: another thread may be importing it
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper, _get_input_embeddings_name
 from torch import nn
