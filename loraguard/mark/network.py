@@ -96,7 +96,7 @@ def window() -> Tensor:
     """How strong patterns are at each cell, (32, 32): 1 in the corners.
 
     Example:
-        >>> bool(window()[0, 0] > 0.99), bool(window()[16, 16] < 0.02)
+        >>> bool(window()[0, 0] > 0.99), bool(window()[16, 16] < 0.03)
         (True, True)
     """
     cells = torch.arange(GRID)
