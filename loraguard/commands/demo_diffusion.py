@@ -25,7 +25,7 @@ PATCH = "standard"
 ADVERSARY = PhotoGuard(BUDGET, 2, step_size=BUDGET)
 
 
-def protections(steps: int = 30) -> dict[str, Defense]:
+def protections(steps: int = 20) -> dict[str, Defense]:
     """What is audited, at 16/255, with steps in proportion to their number."""
     length = 2.5 * BUDGET / steps
     return {
@@ -57,7 +57,7 @@ class DiffusionDemoSettings:
     r: int = 8
     steps: int = 60
     editor_steps: int = 4
-    test_images: int = 40
+    test_images: int = 32
     success: str = "noise:0.95"
     seed: int = 0
 
