@@ -125,9 +125,9 @@ class PhotoGuardL2(PhotoGuardDiffusion):
     """The diffusion attack within an L2 ball: each step goes along the gradient at length 1, from the photo itself.
 
     `x <- clip(x_0 + P(x - a g / |g| - x_0))`, where g is the mean over draws of the gradient of `|G(x, c) - target|`
-    and P shortens what is longer than `eps`. White-box, per image. Checked in the official code: L2 16 on photos of 512
-    pixels in [-1, 1], a root mean square of 0.018; 200 steps of 1; ten draws. In proportion to the sides of a photo
-    that is 2 at 64 pixels.
+    and P shortens what is longer than `eps`. White-box, per image. The setting of the official code: L2 16 on photos of
+    512 pixels in [-1, 1], a root mean square of 0.018; 200 steps of 1; ten draws. In proportion to the sides of a
+    photo that is 2 at 64 pixels.
 
     Args:
         eps: the budget, the L2 norm over all values of a photo's change, in units of images in [-1, 1].
