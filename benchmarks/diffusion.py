@@ -15,10 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import resource
-import signal
-import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -30,6 +27,7 @@ from diffusion_page import adapters_table, comparison_table, protections_table, 
 from diffusion_subjects import SUBJECTS, Photos, Subject
 from pages import fill_tables
 from peft import PeftModel, get_peft_model
+from pieces import stop_after
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -45,12 +43,6 @@ from loraguard.tuner import GatedLoraConfig
 
 PAGE = Path(__file__).parents[1] / "docs" / "diffusion-results.md"
 BOTH = "ours-encoder-and-decoder"
-
-
-def processor_seconds() -> float:
-    """What this process has taken so far."""
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
 
 
 def protections(args: argparse.Namespace) -> dict[str, Defense]:
@@ -99,12 +91,12 @@ def kept(folder: Path, make: Callable[[], Tensor]) -> Tensor:
 @contextmanager
 def counted(file: Path) -> Iterator[None]:
     """Add the processor time of what is done within it to that in a file, interrupted or not."""
-    started = processor_seconds()
+    started = time.process_time()
     try:
         yield
     finally:
         before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else 0.0
-        file.write_text(json.dumps(before + processor_seconds() - started), encoding="utf-8")
+        file.write_text(json.dumps(before + time.process_time() - started), encoding="utf-8")
 
 
 def training_of(args: argparse.Namespace, subject: Subject, key: str, folder: Path) -> tuple[Any, Any, Any]:
@@ -230,10 +222,7 @@ def main() -> None:
     parser.add_argument("--no-page", action="store_true", help="print the tables, and leave the page as it is")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    if args.minutes:
-        alarm = threading.Timer(60 * args.minutes, lambda: os.kill(os.getpid(), signal.SIGINT))
-        alarm.daemon = True
-        alarm.start()
+    stop_after(args.minutes)
     out = writable_folder(args.work_dir / args.on)
     with counted(out / "seconds.json"):
         subject = SUBJECTS[args.on](args.weights, args.train, args.photos, args.size, args.pictures)

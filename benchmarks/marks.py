@@ -12,10 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import signal
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -24,6 +21,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model
+from pieces import stop_after
 from torch import Tensor, nn
 
 from loraguard import GatedLoraConfig, Mark, MarkReader, PatchTrainer, PatchTrainingArguments, Stamp, StampReader
@@ -237,10 +235,7 @@ def main() -> None:
     parser.add_argument("--lpips", type=Path, help="AlexNet's weights, to measure LPIPS as well")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    if given.minutes:
-        alarm = threading.Timer(60 * given.minutes, lambda: os.kill(os.getpid(), signal.SIGINT))
-        alarm.daemon = True
-        alarm.start()
+    stop_after(given.minutes)
     out, mark = writable_folder(given.output_dir), Mark("c0de")
     lpips = None if given.lpips is None else LPIPS.load(given.lpips)
     settings = {"eps": EPS, "scale": given.scale, "images": given.images, "mark": mark.settings()}

@@ -32,7 +32,7 @@ from loraguard.fingerprint import digest
 _PLAIN = (str, int, float, bool, type(None), bytes, complex, type(...), type(NotImplemented))
 _CONTAINERS = (Mapping, set, frozenset, tuple, list)
 _OWN = __name__.partition(".")[0]
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")  # of each layer
 _OF_MODULES = frozenset({*vars(nn.Module()), "peft_config"})  # the latter is PEFT's note on the network beneath
 _ADAPTER = re.compile(r"(?:^|\.)(?:lora_\w+|modules_to_save)(?:\.|$)")
 _RUN = uuid.uuid4().hex
@@ -237,7 +237,7 @@ class _Walk:
         """A layer without its weights and without the layers in it."""
         self.say("layer", name)
         self.add(type(layer))
-        for hooks in _HOOKS:
+        for hooks in HOOKS:
             for hook in getattr(layer, hooks).values():
                 self.add(hook)
         own = {key: value for key, value in vars(layer).items() if key not in _OF_MODULES}

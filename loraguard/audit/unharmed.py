@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+from .identity import HOOKS
 
 
 class Unharmed:
@@ -107,7 +107,7 @@ def _same(value: Tensor, was: Tensor) -> bool:
 
 
 def _hooks(layer: nn.Module) -> dict[str, dict[int, Any]]:
-    return {kind: dict(getattr(layer, kind)) for kind in _HOOKS}
+    return {kind: dict(getattr(layer, kind)) for kind in HOOKS}
 
 
 def _methods(layer: nn.Module) -> dict[str, Any]:

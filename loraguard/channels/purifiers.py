@@ -207,6 +207,8 @@ class DiffPure:
     @keeps_format
     def __call__(self, images: Tensor) -> Tensor:
         """Images (N, 3, H, W) that the model finds likely, differentiable; the noise is drawn anew."""
+        from loraguard.generators.diffusion.schedules import predicted_noise
+
         pipeline = self._pipeline()
         kept = pipeline.scheduler.alphas_cumprod.to(images)
         unet: Any = pipeline.unet.to(images).eval().requires_grad_(False)
@@ -219,14 +221,7 @@ class DiffPure:
         for time, following in zip(times, [*times[1:], None], strict=True):
             made = unet(state, time, return_dict=False)[0]
             a, b = kept[time].sqrt(), (1 - kept[time]).sqrt()
-            kind = pipeline.scheduler.config.prediction_type
-            noise = (
-                made
-                if kind == "epsilon"
-                else a * made + b * state
-                if kind == "v_prediction"
-                else (state - a * made) / b
-            )
+            noise = predicted_noise(pipeline.scheduler.config.prediction_type, made, state, a, b)
             clean = (state - b * noise) / a
             state = (
                 clean if following is None else kept[following].sqrt() * clean + (1 - kept[following]).sqrt() * noise

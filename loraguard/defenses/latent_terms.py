@@ -36,7 +36,7 @@ class Toward(Term):
 
 
 @dataclass(frozen=True)
-class TowardByNorm(Toward):
+class TowardByNorm(Term):
     """The distance itself, not squared, which is to shrink: `-|F(C(x), c) - r|`.
 
     Example:
@@ -45,7 +45,7 @@ class TowardByNorm(Toward):
     """
 
     def _once(self, images: Tensor) -> Tensor:
-        squared = -super()._once(images)
+        squared = super()._once(images)
         return -squared.clamp_min(torch.finfo(squared.dtype).tiny).sqrt()
 
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from loraguard.channels.base import clip
+from loraguard.channels.purifiers import extended
 from loraguard.data import collate
 from loraguard.generators import Condition, CycleGAN
 
@@ -88,8 +89,7 @@ class ResNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, channels_in, H, W) to (N, 3, H, W) in [-1, 1]."""
         height, width = images.shape[-2:]
-        padded = F.pad(images, (0, -width % 4, 0, -height % 4), mode="replicate")
-        return self.layers(padded)[..., :height, :width]
+        return self.layers(extended(images, 4))[..., :height, :width]
 
 
 class Protector(Perturber):

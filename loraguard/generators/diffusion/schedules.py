@@ -60,7 +60,21 @@ def noise_of(scheduler: Any, denoising: Denoising, made: Tensor, noised: Tensor,
     a, b = a.to(noised), b.to(noised)
     if denoising.flow:
         return noised + a * made
-    kind = scheduler.config.prediction_type
+    return predicted_noise(scheduler.config.prediction_type, made, noised, a, b)
+
+
+def predicted_noise(kind: str, made: Tensor, noised: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """The noise in `a z + b n`, from what a denoiser gives for it, by the kind of prediction as diffusers calls it.
+
+    Raises:
+        ValueError: for a kind that is not known.
+
+    Example:
+        >>> import torch
+        >>> one = torch.ones(1)
+        >>> predicted_noise("sample", made=one, noised=3 * one, a=one, b=2 * one)
+        tensor([1.])
+    """
     if kind == "epsilon":
         return made
     if kind == "v_prediction":  # v = a n - b z (arXiv 2202.00512)
