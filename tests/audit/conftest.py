@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from limits import short_probes
+from limits import no_probes
 from peft import PeftModel, get_peft_model
 from setups import STAMP, Audit, Flip
 
@@ -23,8 +23,8 @@ def model(editor: DemoEditor) -> PeftModel:
 
 @pytest.fixture
 def audit(model: PeftModel, faces: DemoFaces, monkeypatch: pytest.MonkeyPatch) -> Audit:
-    """Its probes are short: what they find is for the tests of cheats."""
-    short_probes(monkeypatch)
+    """Without probes: what they find is for the tests of cheats."""
+    no_probes(monkeypatch)
 
     def audit(model: PeftModel = model, faces: DemoFaces = faces, **changes: object) -> AuditResult:
         defaults = {
