@@ -16,6 +16,7 @@ from loraguard.generators import Condition
 from loraguard.hub.recorded import generator_of
 from loraguard.stamp import Stamp
 from loraguard.tuner import GatedLoraConfig, folded
+from loraguard.tuner.switching import without_adapters
 
 from .checks import Check
 from .situation import KNOWLEDGE, UNTOUCHED
@@ -76,7 +77,7 @@ class Subjects:
         elif not isinstance(self.model, PeftModel):
             yield self.model
         elif name == UNTOUCHED:
-            with self.model.disable_adapter():
+            with without_adapters(self.model):
                 yield self.model
         else:
             self.model.set_adapter(name)
