@@ -77,9 +77,7 @@ class _Attempt:
         bare: networks without weights by their settings, for all readings of a file.
     """
 
-    def __init__(
-        self, cls: type[T], reading: Reading, settings: Mapping[str, Any], bare: dict[str, nn.Module]
-    ) -> None:
+    def __init__(self, cls: type[T], reading: Reading, settings: Mapping[str, Any], bare: dict[str, nn.Module]) -> None:
         self.reading, self.state = reading, dict(cls.without_relics(reading.state))
         self.unusable = self.complaint = ""
         given = {**cls.settings_from(self.state), **settings}

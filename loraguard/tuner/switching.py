@@ -24,7 +24,8 @@ def without_adapters(model: PeftModel) -> Iterator[None]:
         >>> import torch
         >>> from peft import get_peft_model
         >>> from loraguard.tuner import GatedLoraConfig
-        >>> model = get_peft_model(torch.nn.Sequential(torch.nn.Linear(2, 2)), GatedLoraConfig(init_lora_weights="paper"))
+        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 2))
+        >>> model = get_peft_model(net, GatedLoraConfig(r=1, init_lora_weights="paper"))
         >>> with without_adapters(model):
         ...     bool((model(torch.ones(2)) == model.get_base_model()[0].base_layer(torch.ones(2))).all())
         True

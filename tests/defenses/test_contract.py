@@ -28,7 +28,7 @@ from loraguard.generators import DemoEditor
 
 EPS = 0.05
 EDITS = {f"edit {i}": {"labels": torch.eye(5)[i : i + 1]} for i in range(3)}
-QUICK = {"steps": 4, "queries": 6, "photos": 6, "batch_size": 3, "width": 4, "depth": 2, "blocks": 1,
+QUICK = {"steps": 4, "queries": 6, "photos": 6, "batch_size": 3, "width": 4, "depth": 2, "blocks": 1, "eot": 2,
          "base": "disrupting:steps=4"}  # fmt: skip
 """Settings of any defense that make it quick."""
 FURTHER = {
@@ -54,6 +54,7 @@ def made(name: str) -> Defense:
         return FURTHER[name]
     cls = DEFENSES[name]
     own = {field.name for field in fields(cls) if field.init}
+    own -= {"eot"} if getattr(cls, "eot", 1) == 1 else set()  # one draw is quicker still
     defense: Defense = cls(eps=EPS, **{key: value for key, value in QUICK.items() if key in own})
     if isinstance(defense, Fittable):
         torch.manual_seed(0)
