@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from limits import no_probes
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -84,11 +83,8 @@ def test_training_on_clean_images_alone_learns_from_the_clean_loss_alone(patched
     assert all(torch.allclose(a, 2 * b, rtol=1e-9, atol=1e-14) for a, b in zip(learnt, clean, strict=True))
 
 
-def test_controls_are_audited_beside_a_patch(
-    editor: DemoEditor, faces: DemoFaces, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_controls_are_audited_beside_a_patch(editor: DemoEditor, faces: DemoFaces, tmp_path: Path) -> None:
     """On a model with adapters, whose own stay as they are and are not in the controls."""
-    no_probes(monkeypatch)
     bare = copy.deepcopy(editor)
     config = GatedLoraConfig(r=2, init_lora_weights="paper")
     model = get_peft_model(editor, config, adapter_name="standard").eval()

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from limits import at_most, no_probes
+from limits import at_most
 from peft import get_peft_model
 from torch import Tensor, nn
 
@@ -30,7 +30,6 @@ class Rounding(nn.Module):
 
 def test_rounding_is_no_robustness(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without gradients more steps find nothing, so the longest attacks end early."""
-    no_probes(monkeypatch)
     for attack in (Disrupting, APGD):
         at_most(monkeypatch, attack, steps=10, restarts=2)
     at_most(monkeypatch, Square, queries=200)

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from audited import WHOLE, audit_photos, audit_share, killed_before_a_change
-from limits import no_probes, short_attacks
+from limits import short_attacks
 from peft import PeftModel, get_peft_model
 from processes import forked, forked_ranks
 from setups import STAMP, Audit, Flip
@@ -247,6 +247,7 @@ def test_frechet_distance_where_there_are_features(audit: Audit) -> None:
 # What is kept on disk.
 
 
+@pytest.mark.usefixtures("probed")
 def test_a_second_run_reads_what_is_there(audit: Audit, tmp_path: Path) -> None:
     calls = []
 
@@ -389,9 +390,8 @@ def test_psnr_of_photos_is_that_of_what_was_published(audit: Audit, model: PeftM
     assert F.mse_loss(perturbed, clean) > 0
 
 
-def test_a_breakable_patch_is_reported_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_breakable_patch_is_reported_broken() -> None:
     """A patch that does nothing leaves the defense as strong as it was."""
-    no_probes(monkeypatch)
     model = get_peft_model(DemoEditor.pretrained(), GatedLoraConfig(r=2), adapter_name="nothing")
     result = run_audit(
         model, DemoFaces(8, size=32, split="test"), defenses=Disrupting(0.1, 5), patches={"nothing": None},
