@@ -268,8 +268,8 @@ def lively(model: PeftModel) -> PeftModel:
 
 def test_every_adapted_layer_changes_some_edit(hisd: HiSD, photos: Tensor) -> None:
     """Layer by layer, with all others switched off: none is bypassed, and selecting by tag reaches the adapters."""
-    model = lively(get_peft_model(hisd, GatedLoraConfig(r=2)))
-    labels = torch.cat([torch.eye(5)[:2], torch.zeros(3, 5)])
+    model, photos = lively(get_peft_model(hisd, GatedLoraConfig(r=2))), photos[:3]
+    labels = torch.cat([torch.eye(5)[:2], torch.zeros(1, 5)])
     by_labels = expand(photos, hisd.conditions(labels))
     by_photos = expand(photos, hisd.reference_conditions(dict.fromkeys(TAGS, photos[0]))(photos))
     with torch.no_grad(), model.disable_adapter():
