@@ -303,7 +303,11 @@ class TestCompile:
             torch.testing.assert_close(compiled(*batch), unfolded(model, *batch), **EXACT)
             assert (compiled(*batch) - y).abs().max() > 1e-4
 
-    def test_operations(self, model: PeftModel, batch: Any) -> None:
+    def test_operations(self, generator: nn.Module, batch: Any) -> None:
+        settings = {"r": 4, "init_lora_weights": "paper", "target_modules": ["label", "up"]}
+        model = get_peft_model(generator, GatedLoraConfig(**settings), "one").eval()
+        model.add_adapter("two", GatedLoraConfig(**{**settings, "lora_alpha": 5}))
+        model.eval()
         compiled = torch.compile(model, backend="eager", fullgraph=True)
         y = model(*batch)
         with torch.no_grad():
