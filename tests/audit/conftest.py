@@ -14,9 +14,8 @@ from loraguard.generators import DemoEditor
 
 
 @pytest.fixture
-def probed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Audits probe their generators and defenses, by short probes."""
-    short_probes(monkeypatch)
+def probed() -> None:
+    """Audits probe their generators and defenses."""
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +34,10 @@ def model(editor: DemoEditor) -> PeftModel:
 
 
 @pytest.fixture
-def audit(model: PeftModel, faces: DemoFaces) -> Audit:
+def audit(model: PeftModel, faces: DemoFaces, monkeypatch: pytest.MonkeyPatch) -> Audit:
+    """Its probes, where there are any, are short."""
+    short_probes(monkeypatch)
+
     def audit(model: PeftModel = model, faces: DemoFaces = faces, **changes: object) -> AuditResult:
         defaults = {
             "defenses": Flip(),
