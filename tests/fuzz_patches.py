@@ -107,15 +107,20 @@ def model_targets(model: PeftModel) -> list[str]:
 
 def state_of(model: nn.Module) -> list[Any]:
     """Everything that a network is made of, by identity, but for values of tensors."""
-
-    def known(value: Any) -> Any:
-        if isinstance(value, dict):
-            return [(key, id(one)) for key, one in value.items()]
-        if isinstance(value, (list, set, tuple)):
-            return sorted(map(id, value))
-        return id(value)
-
-    modules = [(id(one), {key: known(value) for key, value in vars(one).items()}) for one in model.modules()]
+    modules = []
+    for one in model.modules():
+        own = vars(one)
+        inside = [value for value in own.values() if isinstance(value, (dict, list, set, tuple))]
+        modules.append(
+            (
+                id(one),
+                list(own),
+                [id(value) for value in own.values() if not isinstance(value, (dict, list, set, tuple))],
+                [list(value) for value in inside if isinstance(value, dict)],
+                [list(map(id, value.values())) for value in inside if isinstance(value, dict)],
+                [sorted(map(id, value)) for value in inside if not isinstance(value, dict)],
+            )
+        )
     return [modules, [(id(one), one.requires_grad, one.dtype) for one in model.parameters()]]
 
 
@@ -255,6 +260,7 @@ class Fuzzer:
         self.subjects = {name: Subject(name) for name in SUBJECTS}
         self.counts: Counter[str] = Counter()
         self.found: list[str] = []
+        self.states: dict[int, list[Any]] = {}  # of what the last refusal left, as it is still now
 
     def case(self, number: int) -> list[str]:
         """What was bad about one case."""
@@ -277,7 +283,7 @@ class Fuzzer:
 
     def _load(self, subject: Subject, load: Callable[[Subject, Path], Loaded]) -> list[str]:
         models = models_of(subject, load)
-        before, bad = [state_of(one) for one in models], []
+        before, bad = [self.states.pop(id(one), None) or state_of(one) for one in models], []
         try:
             with patience():
                 loaded = load(subject, self.folder)
@@ -288,7 +294,9 @@ class Fuzzer:
             bad = wrong_message(error)
             if bad:
                 self.found.append(f"{type(error).__name__}: {str(error)[:300]!r}")
-            unchanged = [state_of(one) for one in models] == before
+            after = [state_of(one) for one in models]
+            unchanged = after == before
+            self.states = {id(one): state for one, state in zip(models, after, strict=True)}
         else:
             self.counts["taken"] += 1
             bad += ["other weights were taken"] * (loaded is not None and other_weights(self.folder, *loaded))
