@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from loraguard.data import PhotoHashes, PhotoVersions
+from loraguard.metrics import psnr
 
 from .checks import Check
 from .situation import KNOWLEDGE
 
 TWICE = 0.01
 """The share of audited photos that may be versions of another one."""
+
+ALIKE = 10.0
+"""In dB: two perturbed versions are one where they are so much nearer to each other than to the original."""
 
 MOST = 5_000
 """Photos of a data set that are looked at; a fit or a calibration takes fewer."""
@@ -68,6 +75,41 @@ def overlaps(
                 "fitted-on-these-photos", near == 0, name, None, KNOWLEDGE,
                 f"{near} of {len(photos)} audited photos are among the {len(fitted_on)} that were kept for fitting, "
                 f"calibration and training ({same} bit by bit).",
+            )  # fmt: skip
+
+
+def perturbed_alike(given: Mapping[str, Tensor], images: Tensor) -> dict[tuple[str, str], Tensor]:
+    """By pair of names, whose perturbed versions of photos are the same ones: bool (N,).
+
+    Args:
+        given: by name, perturbed versions (N, 3, H, W).
+        images: the originals.
+
+    Example:
+        >>> photos = torch.zeros(1, 3, 4, 4)
+        >>> perturbed_alike({"one": photos + 0.1, "copy": photos + 0.101, "other": photos - 0.1}, photos)
+        {('one', 'copy'): tensor([True]), ('one', 'other'): tensor([False]), ('copy', 'other'): tensor([False])}
+    """
+    kept = {name: psnr(one, images) for name, one in given.items()}
+    return {
+        (a, b): psnr(given[a], given[b]) >= torch.minimum(kept[a], kept[b]) + ALIKE for a, b in combinations(given, 2)
+    }
+
+
+def given_twice(alike: Sequence[Mapping[tuple[str, str], Tensor]], generators: Sequence[str]) -> Iterator[Check]:
+    """One check for each pair of names under which somebody gives perturbed photos.
+
+    Args:
+        alike: of :func:`perturbed_alike`, batch after batch.
+        generators: all names.
+    """
+    for pair in alike[0]:
+        same = torch.cat([one[pair] for one in alike])
+        for name in generators:
+            yield Check(
+                "perturbed-by-another", int(same.sum()) <= TWICE * len(same), name, pair[1], ("no-leak",),
+                f"{int(same.sum())} of {len(same)} photos that {pair[1]!r} is said to have perturbed are those of "
+                f"{pair[0]!r}.",
             )  # fmt: skip
 
 

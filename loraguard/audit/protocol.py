@@ -21,7 +21,7 @@ from .detectability import detections
 from .gather import gather
 from .measure import Measures
 from .options import AuditOptions
-from .overlap import distinct, hashes_in, overlaps
+from .overlap import distinct, given_twice, hashes_in, overlaps
 from .photos import Photos
 from .plan import Job, plan
 from .power import planned
@@ -133,6 +133,7 @@ def run_audit(
     audited = PhotoVersions.joined(log.likeness[start] for start in sorted(log.likeness))
     result.settings["distinct_photos"] = once = distinct(audited)
     result.checks += overlaps(audited, once, known, kept, subjects.names)
+    result.checks += given_twice([log.alike[start] for start in sorted(log.alike)], subjects.names)
     result.checks += examine(result)
     return result
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from limits import no_probes
+from planted import Faces, audit
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
@@ -91,3 +93,28 @@ def test_records_without_shapes_are_read(tmp_path: Path) -> None:
     save_file({"exact": own.exact, "near": own.near, "shape": own.shape[:2]}, tmp_path / "bad.safetensors")
     with pytest.raises(ValueError, match="holds no hashes of photos: its shapes are"):
         PhotoHashes.load(tmp_path / "bad.safetensors")
+
+
+def test_folders_of_perturbed_photos_that_are_no_others_are_flagged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is the photos themselves, and one that is another one's, saved again."""
+    no_probes(monkeypatch)
+    own = torch.stack([Faces(12)[at]["image"] for at in range(12)])
+
+    def folder(change: Tensor) -> list[dict[str, Tensor]]:
+        return [{"image": one} for one in (own + change).clamp(-1, 1)]
+
+    draws = torch.Generator().manual_seed(0)
+    first, second, rounding = (torch.randn(own.shape, generator=draws).sign() for _ in range(3))
+    given = {
+        "first": folder(0.05 * first),
+        "again": folder(0.05 * first + rounding / 127.5),
+        "second": folder(0.05 * second),
+        "plain": folder(torch.zeros(own.shape)),
+    }
+    result = audit(given)
+    flagged = {
+        name: {one.defense for one in result.checks if one.name == name and not one.passed}
+        for name in ("perturbed-by-another", "photos-not-perturbed")
+    }
+    assert flagged == {"perturbed-by-another": {"again"}, "photos-not-perturbed": {"plain"}}
+    assert "perturbed-by-another" in result.flags(result["untouched", "no-leak", "again"])
