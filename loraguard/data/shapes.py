@@ -23,7 +23,7 @@ from torch.nn import functional as F
 BITS = 512
 """Of each hash."""
 
-NEAR = (40, 50)
+NEAR = (38, 47)
 """Photos whose hashes of the whole, or of the middle, differ in so many bits or less are versions of one photo."""
 
 MIDDLE = 0.7
