@@ -72,7 +72,8 @@ class PhotoHashes:
                 shape.append(shape_hashes(image[None]))
         empty = np.zeros((0, 16), np.uint8), np.zeros((0, BITS // 8), np.uint8)
         stacked = (np.stack(exact), np.stack(near)) if exact else empty
-        return cls(*(torch.from_numpy(one.copy()) for one in stacked), torch.cat(shape) if shapes else None)
+        same, like = (torch.from_numpy(one.copy()) for one in stacked)
+        return cls(same, like, torch.cat(shape) if shapes else None)
 
     @classmethod
     def within(cls, dataset: Dataset[Any], indices: Iterable[int]) -> PhotoHashes:
