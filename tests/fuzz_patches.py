@@ -20,6 +20,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,16 @@ class Subject:
             self.swapped = copy.deepcopy(model).eval()
             self.config, self.weights = ((Path(folder) / file).read_bytes() for file in (CONFIG, WEIGHTS))
         self.fingerprint = generator_fingerprint(self.network)
+
+
+@cache
+def _made(name: str) -> Subject:
+    return Subject(name)
+
+
+def fresh(name: str) -> Subject:
+    """A subject to itself, as a copy."""
+    return copy.deepcopy(_made(name))
 
 
 def model_targets(model: PeftModel) -> list[str]:
@@ -257,7 +268,7 @@ class Fuzzer:
 
     def __init__(self, seed: int, folder: Path) -> None:
         self.seed, self.folder = seed, folder
-        self.subjects = {name: Subject(name) for name in SUBJECTS}
+        self.subjects = {name: fresh(name) for name in SUBJECTS}
         self.counts: Counter[str] = Counter()
         self.found: list[str] = []
         self.states: dict[int, list[Any]] = {}  # of what the last refusal left, as it is still now
@@ -275,7 +286,7 @@ class Fuzzer:
         (self.folder / WEIGHTS).write_bytes(weights)
         bad, said = self._load(subject, load), ""
         if bad:
-            self.subjects[name] = Subject(name)
+            self.subjects[name] = fresh(name)
             said = traceback.format_exc() if sys.exc_info()[0] else ""
         self.counts.update(bad)
         self.found += [f"case {number}: {name}, {way.__name__}, {load.__name__}: {one} {said}" for one in bad]

@@ -130,7 +130,12 @@ class MarkReader:
         first = self._reading(rows[0], tries=2 if looks else 1)
         if first.found or len(rows) == 1:
             return first
-        others = [self._reading(row, 2 * looks, place) for row, place in zip(rows[1:], PLACEMENTS, strict=True)]
+        places = range(len(PLACEMENTS))
+        if self._known:  # the place where most bits agree has the smallest chance
+            words = torch.stack([word for _, word in self._known])
+            agreeing = ((rows[1:] > 0).cpu()[:, None] == words).sum(2).amax(1)
+            places = range(best := int(agreeing.argmax()), best + 1)
+        others = [self._reading(rows[1 + place], 2 * looks, PLACEMENTS[place]) for place in places]
         return min([first, *others], key=lambda one: one.chance)
 
     def _reading(
