@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from loraguard.pixels import LEVELS_PER_UNIT
+
 from .names import SUCCESS
 from .paired import Difference, paired_difference
 from .situation import KNOWLEDGE, NO_CHANNEL, UNTOUCHED, Situation
@@ -30,6 +32,12 @@ FAR = 0.5
 
 LEAST_PSNR = 25.0
 """In dB: a photo that is further from its original is no longer that photo."""
+
+UNMOVED = 0.05
+"""The share of photos that a defense may leave as they are."""
+
+SAME = 0.51 / LEVELS_PER_UNIT
+"""A photo whose values all move by less is the original, as a file of 8 bits holds it."""
 
 DISAGREE = 0.3
 """By so much the share of spoilt outputs may differ between the whole output and the part that is edited."""
@@ -153,6 +161,12 @@ def _of_outputs(result: AuditResult, generator: str) -> Iterator[Check]:
             "photo-destroyed", kept >= LEAST_PSNR, *concerned,
             f"The photos that it gives are {kept:.1f} dB (PSNR) from the originals (at least {LEAST_PSNR:g} dB).",
         )  # fmt: skip
+        if "photo_linf" in values:
+            same = (values["photo_linf"] < SAME).double().mean().item()
+            yield Check(
+                "photos-not-perturbed", same <= UNMOVED, *concerned,
+                f"{same:.1%} of the photos that it gives are the originals, as files hold them ({UNMOVED:.0%} may be).",
+            )  # fmt: skip
         share = _share(row)
         if "dsr_without_cast" in values:
             left = values["dsr_without_cast"].double().mean().item()

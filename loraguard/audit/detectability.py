@@ -16,12 +16,12 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from loraguard.channels import quantize
-from loraguard.data import Part, PhotoHashes
+from loraguard.data import Part, PhotoVersions
 from loraguard.generators import Conditions
 from loraguard.metrics import Estimate, estimate
 
 from .craft import seeded
-from .overlap import hashes_in, hashes_of
+from .overlap import hashes_in
 from .photos import Photos
 from .plan import Job
 from .run import Clean, Run
@@ -149,7 +149,7 @@ def detections(
         ValueError: if fewer than two are left.
     """
     audited = [Clean(run.subjects, batch) for batch in run.photos]
-    kept = _apart(others, [hashes_of(one.whole.images) for one in audited], count)
+    kept = _apart(others, [PhotoVersions.of(one.whole.images) for one in audited], count)
     photos = Photos(
         Part(others, kept), run.subjects.model, conditions, {}, batch_size=run.photos.batch_size,
         seed=run.jobs[0].seed, device=run.photos.device,
@@ -171,11 +171,11 @@ def _read(stored: dict[str, Any], defense: str) -> Detection:
     return Detection(**{**stored, **rates, "defense": defense})
 
 
-def _apart(others: Dataset[Any], audited: Sequence[tuple[PhotoHashes, PhotoHashes]], count: int) -> list[int]:
+def _apart(others: Dataset[Any], audited: Sequence[PhotoVersions], count: int) -> list[int]:
     """The first photos that are no versions of audited ones, by number."""
-    known, every = hashes_in(others), PhotoHashes.joined(side for pair in audited for side in pair)
-    exact, near = known.seen_in(every)
-    kept = [at for at, same in enumerate((exact | near).tolist()) if not same][:count]
+    known = hashes_in(others)
+    versions = PhotoVersions.joined(audited).like(known).any(0)
+    kept = [at for at, same in enumerate(versions.tolist()) if not same][:count]
     if len(kept) < 2:
         raise ValueError(
             f"detect={count} needs photos beside those of the audit, and of {len(known)} in fit_on {len(kept)} are no "

@@ -56,6 +56,8 @@ FLAG_HELP = {
     "fault of the patch, and says nothing of it.",
     "trained-on-these-photos": "Audited photos are among those that the patch was trained on: it knows them.",
     "fitted-on-these-photos": "Audited photos are among those that defenses, detectors or adversaries are fitted on.",
+    "photos-not-perturbed": "The defense leaves photos what they are: on these nobody has tried to protect anything.",
+    "perturbed-by-another": "Photos under this name are those of another name: two rows of one defense.",
     "same-photos-twice": "Audited photos are versions of one another: they are fewer than they seem, and intervals are "
     "too narrow.",
     "channel-does-nothing": "The channel leaves photos what they are: its rows say nothing that those without it do "

@@ -63,6 +63,10 @@ def as_saved(generator: str, outputs: Any, images: Tensor) -> Tensor:
     return quantize(outputs)
 
 
+_MAY_BE_INFINITE = ("psnr", "brisque")
+"""Equal images are infinitely alike, and an image of one colour is as unnatural as can be."""
+
+
 @dataclass(frozen=True)
 class Measures:
     """What is measured on each output.
@@ -133,6 +137,7 @@ class Measures:
             detector = self.detectors.get(generator) or next(iter(self.detectors.values()))
             found["stamp_score"] = detector.score(preds)
             found["stamp_rate"] = detector(preds).to(preds)
+        check_figures(generator, found)
         return found
 
     @property
@@ -155,6 +160,29 @@ class Measures:
             if self.features is None
             else {"class": type(self.features).__name__, "sha256": generator_fingerprint(self.features)},
         }
+
+
+def check_figures(generator: str, figures: Mapping[str, Tensor]) -> None:
+    """Refuse figures that are none: one photo without would be lost in a mean, or make it one that nobody can read.
+
+    Raises:
+        FloatingPointError: for one that is not a number, or infinite where the metric has no such value.
+
+    Example:
+        >>> check_figures("mine", {"psnr": torch.tensor([float("inf")]), "lpips": torch.tensor([float("nan")])})
+        Traceback (most recent call last):
+        ...
+        FloatingPointError: The lpips of 1 of 1 outputs of 'mine' is no number (nan on photo 0 of its batch). ...
+    """
+    for name, values in figures.items():
+        bad = values.isnan() if name in _MAY_BE_INFINITE else ~values.isfinite()
+        if bad.any():
+            first = int(bad.nonzero()[0])
+            raise FloatingPointError(
+                f"The {name} of {int(bad.sum())} of {len(values)} outputs of {generator!r} is no number "
+                f"({float(values[first])} on photo {first} of its batch). What computes it must give one for each "
+                "photo; look at its network on this photo, or leave it out."
+            )
 
 
 def _without_cast(preds: Tensor, target: Tensor) -> Tensor:

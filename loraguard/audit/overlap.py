@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from loraguard.data import PhotoHashes
+from loraguard.data import PhotoHashes, PhotoVersions
+from loraguard.metrics import psnr
 
 from .checks import Check
 from .situation import KNOWLEDGE
@@ -16,13 +19,11 @@ from .situation import KNOWLEDGE
 TWICE = 0.01
 """The share of audited photos that may be versions of another one."""
 
+ALIKE = 10.0
+"""In dB: two perturbed versions are one where they are so much nearer to each other than to the original."""
+
 MOST = 5_000
 """Photos of a data set that are looked at; a fit or a calibration takes fewer."""
-
-
-def hashes_of(images: Tensor) -> tuple[PhotoHashes, PhotoHashes]:
-    """Hashes of images (N, 3, H, W) as they are and mirrored: training data are mirrored at random."""
-    return PhotoHashes.of(images), PhotoHashes.of(images.flip(3))
 
 
 def hashes_in(dataset: Dataset[Any]) -> PhotoHashes:
@@ -30,19 +31,15 @@ def hashes_in(dataset: Dataset[Any]) -> PhotoHashes:
     return PhotoHashes.within(dataset, range(min(len(dataset), MOST)))  # type: ignore[arg-type]
 
 
-def distinct(audited: Sequence[tuple[PhotoHashes, PhotoHashes]]) -> int:
-    """How many of the audited photos are no versions of an earlier one.
-
-    Args:
-        audited: hashes of the photos as they are and mirrored, batch after batch.
-    """
-    plain, mirrored = (PhotoHashes.joined(side) for side in zip(*audited, strict=True))
-    alike = plain.like(plain) | mirrored.like(plain)
-    return int((~alike.tril(-1).any(1)).sum())
+def distinct(photos: PhotoVersions) -> int:
+    """How many photos are no versions of an earlier one."""
+    alike = photos.like(photos.hashes)
+    return int((~(alike | alike.T).tril(-1).any(1)).sum())
 
 
 def overlaps(
-    audited: Sequence[tuple[PhotoHashes, PhotoHashes]],
+    photos: PhotoVersions,
+    once: int,
     trained_on: Mapping[str, PhotoHashes],
     fitted_on: PhotoHashes | None,
     generators: Sequence[str],
@@ -53,37 +50,70 @@ def overlaps(
     known, and one for what defenses and detectors are fitted on.
 
     Args:
-        audited: hashes of the audited photos, batch after batch.
-        trained_on: by network, those of the photos that it was trained on.
+        photos: the audited ones.
+        once: how many of them are :func:`distinct`.
+        trained_on: by network, hashes of the photos that it was trained on.
         fitted_on: those that defenses are fitted on, detectors calibrated on and adversaries trained on.
         generators: all names.
     """
-    plain, mirrored = (PhotoHashes.joined(side) for side in zip(*audited, strict=True))
-    once = distinct(audited)
     for name in generators:
         yield Check(
-            "same-photos-twice", len(plain) - once <= TWICE * len(plain), name, None, KNOWLEDGE,
-            f"{len(plain) - once} of {len(plain)} audited photos are versions of another one; {once} differ.",
+            "same-photos-twice", len(photos) - once <= TWICE * len(photos), name, None, KNOWLEDGE,
+            f"{len(photos) - once} of {len(photos)} audited photos are versions of another one; {once} differ.",
         )  # fmt: skip
     for name, known in trained_on.items():
-        same, near = _counts(plain, mirrored, known)
+        same, near = _counts(photos, known)
         yield Check(
             "trained-on-these-photos", near == 0, name, None, KNOWLEDGE,
-            f"{near} of {len(plain)} audited photos are among the {len(known)} that it was trained on ({same} bit by "
+            f"{near} of {len(photos)} audited photos are among the {len(known)} that it was trained on ({same} bit by "
             "bit).",
         )  # fmt: skip
     if fitted_on is not None:
-        same, near = _counts(plain, mirrored, fitted_on)
+        same, near = _counts(photos, fitted_on)
         for name in generators:
             yield Check(
                 "fitted-on-these-photos", near == 0, name, None, KNOWLEDGE,
-                f"{near} of {len(plain)} audited photos are among the {len(fitted_on)} that were kept for fitting, "
+                f"{near} of {len(photos)} audited photos are among the {len(fitted_on)} that were kept for fitting, "
                 f"calibration and training ({same} bit by bit).",
             )  # fmt: skip
 
 
-def _counts(plain: PhotoHashes, mirrored: PhotoHashes, known: PhotoHashes) -> tuple[int, int]:
+def perturbed_alike(given: Mapping[str, Tensor], images: Tensor) -> dict[tuple[str, str], Tensor]:
+    """By pair of names, whose perturbed versions of photos are the same ones: bool (N,).
+
+    Args:
+        given: by name, perturbed versions (N, 3, H, W).
+        images: the originals.
+
+    Example:
+        >>> photos = torch.zeros(1, 3, 4, 4)
+        >>> perturbed_alike({"one": photos + 0.1, "copy": photos + 0.101, "other": photos - 0.1}, photos)
+        {('one', 'copy'): tensor([True]), ('one', 'other'): tensor([False]), ('copy', 'other'): tensor([False])}
+    """
+    kept = {name: psnr(one, images) for name, one in given.items()}
+    return {
+        (a, b): psnr(given[a], given[b]) >= torch.minimum(kept[a], kept[b]) + ALIKE for a, b in combinations(given, 2)
+    }
+
+
+def given_twice(alike: Sequence[Mapping[tuple[str, str], Tensor]], generators: Sequence[str]) -> Iterator[Check]:
+    """One check for each pair of names under which somebody gives perturbed photos.
+
+    Args:
+        alike: of :func:`perturbed_alike`, batch after batch.
+        generators: all names.
+    """
+    for pair in alike[0]:
+        same = torch.cat([one[pair] for one in alike])
+        for name in generators:
+            yield Check(
+                "perturbed-by-another", int(same.sum()) <= TWICE * len(same), name, pair[1], ("no-leak",),
+                f"{int(same.sum())} of {len(same)} photos that {pair[1]!r} is said to have perturbed are those of "
+                f"{pair[0]!r}.",
+            )  # fmt: skip
+
+
+def _counts(photos: PhotoVersions, known: PhotoHashes) -> tuple[int, int]:
     """How many photos are known bit by bit, and how many as versions."""
-    exact, near = zip(*(one.seen_in(known) for one in (plain, mirrored)), strict=True)
-    same = exact[0] | exact[1]
-    return int(same.sum()), int((same | near[0] | near[1]).sum())
+    exact, near = photos.seen_in(known)
+    return int(exact.sum()), int((exact | near).sum())

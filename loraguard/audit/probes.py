@@ -50,7 +50,7 @@ pooling has no slope.)"""
 STAMPS = 0.95
 """A detector finds a stamp on at least this part of the outputs that it was laid onto."""
 
-EDITS, MADE = 0.5, 0.75
+EDITS, MADE = 0.5, 0.9
 """A network that edits leaves at most this part of the difference that doing nothing leaves, and makes at least this
 part of the edit."""
 

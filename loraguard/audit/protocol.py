@@ -11,6 +11,7 @@ from peft import PeftModel
 from torch import nn
 from torch.utils.data import Dataset
 
+from loraguard.data import PhotoVersions
 from loraguard.defenses import Fittable
 from loraguard.files import temporary_folder, writable_folder
 
@@ -20,7 +21,7 @@ from .detectability import detections
 from .gather import gather
 from .measure import Measures
 from .options import AuditOptions
-from .overlap import distinct, hashes_in, overlaps
+from .overlap import distinct, given_twice, hashes_in, overlaps
 from .photos import Photos
 from .plan import Job, plan
 from .power import planned
@@ -129,9 +130,10 @@ def run_audit(
     known, kept = dict(options.trained_on or {}), None if options.fit_on is None else hashes_in(options.fit_on)
     result.settings["trained_on"] = {name: len(one) for name, one in known.items()}
     result.checks += subjects.made_for_others(run.names.hashes)
-    audited = [log.likeness[start] for start in sorted(log.likeness)]
-    result.settings["distinct_photos"] = distinct(audited)
-    result.checks += overlaps(audited, known, kept, subjects.names)
+    audited = PhotoVersions.joined(log.likeness[start] for start in sorted(log.likeness))
+    result.settings["distinct_photos"] = once = distinct(audited)
+    result.checks += overlaps(audited, once, known, kept, subjects.names)
+    result.checks += given_twice([log.alike[start] for start in sorted(log.alike)], subjects.names)
     result.checks += examine(result)
     return result
 

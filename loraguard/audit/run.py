@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from loraguard.channels import Channel, Identity, quantize
-from loraguard.data import PhotoHashes
+from loraguard.data import PhotoVersions
 from loraguard.generators import Conditions
 from loraguard.metrics import psnr
 from loraguard.pixels import to_bytes
@@ -26,7 +26,7 @@ from .checks import Check
 from .craft import Crafter, check_likeness, farthest, seeded
 from .keys import Names
 from .measure import Measures, as_saved
-from .overlap import hashes_of
+from .overlap import perturbed_alike
 from .photos import Batch, Photos
 from .plan import USUAL, Job
 from .probes import Attacked, probe_channel, probe_defense, probe_generator, probe_stamp
@@ -72,7 +72,8 @@ class Log:
         hashes: what each photo with its edit is, likewise.
         pieces: where findings are stored, in the order of the jobs, likewise.
         probes: keys of what the probes have found; what an earlier run has found is not believed.
-        likeness: hashes of the photos, as they are and mirrored, likewise.
+        likeness: the photos as they are looked for among others, likewise.
+        alike: whose perturbed versions are the same ones, likewise.
         anew: the rows whose stored figures did not come out again, so that all of them were computed anew.
     """
 
@@ -80,7 +81,8 @@ class Log:
     hashes: dict[int, list[str]] = field(default_factory=dict)
     pieces: dict[int, list[Piece]] = field(default_factory=dict)
     probes: list[str] = field(default_factory=list)
-    likeness: dict[int, tuple[PhotoHashes, PhotoHashes]] = field(default_factory=dict)
+    likeness: dict[int, PhotoVersions] = field(default_factory=dict)
+    alike: dict[int, dict[tuple[str, str], Tensor]] = field(default_factory=dict)
     anew: list[str] = field(default_factory=list)
 
 
@@ -166,7 +168,8 @@ class Run:
 
     def _enter(self, log: Log, whole: Batch) -> None:
         log.edits[whole.start], log.hashes[whole.start] = whole.edits, whole.each
-        log.likeness[whole.start] = hashes_of(whole.images)
+        log.likeness[whole.start] = PhotoVersions.of(whole.images)
+        log.alike[whole.start] = perturbed_alike(whole.given, whole.images)
         log.pieces[whole.start] = [
             Piece(
                 job,

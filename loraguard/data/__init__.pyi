@@ -4,6 +4,7 @@ from .demo_faces import DemoFaces as DemoFaces
 from .folder import ImageFolder as ImageFolder
 from .hub import HubImages as HubImages
 from .likeness import PhotoHashes as PhotoHashes
+from .likeness import PhotoVersions as PhotoVersions
 from .perturbed import PerturbedPhotos as PerturbedPhotos
 from .perturbed import names_of as names_of
 from .photos import PhotoDataset as PhotoDataset
