@@ -155,7 +155,7 @@ class MarkAudit:
 
         Args:
             batches: photos, edits and what the edits should give.
-            steps: after which the mark is read.
+            steps: after which the mark is read, until it is read on no image.
             learning_rate: of Adam.
             name: in the rows.
             network: in place of the marked one.
@@ -174,6 +174,8 @@ class MarkAudit:
             if step in steps:
                 done = f"{name}, {step} step{'s' * (step > 1)}"
                 rows.append(self.row("removal", done, self.outputs(network), self.reference))
+                if not rows[-1].found:
+                    break
         return rows
 
     def another_adapter(
