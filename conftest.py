@@ -22,3 +22,4 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         let_loggers_propagate()
         gc.collect()
         gc.freeze()  # collecting garbage, as each training does, need not look through all of it again
+        gc.set_threshold(50_000, 20, 50)  # by default a tenth of the tests' time goes into looking for it

@@ -52,14 +52,14 @@ def faces() -> DemoFaces:
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Flags of a generator and of faces that make an audit quick, whose probes are short."""
-    from limits import short_probes
+    """Flags of a generator and of faces that make an audit quick, which has no probes."""
+    from limits import no_probes
     from tiny import NAMES
 
     from loraguard.data import DATA
     from loraguard.generators import GENERATORS
 
-    short_probes(monkeypatch)
+    no_probes(monkeypatch)
     for registry in (DATA, GENERATORS):
         monkeypatch.setitem(registry.ours, "tiny", NAMES[registry.group])
     return ["--generator", "tiny", "--data", "tiny", "--images", "4", "--fit-images", "8", "--checks", "0"]

@@ -20,6 +20,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,16 @@ class Subject:
         self.fingerprint = generator_fingerprint(self.network)
 
 
+@cache
+def _made(name: str) -> Subject:
+    return Subject(name)
+
+
+def fresh(name: str) -> Subject:
+    """A subject to itself, as a copy."""
+    return copy.deepcopy(_made(name))
+
+
 def model_targets(model: PeftModel) -> list[str]:
     targets = model.peft_config["default"].target_modules
     return ["down", "up"] if isinstance(targets, str) else sorted(targets)
@@ -107,15 +118,20 @@ def model_targets(model: PeftModel) -> list[str]:
 
 def state_of(model: nn.Module) -> list[Any]:
     """Everything that a network is made of, by identity, but for values of tensors."""
-
-    def known(value: Any) -> Any:
-        if isinstance(value, dict):
-            return [(key, id(one)) for key, one in value.items()]
-        if isinstance(value, (list, set, tuple)):
-            return sorted(map(id, value))
-        return id(value)
-
-    modules = [(id(one), {key: known(value) for key, value in vars(one).items()}) for one in model.modules()]
+    modules = []
+    for one in model.modules():
+        own = vars(one)
+        inside = [value for value in own.values() if isinstance(value, (dict, list, set, tuple))]
+        modules.append(
+            (
+                id(one),
+                list(own),
+                [id(value) for value in own.values() if not isinstance(value, (dict, list, set, tuple))],
+                [list(value) for value in inside if isinstance(value, dict)],
+                [list(map(id, value.values())) for value in inside if isinstance(value, dict)],
+                [sorted(map(id, value)) for value in inside if not isinstance(value, dict)],
+            )
+        )
     return [modules, [(id(one), one.requires_grad, one.dtype) for one in model.parameters()]]
 
 
@@ -252,9 +268,10 @@ class Fuzzer:
 
     def __init__(self, seed: int, folder: Path) -> None:
         self.seed, self.folder = seed, folder
-        self.subjects = {name: Subject(name) for name in SUBJECTS}
+        self.subjects = {name: fresh(name) for name in SUBJECTS}
         self.counts: Counter[str] = Counter()
         self.found: list[str] = []
+        self.states: dict[int, list[Any]] = {}  # of what the last refusal left, as it is still now
 
     def case(self, number: int) -> list[str]:
         """What was bad about one case."""
@@ -269,7 +286,7 @@ class Fuzzer:
         (self.folder / WEIGHTS).write_bytes(weights)
         bad, said = self._load(subject, load), ""
         if bad:
-            self.subjects[name] = Subject(name)
+            self.subjects[name] = fresh(name)
             said = traceback.format_exc() if sys.exc_info()[0] else ""
         self.counts.update(bad)
         self.found += [f"case {number}: {name}, {way.__name__}, {load.__name__}: {one} {said}" for one in bad]
@@ -277,7 +294,7 @@ class Fuzzer:
 
     def _load(self, subject: Subject, load: Callable[[Subject, Path], Loaded]) -> list[str]:
         models = models_of(subject, load)
-        before, bad = [state_of(one) for one in models], []
+        before, bad = [self.states.pop(id(one), None) or state_of(one) for one in models], []
         try:
             with patience():
                 loaded = load(subject, self.folder)
@@ -288,7 +305,9 @@ class Fuzzer:
             bad = wrong_message(error)
             if bad:
                 self.found.append(f"{type(error).__name__}: {str(error)[:300]!r}")
-            unchanged = [state_of(one) for one in models] == before
+            after = [state_of(one) for one in models]
+            unchanged = after == before
+            self.states = {id(one): state for one, state in zip(models, after, strict=True)}
         else:
             self.counts["taken"] += 1
             bad += ["other weights were taken"] * (loaded is not None and other_weights(self.folder, *loaded))

@@ -33,6 +33,11 @@ def short_probes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("loraguard.audit.probes.DIRECTIONS", 2)
 
 
+def no_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An audit tries its generators and defenses in no other way than for its figures: half of what a tiny one takes."""
+    monkeypatch.setattr("loraguard.audit.run.Run._probed", lambda *args: [])
+
+
 def short_attacks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every attack that an audit's checks try takes its first steps, of its usual budget; and probes are short."""
     short_probes(monkeypatch)

@@ -96,10 +96,14 @@ def run(code: str, *path: Path) -> str:
 
 
 EACH = """
-import json, os, runpy, sys, traceback
+import importlib, json, os, runpy, sys, traceback
 import accelerate, huggingface_hub, torch, torch._dynamo, torch.testing, torchvision, transformers
-from transformers import PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 from transformers.integrations import deepspeed
+from transformers.models.bloom import modeling_bloom
+for extra in ("bitsandbytes", "torchao"):
+    if importlib.util.find_spec(extra):
+        importlib.import_module(extra)
 ended = {}
 for script in sys.argv[2:]:
     assert not {"loraguard", "peft"} & set(sys.modules)

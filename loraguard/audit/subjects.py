@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import cast
 
 import torch
 from peft import PeftConfig, PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from loraguard.fingerprint import GENERATOR, generator_fingerprint
@@ -51,6 +53,11 @@ class Subjects:
         self.model, self.stamps, self.others = model, dict(patches), dict(others or {})
         self.networks = {**(networks or {}), **self.others}
         self.adapters: dict[str, PeftConfig] = model.peft_config if isinstance(model, PeftModel) else {}
+        self._switches = [
+            module for module in model.modules() if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper))
+        ]
+        self._on: list[str] = []  # the generators that are being used, the innermost last
+        self._audited = False
         if unknown := [name for name in patches if name not in {*self.adapters, *self.networks}]:
             there = sorted(self.adapters) or "none: patches are put on a generator by load_patch or get_peft_model"
             raise ValueError(f"The model has no adapter {unknown}; it has {there}.")
@@ -70,17 +77,43 @@ class Subjects:
 
     @contextmanager
     def one(self, name: str) -> Iterator[nn.Module]:
-        """The network of this name, ready to be called."""
-        if name in self.networks:
-            yield self.networks[name]
-        elif not isinstance(self.model, PeftModel):
-            yield self.model
-        elif name == UNTOUCHED:
-            with self.model.disable_adapter():
+        """The network of this name, ready to be called.
+
+        In an audit the model stays switched until another of its generators is asked for.
+        """
+        if name in self.networks or not isinstance(self.model, PeftModel):
+            yield self.networks.get(name, self.model)
+            return
+        with nullcontext() if self._on or self._audited else self._switched_back():
+            self._on.append(name)
+            try:
+                self._switch(name)
                 yield self.model
-        else:
-            self.model.set_adapter(name)
-            yield self.model
+            finally:
+                self._on.pop()
+                if self._on:
+                    self._switch(self._on[-1])
+
+    @contextmanager
+    def _switched_back(self) -> Iterator[None]:
+        """Afterwards adapters are on or off as they were."""
+        off = [one.disable_adapters for one in self._switches]
+        try:
+            yield
+        finally:
+            for one, was in zip(self._switches, off, strict=True):
+                if one.disable_adapters != was:
+                    one.enable_adapters(not was)
+
+    def _switch(self, name: str) -> None:
+        """Where it is not so already: PEFT's `disable_adapter` and `set_adapter` look at all parameters."""
+        off = name == UNTOUCHED
+        if any(one.disable_adapters != off or not (off or one.active_adapters == [name]) for one in self._switches):
+            if off:
+                self.model.base_model.disable_adapter_layers()
+            else:
+                self.model.set_adapter(name)
+                self.model.base_model.enable_adapter_layers()
 
     @torch.no_grad()
     def outputs(self, name: str, images: Tensor, condition: Condition) -> Tensor:
@@ -117,8 +150,9 @@ class Subjects:
         active = patched.active_adapter if patched is not None else ""
         modes = {module: module.training for one in everything for module in one.modules()}
         flags = {parameter: parameter.requires_grad for one in everything for parameter in one.parameters()}
-        device = device_of(self.model)
+        device, self._audited = device_of(self.model), True
         with ExitStack() as stack:
+            stack.enter_context(self._switched_back())
             stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
             try:
                 for one in everything:
@@ -127,6 +161,7 @@ class Subjects:
                     stack.enter_context(folded(self.model))
                 yield
             finally:
+                self._audited = False
                 if patched is not None:
                     patched.set_adapter(active)
                 for module, mode in modes.items():

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from loraguard.channels import quantize
+from loraguard.pixels import from_bytes, to_bytes
 
 from .drawing import Canvas, Point, arc, box, ellipse, moved, per_image, segment, smooth_union, turned
 
@@ -75,6 +76,8 @@ _RANGES = {
 Traits = dict[str, Tensor]
 
 _PIXELS = 2**18  # drawn together: as many as stay in a processor's cache
+_MOST_KEPT = 2**25  # bytes of faces that were drawn, as trainings and audits look at each of them many times
+_KEPT: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
 
 
 def draw_traits(family: str, indices: list[int]) -> Traits:
@@ -359,10 +362,25 @@ class DemoFaces(Dataset[dict[str, Tensor]]):
         for index in indices:
             if not 0 <= index < self.length:
                 raise IndexError(f"index {index} is outside 0..{self.length - 1}")
+        keys = [(type(self), self.seed, self.split, self.size, index) for index in indices]
+        kept = {key: face for key in keys if (face := _KEPT.get(key)) is not None}
+        if new := [index for index, key in zip(indices, keys, strict=True) if key not in kept]:
+            kept |= self._draw(new)
+        return [{"image": from_bytes(kept[key][0]), "labels": kept[key][1].clone()} for key in keys]
+
+    def _draw(self, indices: list[int]) -> dict[tuple[Any, ...], tuple[Tensor, Tensor]]:
+        """Draw faces and keep them; gives each one's bytes and labels."""
         traits = self.traits(indices)
         labels = labels_of(traits)
-        images = render(traits, labels, self.size)
-        return [{"image": image, "labels": label} for image, label in zip(images, labels, strict=True)]
+        images = to_bytes(render(traits, labels, self.size))
+        found = {
+            (type(self), self.seed, self.split, self.size, index): (images[row].clone(), labels[row])
+            for row, index in enumerate(indices)
+        }
+        _KEPT.update(found)
+        while len(_KEPT) * images[0].numel() > _MOST_KEPT:
+            _KEPT.pop(next(iter(_KEPT)), None)  # the oldest
+        return found
 
     def traits(self, indices: list[int]) -> Traits:
         """The traits of the faces with these indices, for :func:`render`."""

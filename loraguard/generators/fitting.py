@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+from torch import nn
 
 from .checkpoint import Reading, load_strictly, misfit, readings, say_half
 
@@ -42,12 +43,12 @@ def network_from(cls: type[T], content: Any, source: str, settings: Mapping[str,
             raise ValueError(f"{source} has no key {key!r}; it has {there:.300}.")
         content = {key: content[key]}
     first = (key,) if key is not None else cls.checkpoint_keys
-    found, attempts = list[_Attempt](), list[_Attempt]()
+    found, attempts, bare = list[_Attempt](), list[_Attempt](), dict[str, nn.Module]()
     for reading in readings(content, first):
         official = not reading.prefix and not reading.wrappers and (not reading.keys or reading.keys == first[:1])
         if not official and not cls.settings_from(cls.without_relics(reading.state)) and reading.prefix:
             continue  # names of parts of the network
-        attempt = _Attempt(cls, reading, settings)
+        attempt = _Attempt(cls, reading, settings, bare)
         attempts.append(attempt)
         if attempt.fits:
             if official:
@@ -67,15 +68,25 @@ def network_from(cls: type[T], content: Any, source: str, settings: Mapping[str,
 
 
 class _Attempt:
-    """Whether one reading is a network's, and what keeps it from that. No weights are made to find out."""
+    """Whether one reading is a network's, and what keeps it from that. No weights are made to find out.
 
-    def __init__(self, cls: type[T], reading: Reading, settings: Mapping[str, Any]) -> None:
+    Args:
+        cls: the class of the network.
+        reading: of the file.
+        settings: of the class, beside those that shapes determine.
+        bare: networks without weights by their settings, for all readings of a file.
+    """
+
+    def __init__(self, cls: type[T], reading: Reading, settings: Mapping[str, Any], bare: dict[str, nn.Module]) -> None:
         self.reading, self.state = reading, dict(cls.without_relics(reading.state))
         self.unusable = self.complaint = ""
-        self._make = partial(cls, **{**cls.settings_from(self.state), **settings})
+        given = {**cls.settings_from(self.state), **settings}
+        self._make = partial(cls, **given)
         try:
-            with torch.device("meta"):
-                self.complaint = misfit(self._make(), self.state) or ""
+            if repr(given) not in bare:
+                with torch.device("meta"):
+                    bare[repr(given)] = self._make()
+            self.complaint = misfit(bare[repr(given)], self.state) or ""
         except ValueError as error:
             self.unusable = str(error)
         self.fits = not (self.unusable or self.complaint)

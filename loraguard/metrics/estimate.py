@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from scipy.special import betaincinv, stdtrit
 from torch import Tensor
+
+
+KEPT = 2000
+"""What is drawn for at most so many images is kept: 32 MB with the usual 2000 resamples."""
 
 
 @dataclass(frozen=True)
@@ -97,10 +102,10 @@ def mean_interval(
     samples = [values] if others is None else [values, -others]
     if any(len(one) < 2 or float(one.max() - one.min()) <= 1e-12 for one in samples):
         return None
-    draws = torch.Generator().manual_seed(seed)
-    resampled = [one[torch.randint(len(one), (resamples, len(one)), generator=draws)] for one in samples]
-    mean, error = _mean_and_error([one[None] for one in samples])
-    means, errors = _mean_and_error(resampled)
+    mean, error = _mean_and_error(samples, [torch.ones(1, len(one), dtype=torch.float64) for one in samples])
+    sizes = tuple(len(one) for one in samples)
+    drawn = _times_drawn if sum(sizes) <= KEPT else _times_drawn.__wrapped__
+    means, errors = _mean_and_error(samples, drawn(sizes, resamples, seed))
     spread = errors > 1e-9 * error
     scores = (means[spread] - mean) / errors[spread]
     tail = (1 - confidence) / 2
@@ -110,10 +115,23 @@ def mean_interval(
     return middle - unit * max(high, least), middle - unit * min(low, -least)
 
 
-def _mean_and_error(samples: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """The sum of the samples' means and its standard error, for each row of samples (R, N)."""
-    means = torch.stack([one.mean(1) for one in samples]).sum(0)
-    return means, torch.stack([one.var(1) / one.shape[1] for one in samples]).sum(0).sqrt()
+@lru_cache(maxsize=4)
+def _times_drawn(sizes: tuple[int, ...], resamples: int, seed: int) -> list[Tensor]:
+    """How often each value of samples of these sizes N is in each resample, (R, N): the same for every figure."""
+    draws = torch.Generator().manual_seed(seed)
+    drawn = [torch.randint(n, (resamples, n), generator=draws) for n in sizes]
+    ones = torch.ones(1, 1, dtype=torch.float64)
+    return [torch.zeros(one.shape).double().scatter_add_(1, one, ones.expand(one.shape)) for one in drawn]
+
+
+def _mean_and_error(samples: list[Tensor], times: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """The sum of the samples' means and its standard error, where row r has value i of a sample times[r, i] times."""
+    means = [drawn @ one / len(one) for one, drawn in zip(samples, times, strict=True)]
+    variances = [
+        (drawn * (one - mean[:, None]).square()).sum(1) / (len(one) * (len(one) - 1))
+        for one, drawn, mean in zip(samples, times, means, strict=True)
+    ]
+    return torch.stack(means).sum(0), torch.stack(variances).sum(0).sqrt()
 
 
 def exact_share(k: int, n: int, confidence: float) -> tuple[float, float]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from loraguard.defenses import AnyDefense
 from loraguard.generators import Condition
 from loraguard.tuner import folded
+from loraguard.tuner.switching import without_adapters
 
 
 class Overlay(Protocol):
@@ -37,7 +38,7 @@ def target_of(model: PeftModel, images: Tensor, condition: Condition, stamp: Ove
 
     The untouched generator G0 is the same network with its adapter disabled.
     """
-    with torch.no_grad(), model.disable_adapter():
+    with torch.no_grad(), without_adapters(model):
         untouched = model(images, **condition)
     return untouched if stamp is None else stamp.compose(untouched)
 
@@ -87,7 +88,7 @@ def patch_step(
         tensor(0.)
     """
     network = network or model
-    with model.disable_adapter(), folded(model):  # in this order, or `folded` would fold for nothing
+    with without_adapters(model), folded(model):  # in this order, or `folded` would fold for nothing
         target = target_of(model, images, condition, stamp)
     target = loss.prepare(target, keys) if hasattr(loss, "prepare") else target
     with folded(model, learning=True):

@@ -17,6 +17,7 @@ from loraguard.generators import Condition
 from loraguard.metrics import defense_succeeds, mean_squared_error, psnr
 from loraguard.pixels import as_rgb, to_picture
 from loraguard.tuner import folded
+from loraguard.tuner.switching import without_adapters
 
 from .batches import Batch
 from .step import Overlay, target_of
@@ -61,7 +62,7 @@ def validate(
         with torch.random.fork_rng(devices), folded(model):
             target = target_of(model, images, condition, stamp)
             torch.manual_seed(seed)
-            with model.disable_adapter():
+            with without_adapters(model):
                 no_leak = adversary(model, images, condition)
             torch.manual_seed(seed)
             leak = adversary(model, images, condition)

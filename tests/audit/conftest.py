@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from limits import short_probes
+from limits import no_probes, short_probes
 from peft import PeftModel, get_peft_model
 from setups import STAMP, Audit, Flip
 
@@ -11,6 +11,19 @@ from loraguard import GatedLoraConfig, StampDetector
 from loraguard.audit import AuditResult, run_audit
 from loraguard.data import DemoFaces
 from loraguard.generators import DemoEditor
+
+
+@pytest.fixture
+def probed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Audits probe their generators and defenses, by short probes."""
+    short_probes(monkeypatch)
+
+
+@pytest.fixture(autouse=True)
+def _unless_probed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take half of a tiny audit: only tests about what they find have them."""
+    if "probed" not in request.fixturenames:
+        no_probes(monkeypatch)
 
 
 @pytest.fixture
@@ -22,10 +35,7 @@ def model(editor: DemoEditor) -> PeftModel:
 
 
 @pytest.fixture
-def audit(model: PeftModel, faces: DemoFaces, monkeypatch: pytest.MonkeyPatch) -> Audit:
-    """Its probes are short: what they find is for the tests of cheats."""
-    short_probes(monkeypatch)
-
+def audit(model: PeftModel, faces: DemoFaces) -> Audit:
     def audit(model: PeftModel = model, faces: DemoFaces = faces, **changes: object) -> AuditResult:
         defaults = {
             "defenses": Flip(),

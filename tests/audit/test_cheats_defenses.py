@@ -20,6 +20,8 @@ from loraguard.audit.words import tried
 from loraguard.defenses import Disrupting
 from loraguard.generators import Condition
 
+pytestmark = pytest.mark.usefixtures("probed")
+
 # B. The threat model is enforced.
 
 

@@ -18,6 +18,8 @@ from loraguard.channels import JPEG
 from loraguard.defenses import Disrupting
 from loraguard.generators import Condition
 
+pytestmark = pytest.mark.usefixtures("probed")
+
 # D. Masked gradients.
 
 

@@ -247,6 +247,7 @@ def test_frechet_distance_where_there_are_features(audit: Audit) -> None:
 # What is kept on disk.
 
 
+@pytest.mark.usefixtures("probed")
 def test_a_second_run_reads_what_is_there(audit: Audit, tmp_path: Path) -> None:
     calls = []
 
@@ -393,8 +394,9 @@ def test_a_breakable_patch_is_reported_broken() -> None:
     """A patch that does nothing leaves the defense as strong as it was."""
     model = get_peft_model(DemoEditor.pretrained(), GatedLoraConfig(r=2), adapter_name="nothing")
     result = run_audit(
-        model, DemoFaces(8, split="test"), defenses=Disrupting(0.1, 5), patches={"nothing": None}, disable_tqdm=True
-    )
+        model, DemoFaces(8, size=32, split="test"), defenses=Disrupting(0.1, 5), patches={"nothing": None},
+        disable_tqdm=True,
+    )  # fmt: skip
     untouched, patch = (result[name, "no-leak"].values["mse"] for name in ("untouched", "nothing"))
     assert torch.allclose(untouched, patch, rtol=1e-4)
     assert result["nothing", "leak"].estimates["mse"].mean > 0.5 * untouched.mean()

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -35,23 +36,33 @@ LIGHT_MODULES = {
 MOST_MEMORY = 100e6
 
 SEE = """
-import atexit, json, os, re, sys
-def see():
+import contextlib, io, json, os, re, sys, traceback
+from loraguard.cli import main
+for words in json.load(sys.stdin):
+    sys.argv, said, code = ["loraguard", *words], {"stdout": io.StringIO(), "stderr": io.StringIO()}, 0
+    with contextlib.redirect_stdout(said["stdout"]), contextlib.redirect_stderr(said["stderr"]):
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code
+        except BaseException:
+            traceback.print_exc()
     with open("/proc/self/status") as status:  # getrusage counts what the parent had when it forked
         used = 1024 * int(re.search(r"VmHWM:\\s*(\\d+) kB", status.read())[1])
     tops = {name.partition(".")[0] for name in sys.modules} - sys.stdlib_module_names
     ours = [name for name in sys.modules if name.partition(".")[0] == "loraguard"]
-    print("SEEN", json.dumps([sorted(tops), sorted(ours), used, os.environ["OMP_WAIT_POLICY"]]))
-atexit.register(see)
-from loraguard.cli import main
-sys.argv[0] = "loraguard"
-main()
+    said = {name: text.getvalue() for name, text in said.items()}
+    seen = {"tops": sorted(tops), "ours": ours, "used": used, "policy": os.environ["OMP_WAIT_POLICY"]}
+    print(json.dumps({"words": words, "code": code or 0, **said, **seen}))
 """
+"""Runs commands one after another, and says of each what it, or one before it, has imported."""
+
+WITHOUT_PYDANTIC = [["--help"], ["--version"], ["audit", "--help"], ["train", "--help"]]
+"""Typer imports it where it converts what was given."""
 
 HELP = [
-    ["--help"],
-    ["--version"],
-    *([command, "--help"] for command in ("demo", "train", "audit", "compare", "protect", "push", "pull", "info")),
+    *WITHOUT_PYDANTIC,
+    *([command, "--help"] for command in ("demo", "compare", "protect", "push", "pull", "info")),
     ["stamp", "--help"],
     ["stamp", "check", "--help"],
     ["mark", "--help"],
@@ -98,43 +109,51 @@ SETTINGS = [
 ]
 
 
-def run(*words: str, folder: Path, **environment: str) -> tuple[subprocess.CompletedProcess, set[str], set[str]]:
-    """How a command ended, and the packages and our modules that it imported."""
+@dataclass(frozen=True)
+class Seen:
+    """How a command ended, and which packages and modules of ours were imported by then."""
+
+    words: list[str]
+    code: int
+    stdout: str
+    stderr: str
+    tops: list[str]
+    ours: list[str]
+    used: int
+    policy: str
+
+    def foreign(self, *more: str) -> set[str]:
+        return {top for top in self.tops if not top.startswith("_")} - LIGHT - set(more)
+
+
+def run(*commands: list[str], folder: Path, **environment: str) -> list[Seen]:
+    """In one fresh process: whatever one of them imports is held against those after it as well."""
     done = subprocess.run(
-        [sys.executable, "-c", SEE, *words],
+        [sys.executable, "-c", SEE], input=json.dumps(commands),
         capture_output=True, text=True, timeout=PATIENCE, cwd=folder, env={**os.environ, **environment},
     )  # fmt: skip
-    assert "Traceback" not in done.stderr, done.stderr
-    *_, seen = [line for line in done.stdout.splitlines() if line.startswith("SEEN")]
-    tops, ours, used, policy = json.loads(seen.removeprefix("SEEN"))
-    assert used < MOST_MEMORY
-    assert policy == environment.get("OMP_WAIT_POLICY", "PASSIVE")
-    return done, set(tops), set(ours)
+    assert done.returncode == 0, done.stderr
+    found = [Seen(**json.loads(line)) for line in done.stdout.splitlines()]
+    assert [one.words for one in found] == list(commands)
+    for one in found:
+        assert "Traceback" not in one.stderr, one
+        assert one.used < MOST_MEMORY, one.words
+        assert one.policy == environment.get("OMP_WAIT_POLICY", "PASSIVE")
+    return found
 
 
-def is_light(tops: set[str], *more: str) -> bool:
-    return not {top for top in tops if not top.startswith("_")} - LIGHT - set(more)
-
-
-@pytest.mark.parametrize("words", HELP, ids=" ".join)
-def test_help(words: list[str], tmp_path: Path) -> None:
-    done, tops, ours = run(*words, folder=tmp_path)
-    assert done.returncode == 0
-    assert is_light(tops), tops - LIGHT
-    assert ours <= LIGHT_MODULES, ours - LIGHT_MODULES
-
-
-@pytest.mark.parametrize("words", [["--help"], ["--version"], ["audit", "--help"], ["train", "--help"]], ids=" ".join)
-def test_settings_are_declared_without_what_checks_them(words: list[str], tmp_path: Path) -> None:
-    """Typer itself imports pydantic where it converts what was given."""
-    _, tops, _ = run(*words, folder=tmp_path)
-    assert "pydantic" not in tops
+def test_help(tmp_path: Path) -> None:
+    for seen in run(*HELP, folder=tmp_path):
+        assert seen.code == 0, seen
+        assert seen.stdout, seen
+        assert not seen.foreign(), seen.words
+        assert set(seen.ours) <= LIGHT_MODULES, (seen.words, set(seen.ours) - LIGHT_MODULES)
+        assert seen.words not in WITHOUT_PYDANTIC or "pydantic" not in seen.tops, seen.words
 
 
 def test_a_command_imports_its_own_family_alone(tmp_path: Path) -> None:
-    _, _, ours = run("audit", "--help", folder=tmp_path)
-    families = {name for name in FAMILIES if f"loraguard.cli.{name}" in ours}
-    assert families == {"audit"}
+    (seen,) = run(["audit", "--help"], folder=tmp_path)
+    assert {name for name in FAMILIES if f"loraguard.cli.{name}" in seen.ours} == {"audit"}
 
 
 def test_families_hold_what_they_say() -> None:
@@ -143,44 +162,42 @@ def test_families_hold_what_they_say() -> None:
 
 
 def test_the_user_s_own_policy_of_waiting_is_kept(tmp_path: Path) -> None:
-    run("--version", folder=tmp_path, OMP_WAIT_POLICY="ACTIVE")
+    run(["--version"], folder=tmp_path, OMP_WAIT_POLICY="ACTIVE")
 
 
-@pytest.mark.parametrize("words", WRONG, ids=lambda words: " ".join(words)[:60])
-def test_wrong_input(words: list[str], tmp_path: Path) -> None:
-    done, tops, _ = run(*words, folder=tmp_path)
-    assert done.returncode == 2
-    assert is_light(tops, "safetensors"), tops - LIGHT  # which imports nothing: `info` reads a patch with it
+def test_wrong_input(tmp_path: Path) -> None:
+    for seen in run(*WRONG, folder=tmp_path):
+        assert seen.code == 2, seen
+        assert seen.stderr, seen
+        assert not seen.foreign("safetensors"), seen.words  # which imports nothing: `info` reads a patch with it
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("words", SETTINGS, ids=lambda words: " ".join(words)[:60])
-def test_wrong_settings_of_an_audit(words: list[str], tmp_path: Path) -> None:
+def test_wrong_settings_of_an_audit(tmp_path: Path) -> None:
     """Settings are read by yaml."""
-    done, tops, _ = run(*words, folder=tmp_path)
-    assert done.returncode == 2
-    assert is_light(tops, "yaml", "cython_runtime"), tops - LIGHT
+    for seen in run(*SETTINGS, folder=tmp_path):
+        assert seen.code == 2, seen
+        assert not seen.foreign("yaml", "cython_runtime"), seen.words
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("kind", ["generators", "data", "defenses", "channels"])
-def test_info(kind: str, tmp_path: Path) -> None:
-    done, tops, _ = run("info", kind, folder=tmp_path)
-    assert done.returncode == 0
-    assert is_light(tops), tops - LIGHT
+def test_info(tmp_path: Path) -> None:
+    for seen in run(*(["info", kind] for kind in ("generators", "data", "defenses", "channels")), folder=tmp_path):
+        assert seen.code == 0, seen
+        assert not seen.foreign(), seen.words
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion(shell: str, tmp_path: Path) -> None:
     words = {"COMP_WORDS": "loraguard audit --ge", "COMP_CWORD": "2", "_TYPER_COMPLETE_ARGS": "loraguard audit --ge"}
     ask = {"_LORAGUARD_COMPLETE": f"complete_{shell}", "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
-    done, tops, _ = run(folder=tmp_path, **words, **ask)
-    assert "--generator" in done.stdout
-    assert is_light(tops), tops - LIGHT
+    (seen,) = run([], folder=tmp_path, **words, **ask)
+    assert "--generator" in seen.stdout
+    assert not seen.foreign()
 
 
 def test_completion_of_names(tmp_path: Path) -> None:
     ask = {"_LORAGUARD_COMPLETE": "complete_bash", "COMP_WORDS": "loraguard train --generator star", "COMP_CWORD": "3"}
-    done, tops, _ = run(folder=tmp_path, **ask)
-    assert "stargan" in done.stdout
-    assert is_light(tops), tops - LIGHT
+    (seen,) = run([], folder=tmp_path, **ask)
+    assert "stargan" in seen.stdout
+    assert not seen.foreign()

@@ -1,6 +1,7 @@
 """Whatever flag, setting or argument a message or a help text names exists where it is said."""
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from dataclasses import fields
@@ -36,10 +37,15 @@ IN_PYTHON = {
 """Settings that messages name to people who have given them, or what they go with, in Python."""
 
 
-def messages() -> Iterator[tuple[Path, str]]:
-    for path in HOUSE.rglob("*.py"):
-        for text in texts_of(ast.parse(path.read_text(encoding="utf-8"))):
-            yield path.relative_to(HOUSE), text
+@functools.cache
+def parsed() -> dict[Path, ast.Module]:
+    files = HOUSE.rglob("*.py")
+    return {path.relative_to(HOUSE): ast.parse(path.read_text(encoding="utf-8")) for path in files}
+
+
+@functools.cache
+def messages() -> list[tuple[Path, str]]:
+    return [(path, text) for path, code in parsed().items() for text in texts_of(code)]
 
 
 def flags_of(command: click.Command) -> Iterator[str]:
@@ -88,8 +94,8 @@ def test_settings_of_a_training_that_messages_name_are_flags() -> None:
 def test_arguments_in_messages_exist() -> None:
     """`name=` in a message is an argument or a field of something of ours, or of what it inherits from."""
     known = OF_OTHERS | {one.name for one in fields(LoraConfig)}
-    for path in HOUSE.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for code in parsed().values():
+        for node in ast.walk(code):
             if isinstance(node, ast.arg):
                 known.add(node.arg)
             elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):

@@ -22,7 +22,7 @@ from loraguard.generators import DemoEditor
 from loraguard.metrics import defense_succeeds, psnr
 
 WEIGHTS = Path(loraguard.generators.__file__).parent / "demo_weights"
-N = 30
+N = 20
 
 
 class TrainedError(Exception):

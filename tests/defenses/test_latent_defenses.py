@@ -316,13 +316,13 @@ def test_through_a_patch_and_a_channel(
     own = DemoDiffusion(**DemoDiffusion.small).eval()
     model = get_peft_model(own, GatedLoraConfig(r=1, init_lora_weights="paper")).eval()
     runs = []
-    for network in (own, model, Through(model, GaussianBlur(1.0))):
+    for network in (model, Through(model, GaussianBlur(1.0))):
         torch.manual_seed(1)
         with torch.no_grad():
             bare = nn.Module.__call__(network, photos, **condition)
         assert bare.shape == photos.shape
         runs.append(QUICK[name](network, photos, condition))
-    assert not torch.equal(runs[1], runs[2])
+    assert not torch.equal(*runs)
     assert all((run - photos).abs().max() <= EPS + 1e-6 for run in runs)
 
 
@@ -341,7 +341,7 @@ def test_objectives_grow_with_steps(editor: DemoDiffusion, photos: Tensor, condi
         torch.manual_seed(1)
         noisy = RandomNoise(EPS)(editor, photos, condition)
         gains = [gain(noisy)]
-        for steps in (2, 20):
+        for steps in (2, 12):
             torch.manual_seed(1)
             gains.append(gain(replace(defense, steps=steps)(editor, photos, condition)))
         assert gains[2] > max(gains[:2]), name

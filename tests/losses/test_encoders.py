@@ -46,7 +46,7 @@ def as_photos(images: Tensor) -> list[Image.Image]:
 
 @pytest.mark.parametrize(("kind", "features"), KINDS)
 def test_features_are_the_models_own(kind: str, features: str, folder: Folder, photos: Tensor, fitting: Tensor) -> None:
-    """To rounding where nothing is resized; where it is, as closely as bytes are to floats."""
+    """To rounding where nothing is resized; where it is, as closely as bytes are to floats. An image has its own."""
     encoder = FeatureEncoder.from_pretrained(folder(kind), features=features)
     processor = tf.AutoImageProcessor.from_pretrained(folder(kind))
     resizes = kind in ("resnet", "dinov2")
@@ -58,6 +58,10 @@ def test_features_are_the_models_own(kind: str, features: str, folder: Folder, p
             found = encoder(images)
         assert found.shape == expected.shape
         assert (found - expected).norm() < tolerance * expected.norm()
+    with torch.no_grad():
+        together, alone = encoder(photos), torch.cat([encoder(photo[None]) for photo in photos])
+    assert torch.allclose(together, alone, atol=1e-4 * together.abs().max().item())
+    assert (together[0] - together[1]).norm() > 1e-3 * together[0].norm()
 
 
 def test_blips_projection_is_what_its_retrieval_compares(folder: Folder, fitting: Tensor) -> None:
@@ -80,15 +84,6 @@ def test_gradients_reach_the_images(kind: str, features: str, folder: Folder) ->
     assert torch.autograd.gradcheck(encoder, images, fast_mode=True, atol=1e-6)
     encoder(images).square().sum().backward()
     assert (images.grad.flatten(1).norm(dim=1) > 0).all()
-
-
-@pytest.mark.parametrize(("kind", "features"), KINDS)
-def test_an_images_features_are_its_own(kind: str, features: str, folder: Folder, photos: Tensor) -> None:
-    encoder = FeatureEncoder.from_pretrained(folder(kind), features=features)
-    with torch.no_grad():
-        together, alone = encoder(photos), torch.cat([encoder(photo[None]) for photo in photos])
-    assert torch.allclose(together, alone, atol=1e-4 * together.abs().max().item())
-    assert (together[0] - together[1]).norm() > 1e-3 * together[0].norm()
 
 
 def test_it_is_frozen_and_in_evaluation_mode(folder: Folder, photos: Tensor) -> None:

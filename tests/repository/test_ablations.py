@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from limits import short_probes
+from limits import no_probes
 from PIL import Image
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -19,8 +19,8 @@ READERS = {"encoder": (1.0, 0.75), "judge": (0.9, 0.5), "terms": {"pixel": 0.125
 
 @pytest.fixture
 def ablations(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """The script, with readers of faces that learn nothing, and short probes."""
-    short_probes(monkeypatch)
+    """The script, with readers of faces that learn nothing, and no probes."""
+    no_probes(monkeypatch)
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     script, reader = (importlib.import_module(name) for name in ("ablations", "face_reader"))
     for name, value in (("STEPS", 2), ("BATCH", 2), ("UNSEEN_FACES", 3)):

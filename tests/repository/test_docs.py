@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import typer
-from limits import at_most, short_attacks, small_demo_network
+from limits import at_most, no_probes, short_attacks, small_demo_network
 from typer.testing import CliRunner
 
 from loraguard import PatchTrainingArguments
@@ -66,6 +66,8 @@ def test_every_block_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
         at_most(monkeypatch, DemoFaces, length=4, size=32)
         short_attacks(monkeypatch)
         small_demo_network(monkeypatch)
+    if page != "docs/audit.md":
+        no_probes(monkeypatch)
     names: dict[str, object] = {"__name__": "docs"}
     for block in python_of(page):
         if not block.not_run:
@@ -148,7 +150,9 @@ def test_every_command_of_the_command_lines_page_runs(tmp_path: Path, monkeypatc
     """In order, with the photos and the YAML file that the page makes, on a small network; attacks end early."""
     monkeypatch.chdir(tmp_path)
     short_attacks(monkeypatch)
+    no_probes(monkeypatch)
     small_demo_network(monkeypatch)
+    at_most(monkeypatch, DemoFaces, size=32)
     monkeypatch.setattr("loraguard.commands.stamp.DRAWN_FACES", 40)
     blocks = list(blocks_of("docs/cli.md"))
     for block in blocks:

@@ -20,6 +20,7 @@ from tuner_truth import STATIC, Truth, randomize
 
 from loraguard.tuner import GATES, GatedLoraConfig, GatedLoraLayer, folded, parameter_groups
 
+LOADED_TWICE = ("scalar", "input")  # a second adapter comes the same way, whatever its gate
 READS_WEIGHTS = ("attention", "encoder")  # instead of calling layers with them
 NO_WEIGHT = r"adapter 'one' depends on the input.* cannot be merged.*combined.*gate_type='scalar'"
 NOT_IN_PLACE = {
@@ -105,6 +106,7 @@ class Near:
 
     def __init__(self, group: str, option: str) -> None:
         self.atol = 5e-5 if group == "quantized" else 1e-12
+        self.group, self.option = group, option
         self.names, self.of = list(GROUPS[group]), references(group, option)
         self.x = self.of.x
 
@@ -160,42 +162,29 @@ class TestEveryGroupOptionAndGate:
         near.atol = max(near.atol, 1e-6)  # the logit is float32
         near(model(*near.x), Truth(group, option, model)(near.x, {"one": 2}, opening=opening))
 
-    def test_outputs(self, group: str, option: str, gate: str) -> None:
-        """Unmerged, folded, disabled, with other scales, and of a single sample."""
-        model, near = adapted(group, option, gate), Near(group, option)
+    def test_one_adapter(self, group: str, option: str, gate: str, tmp_path: Path) -> None:
+        model, near = adapted(group, option, gate, "default"), Near(group, option)
         truth = Truth(group, option, model)
-        want = truth(near.x, {"one": 2})
-        for y, base in zip(want, near.of.plain, strict=True):
-            assert (y - base).abs().max() > 1e-3, "the adapter must do something for the test to mean anything"
-        near(model(*near.x), want)
-        with torch.no_grad():  # folds, where the gate is static; torch's fast paths
-            near(model(*near.x), want)
-        with folded(model, learning=True):
-            near(model(*near.x), want)
-        with model.disable_adapter():
-            near(model(*near.x), near.of.plain)
-        if group != "quantized":  # whose layers take rows alone
-            batches = [name in ("a sequence", "sentences") for name in near.names]  # even without a batch
-            rows = [x[:, :1] if batch else x for x, batch in zip(near.x, batches, strict=True)]
-            single = [x[:, 0] if batch else x[0] for x, batch in zip(near.x, batches, strict=True)]
-            whole = [y[:, 0] if batch else y[0] for y, batch in zip(model(*rows), batches, strict=True)]
-            near.compare(model(*single), [y.detach() for y in whole])
-        layers = layers_of(model)
-        for operation, alpha in (("scale_layer", 3), ("set_scale", 0)):
-            for layer in layers:
-                layer.scale_layer(alpha) if operation == "scale_layer" else layer.set_scale("one", alpha)
-            near(model(*near.x), truth(near.x, {"one": 2 * alpha}))
+        want = truth(near.x, {"default": 2})
+        self.gradients(model.train(group != "computed"), near, truth)
+        self.outputs(model.eval(), near, want)
+        self.other_scales(model, near, truth)
+        loaded = self.files(model, near, want, gate, tmp_path)
+        if group != "quantized":
+            halve(model, torch.float16, torch.float16)
+            halve(loaded, torch.bfloat16, torch.float32)  # PEFT's way, unless it is asked otherwise
+            for one, dtype in ((model, torch.float16), (loaded, torch.bfloat16)):
+                self.in_half_precision(one, near, want, dtype)
 
-    def test_gradients(self, group: str, option: str, gate: str) -> None:
+    def gradients(self, model: PeftModel, near: Near, truth: Truth) -> None:
         """Of inputs and of all that learns; and of inputs alone within `folded`."""
-        model, near = adapted(group, option, gate).train(group != "computed"), Near(group, option)
-        truth, directions = Truth(group, option, model), near.of.directions
+        directions = near.of.directions
         x = [one.clone().requires_grad_(one.is_floating_point()) for one in near.x]
         wide, n = Truth.wide(x), sum(one.requires_grad for one in x)
         trained = {id(p): (name, p) for name, p in model.named_parameters() if p.requires_grad}
         assert trained.keys() == truth.leaves.keys()
         names, parameters = zip(*(trained[key] for key in truth.leaves), strict=True)
-        want = gradients(truth(wide, {"one": 2}), directions, [*wide, *truth.leaves.values()])
+        want = gradients(truth(wide, {"default": 2}), directions, [*wide, *truth.leaves.values()])
         found = gradients(model(*x), directions, [*x, *parameters])
         near.gradients(found[:n], want[:n])
         near.compare(found[n:], want[n:], list(names))
@@ -206,6 +195,61 @@ class TestEveryGroupOptionAndGate:
             sum((one * direction).sum() for one, direction in zip(y, directions, strict=True)).backward()
             near.gradients([one.grad for one in x], want[:n])
         assert all(p.grad is None for p in model.parameters())
+
+    def outputs(self, model: PeftModel, near: Near, want: list[Tensor]) -> None:
+        """Unmerged, folded, disabled, and of a single sample."""
+        for y, base in zip(want, near.of.plain, strict=True):
+            assert (y - base).abs().max() > 1e-3, "the adapter must do something for the test to mean anything"
+        near(model(*near.x), want)
+        with torch.no_grad():  # folds, where the gate is static; torch's fast paths
+            near(model(*near.x), want)
+        with folded(model, learning=True):
+            near(model(*near.x), want)
+        with model.disable_adapter():
+            near(model(*near.x), near.of.plain)
+        if near.group != "quantized":  # whose layers take rows alone
+            batches = [name in ("a sequence", "sentences") for name in near.names]  # even without a batch
+            rows = [x[:, :1] if batch else x for x, batch in zip(near.x, batches, strict=True)]
+            single = [x[:, 0] if batch else x[0] for x, batch in zip(near.x, batches, strict=True)]
+            whole = [y[:, 0] if batch else y[0] for y, batch in zip(model(*rows), batches, strict=True)]
+            near.compare(model(*single), [y.detach() for y in whole])
+
+    def other_scales(self, model: PeftModel, near: Near, truth: Truth) -> None:
+        layers = layers_of(model)
+        for operation, alpha in (("scale_layer", 3), ("set_scale", 0), ("set_scale", 1)):
+            for layer in layers:
+                layer.scale_layer(alpha) if operation == "scale_layer" else layer.set_scale("default", alpha)
+            near(model(*near.x), truth(near.x, {"default": 2 * alpha}))
+
+    def files(self, model: PeftModel, near: Near, want: list[Tensor], gate: str, tmp_path: Path) -> PeftModel:
+        """Saved, loaded, perhaps as a second adapter, and swapped for another."""
+        model.save_pretrained(tmp_path)
+        loaded = PeftModel.from_pretrained(bare(near.group, near.option), tmp_path)
+        assert loaded.peft_config["default"].gate_type == gate
+        near(loaded(*near.x), want)
+        name = "default"
+        if gate in LOADED_TWICE:
+            name = "again"
+            loaded.load_adapter(tmp_path, name)
+            loaded.set_adapter(name)
+            near(loaded(*near.x), want)
+        saved, again = (get_peft_model_state_dict(m, adapter_name=n) for m, n in ((model, "default"), (loaded, name)))
+        assert again.keys() == saved.keys()
+        assert all(map(torch.equal, again.values(), saved.values()))
+        for layer in layers_of(loaded):
+            layer.set_scale(name, 3)
+            for parameter in (*layer.lora_A[name].parameters(), *layer.lora_gate[name].parameters()):
+                nn.init.normal_(parameter)
+        if near.option == "dora":
+            with pytest.raises(ValueError, match="use_dora=True cannot be hotswapped"):
+                hotswap_adapter(loaded, str(tmp_path), name, torch_device="cpu")
+            if name == "default":
+                loaded = PeftModel.from_pretrained(bare(near.group, near.option), tmp_path)
+        else:
+            hotswap_adapter(loaded, str(tmp_path), name, torch_device="cpu")
+            near(loaded(*near.x), want)
+        loaded.set_adapter("default")
+        return loaded
 
     def test_two_adapters(self, group: str, option: str, gate: str) -> None:
         """By name, for each sample, together, summed up, merged and deleted."""
@@ -289,39 +333,6 @@ class TestEveryGroupOptionAndGate:
         near(merged(*near.x), want, merged=True)
         assert merged.state_dict().keys() == like.state_dict().keys()
         assert [type(module) for module in merged.modules()] == [type(module) for module in like.modules()]
-
-    def test_files(self, group: str, option: str, gate: str, tmp_path: Path) -> None:
-        """Saved, loaded twice, swapped for another, and in half precision."""
-        model, near = adapted(group, option, gate, "default"), Near(group, option)
-        want = Truth(group, option, model)(near.x, {"default": 2})
-        model.save_pretrained(tmp_path)
-        loaded = PeftModel.from_pretrained(bare(group, option), tmp_path)
-        assert loaded.peft_config["default"].gate_type == gate
-        near(loaded(*near.x), want)
-        loaded.load_adapter(tmp_path, "again")
-        loaded.set_adapter("again")
-        near(loaded(*near.x), want)
-        saved, again = (
-            get_peft_model_state_dict(m, adapter_name=n) for m, n in ((model, "default"), (loaded, "again"))
-        )
-        assert again.keys() == saved.keys()
-        assert all(map(torch.equal, again.values(), saved.values()))
-        for layer in layers_of(loaded):
-            layer.set_scale("again", 3)
-            for parameter in (*layer.lora_A["again"].parameters(), *layer.lora_gate["again"].parameters()):
-                nn.init.normal_(parameter)
-        if option == "dora":
-            with pytest.raises(ValueError, match="use_dora=True cannot be hotswapped"):
-                hotswap_adapter(loaded, str(tmp_path), "again", torch_device="cpu")
-        else:
-            hotswap_adapter(loaded, str(tmp_path), "again", torch_device="cpu")
-            near(loaded(*near.x), want)
-        loaded.set_adapter("default")
-        if group != "quantized":
-            halve(model, torch.float16, torch.float16)
-            halve(loaded, torch.bfloat16, torch.float32)  # PEFT's way, unless it is asked otherwise
-            for one, dtype in ((model, torch.float16), (loaded, torch.bfloat16)):
-                self.in_half_precision(one, near, want, dtype)
 
     def in_half_precision(self, model: PeftModel, near: Near, want: list[Tensor], dtype: torch.dtype) -> None:
         layers = model.base_model.model.children()

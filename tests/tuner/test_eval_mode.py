@@ -285,7 +285,8 @@ class TestCompile:
 
     @pytest.mark.parametrize("gate", ["scalar", "channel", "input", "input_channel", "none"])
     def test_training_and_inference(self, generator: nn.Module, batch: Any, gate: str) -> None:
-        settings = GatedLoraConfig(r=4, init_lora_weights="paper", gate_type=gate)
+        layers = None if gate == "scalar" else ["label", "down"]  # of all kinds once
+        settings = GatedLoraConfig(r=4, init_lora_weights="paper", gate_type=gate, target_modules=layers)
         model = get_peft_model(generator, settings).eval()
         compiled = torch.compile(model, backend="eager", fullgraph=True)
         trained = [p for p in model.parameters() if p.requires_grad]
@@ -302,7 +303,11 @@ class TestCompile:
             torch.testing.assert_close(compiled(*batch), unfolded(model, *batch), **EXACT)
             assert (compiled(*batch) - y).abs().max() > 1e-4
 
-    def test_operations(self, model: PeftModel, batch: Any) -> None:
+    def test_operations(self, generator: nn.Module, batch: Any) -> None:
+        settings = {"r": 4, "init_lora_weights": "paper", "target_modules": ["label", "up"]}
+        model = get_peft_model(generator, GatedLoraConfig(**settings), "one").eval()
+        model.add_adapter("two", GatedLoraConfig(**{**settings, "lora_alpha": 5}))
+        model.eval()
         compiled = torch.compile(model, backend="eager", fullgraph=True)
         y = model(*batch)
         with torch.no_grad():

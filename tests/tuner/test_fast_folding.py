@@ -10,7 +10,7 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 
 from loraguard import GatedLoraConfig
-from loraguard.tuner import GATES, folded
+from loraguard.tuner import GATES, fast_conv, folded
 from loraguard.tuner.fast_conv import Geometry
 from loraguard.tuner.folding import FoldingLayer
 
@@ -41,6 +41,12 @@ class Wide(nn.Module):
 
 def config(**settings: Any) -> GatedLoraConfig:
     return GatedLoraConfig(r=2, init_lora_weights="paper", **settings)
+
+
+@pytest.fixture(autouse=True)
+def _small_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the fast algorithms, which are to pay from four times as many pixels on."""
+    monkeypatch.setattr(fast_conv, "_PIXELS_WINOGRAD", 512)
 
 
 @pytest.fixture
@@ -78,7 +84,7 @@ def output_and_gradient(model: nn.Module, images: Tensor) -> tuple[Tensor, Tenso
 
 
 def test_folded_with_and_without(wide: PeftModel, calls: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    images = torch.randn(4, 3, 48, 49, dtype=torch.float64)
+    images = torch.randn(2, 3, 32, 33, dtype=torch.float64)
     with folded(wide):
         fast = output_and_gradient(wide, images)
         assert calls == FORWARD + BACK
@@ -100,7 +106,7 @@ def gradients(model: PeftModel, images: Tensor) -> list[Tensor]:
 class TestLearning:
     """`folded(..., learning=True)`."""
 
-    images = torch.randn(4, 3, 48, 49, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(2, 3, 32, 33, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
     @pytest.mark.parametrize("gate_type", [name for name in GATES if GATES[name].mergeable])
     def test_gradients_of_adapters(self, gate_type: str, calls: list[Any]) -> None:
@@ -171,7 +177,7 @@ class TestLearning:
 
 
 def test_only_inside_folded(wide: PeftModel, calls: list[Any]) -> None:
-    images = torch.randn(4, 3, 48, 48, dtype=torch.float64)
+    images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     wide(images)
     with torch.no_grad():
         wide.eval()(images)
@@ -179,7 +185,7 @@ def test_only_inside_folded(wide: PeftModel, calls: list[Any]) -> None:
 
 
 def test_targets_take_the_fast_algorithms_too(wide: PeftModel, calls: list[Any]) -> None:
-    images = torch.randn(4, 3, 48, 48, dtype=torch.float64)
+    images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     with torch.no_grad(), wide.disable_adapter():
         own = wide(images)
         with folded(wide):
@@ -188,7 +194,7 @@ def test_targets_take_the_fast_algorithms_too(wide: PeftModel, calls: list[Any])
 
 
 def test_transforms_of_torch_func_work_inside(wide: PeftModel) -> None:
-    images = torch.randn(4, 3, 48, 48, dtype=torch.float64)
+    images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     with folded(wide):
         _, own = output_and_gradient(wide, images)
         (jacobian,) = torch.func.vjp(wide, images)[1](2 * wide(images).detach())

@@ -25,6 +25,7 @@ from fuzz_patches import (
     by_load_patch_beside,
     by_read_patch,
     by_transformers,
+    fresh,
     state_of,
     take_off,
     wrong_message,
@@ -48,12 +49,12 @@ READING = (by_info, by_read_patch)
 
 @pytest.fixture(params=SUBJECTS)
 def subject(request: pytest.FixtureRequest) -> Subject:
-    return Subject(request.param)
+    return fresh(request.param)
 
 
 @pytest.fixture
 def plain() -> Subject:
-    return Subject("plain")
+    return fresh("plain")
 
 
 @pytest.fixture
@@ -424,7 +425,7 @@ def test_values_that_are_infinite_in_the_network_s_precision(plain: Subject, fol
 
 
 def test_tokens_that_are_infinite_in_the_network_s_precision(folder: Path) -> None:
-    subject = Subject("tokens")
+    subject = fresh("tokens")
     write(folder, subject)
     name = next(name for name in load_file(folder / WEIGHTS) if "trainable_tokens" in name)
     write(folder, subject, **{name: torch.full((2, 3), 1e300, dtype=torch.float64)})
