@@ -14,7 +14,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -58,7 +58,7 @@ NOISE = RandomNoise(eps=EPS)
 DEFENSES = {
     "noise": NOISE,
     "disrupting": Disrupting(eps=EPS, steps=15, step_size=0.01),
-    "apgd": APGD(eps=EPS),
+    "apgd, 20 steps": APGD(eps=EPS, steps=20),
 }
 STEPS = (1, 10, 20, 50, 100, 200, 500, 1000)
 FACTORS = tuple(round(1.3 - 0.05 * i, 2) for i in range(17))
@@ -186,10 +186,14 @@ def attacker() -> Iterator[tuple[Tensor, Condition, Tensor]]:
         yield images[some], {key: value[some] for key, value in edit.items()}, truth[some]
 
 
-def kept(file: Path, make: Callable[[], list[MarkRow]]) -> list[MarkRow]:
-    """What an earlier run left in a JSON file, or what is made now and left there."""
+def kept(file: Path, make: Callable[[], Iterable[MarkRow]]) -> list[MarkRow]:
+    """What an earlier run left in a JSON file, or what is made now, printed as it comes and left there."""
     if not file.is_file():
-        write_json(file, [row.to_dict() for row in make()])
+        rows = []
+        for row in make():
+            rows.append(row.to_dict())
+            print(f"{file.parent.name}: {row}", flush=True)
+        write_json(file, rows)
     return [MarkRow(**row) for row in json.loads(file.read_text(encoding="utf-8"))]
 
 
@@ -201,9 +205,9 @@ def measure(audit: MarkAudit, folder: Path, thorough: bool) -> list[MarkRow]:
         return rows
     rows += kept(folder / "weights.json", lambda: [*audit.changed_weights(), *audit.regenerated()])
     rows += kept(folder / "forged.json", lambda: audit.forged(photos(FORGED, "forged")[0]))
-    rows += kept(folder / "adapted.json", lambda: audit.another_adapter(attacker(), STEPS))
     rows += kept(folder / "tuned.json", lambda: audit.fine_tuned(attacker(), STEPS))
-    return rows + kept(folder / "defenses.json", lambda: audit.defenses(DEFENSES))
+    rows += kept(folder / "defenses.json", lambda: audit.defenses(DEFENSES))
+    return rows + kept(folder / "adapted.json", lambda: audit.another_adapter(attacker(), STEPS))
 
 
 def informed(mark: Mark, images: Tensor, decibels: float) -> Tensor:
@@ -303,10 +307,13 @@ def main() -> None:
     out, mark = writable_folder(given.output_dir), Mark("c0de", psnr=38.0, weight=0.015)
     lpips = None if given.lpips is None else LPIPS.load(given.lpips)
     settings = {"eps": EPS, "images": given.images, "mark": mark.settings()}
-    result: dict[str, Any] = {"settings": settings, "bound": bound(mark, min(given.images, 20)), "patches": {}}
-    print({name: {row["name"]: round(row["bits"], 3) for row in rows} for name, rows in result["bound"].items()})
+    result: dict[str, Any] = {"settings": settings, "patches": {}}
     with tempfile.TemporaryDirectory() as temporary:
         work = writable_folder(given.work_dir or temporary)
+        if not (work / "bound.json").is_file():
+            write_json(work / "bound.json", bound(mark, min(given.images, 20)))
+        result["bound"] = json.loads((work / "bound.json").read_text(encoding="utf-8"))
+        print({name: {row["name"]: round(row["bits"], 3) for row in rows} for name, rows in result["bound"].items()})
         for name in given.only or CASES:
             case, folder = CASES[name], work / name.replace(" ", "-")
             model = patched(case, mark, folder, given.steps)

@@ -45,7 +45,7 @@ class Mark:
     extractor: str | nn.Module = "loraguard"
     word: str | None = None
     psnr: float = 36.5
-    weight: float = 0.005
+    weight: float = 0.015
 
     def __post_init__(self) -> None:
         if (self.message is None) == (self.word is None):
