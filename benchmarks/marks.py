@@ -5,7 +5,7 @@
 Four patches: of the demo's generator at 64 pixels one that marks, one that stamps and marks; one that marks at 256
 pixels; and one of the decoder of `DemoDiffusion`, so that every edit that ends in it is marked. All is measured on
 other faces with combinations of edits, on the network with the patch merged into its weights. With --work-dir a
-training that was interrupted (--minutes) goes on, and finished parts are kept.
+training that was interrupted (--minutes) goes on, and finished parts are kept. Times are the processor's.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ from loraguard.data import DemoFaces, collate
 from loraguard.defenses import APGD, Disrupting, RandomNoise
 from loraguard.files import whole_files, writable_folder, write_json
 from loraguard.generators import Condition, DemoDiffusion, DemoEditor
-from loraguard.metrics import LPIPS
+from loraguard.metrics import LPIPS, psnr
 from loraguard.training.marking import MarkedLoss
 from loraguard.training.sampling import EndlessBatches
 
@@ -53,13 +54,21 @@ CHANNELS: dict[str, Channel] = {
     "noise, 0.1": GaussianNoise(0.1), "WebP 50, unseen": WebP(50), "median of 3x3, unseen": MedianBlur(3),
 }  # fmt: skip
 CROPS: dict[str, Channel] = {"crop of 10%": CropResize(0.9)}
+NOISE = RandomNoise(eps=EPS)
 DEFENSES = {
-    "noise": RandomNoise(eps=EPS),
+    "noise": NOISE,
     "disrupting": Disrupting(eps=EPS, steps=15, step_size=0.01),
-    "apgd": APGD(eps=EPS),
+    "apgd, 20 steps": APGD(eps=EPS, steps=20),
 }
-STEPS = (1, 2, 5, 10, 20, 50, 100, 200)
+STEPS = (1, 10, 20, 50, 100, 200, 500, 1000)
+FACTORS = tuple(round(1.3 - 0.05 * i, 2) for i in range(17))
+"""Of a patch's update as it is merged: which trades what is seen for what is read."""
+DECIBELS = 35.1
+"""PSNR to the untouched network's outputs, on faces that nothing else is measured on."""
 CALIBRATED = 200  # outputs of the untouched network, for the reader of stamps
+ATTACKER = 100  # faces of whoever fine-tunes
+FORGED = 24  # photos that a mark is copied onto
+WRITER_STEPS = 80  # of Adam, for the best writer
 PLATE = Stamp("AI", place="bottom-left", size=0.4, margin=0.12, background="#b00020", outline=None, of_width=64)
 
 
@@ -81,6 +90,7 @@ class Case:
 
     Attributes:
         size: of images, in pixels.
+        adversary: perturbs photos in the training.
         stamp: beside the mark, or None.
         batch_size: photos of a step, each with one edit.
         generator: what is patched.
@@ -91,6 +101,7 @@ class Case:
     """
 
     size: int = 64
+    adversary: Any = NOISE
     stamp: Stamp | None = None
     batch_size: int = 4
     generator: Callable[[], nn.Module] = DemoEditor.pretrained
@@ -102,7 +113,7 @@ class Case:
 
 CASES = {
     "mark": Case(thorough=True),
-    "stamp and mark": Case(stamp=PLATE, thorough=True),
+    "stamp and mark": Case(stamp=PLATE, adversary=Disrupting(eps=EPS, steps=1, step_size=EPS), thorough=True),
     "256 px": Case(size=256, batch_size=1),
     "decoder": Case(
         generator=Reconstruction, exclude=r".*\.(encoder|denoiser)\..*",
@@ -111,17 +122,29 @@ CASES = {
 }  # fmt: skip
 
 
+@contextmanager
+def timed(file: Path) -> Iterator[None]:
+    """Add the processor time that something takes to what a JSON file has, however it ends."""
+    started = time.process_time()
+    try:
+        yield
+    finally:
+        earlier = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else 0.0
+        write_json(file, earlier + time.process_time() - started)
+
+
 def patched(case: Case, mark: Mark, folder: Path, steps: int) -> PeftModel:
     """The generator with a patch; from the folder if an earlier run left it there, or its checkpoint."""
     if not (folder / "adapter_model.safetensors").is_file():
         torch.manual_seed(0)
         config = GatedLoraConfig(r=32, lora_alpha=8, exclude_modules=case.exclude)
         arguments = PatchTrainingArguments(
-            folder, stamp=case.stamp, mark=mark, adversary=Disrupting(eps=EPS, steps=1, step_size=EPS),
+            folder, stamp=case.stamp, mark=mark, adversary=case.adversary,
             train_batch_size=case.batch_size, edits_per_step=1, max_train_steps=steps, cpu=True, disable_tqdm=True,
             resume_from_checkpoint="latest",
         )  # fmt: skip
-        PatchTrainer(get_peft_model(case.generator(), config), DemoFaces(10_000, size=case.size), arguments).train()
+        with timed(writable_folder(folder) / "processor_seconds.json"):
+            PatchTrainer(get_peft_model(case.generator(), config), DemoFaces(10_000, size=case.size), arguments).train()
     return PeftModel.from_pretrained(case.generator(), str(folder)).eval()
 
 
@@ -131,6 +154,20 @@ def scaled(model: PeftModel, factor: float) -> PeftModel:
         if isinstance(scaling := getattr(module, "scaling", None), dict):
             scaling.update({name: value * factor for name, value in scaling.items()})
     return model
+
+
+@torch.no_grad()
+def largest_factor(case: Case, make: Callable[[], PeftModel], n: int) -> float:
+    """The largest of :data:`FACTORS` that keeps :data:`DECIBELS` on faces of its own; 1 where there is a stamp."""
+    if case.stamp is not None:
+        return 1.0
+    images, edit, _ = photos(n, "scale", case.size)
+    reference = case.untouched()(images, **edit).clamp(-1, 1)
+    for factor in FACTORS:
+        outputs = case.network(scaled(make(), factor).merge_and_unload())(images, **edit).clamp(-1, 1)
+        if float(psnr(outputs, reference).mean()) >= DECIBELS:
+            break
+    return factor
 
 
 def photos(n: int, split: str = "test", size: int = 64) -> tuple[Tensor, Condition, Tensor]:
@@ -143,16 +180,20 @@ def photos(n: int, split: str = "test", size: int = 64) -> tuple[Tensor, Conditi
 
 
 def attacker() -> Iterator[tuple[Tensor, Condition, Tensor]]:
-    """True pairs of a hundred faces, in batches of eight."""
-    images, edit, truth = photos(100, "attacker")
-    for some in EndlessBatches(100, 8, seed=0):
+    """True pairs of some faces, in batches of eight."""
+    images, edit, truth = photos(ATTACKER, "attacker")
+    for some in EndlessBatches(ATTACKER, 8, seed=0):
         yield images[some], {key: value[some] for key, value in edit.items()}, truth[some]
 
 
-def kept(file: Path, make: Callable[[], list[MarkRow]]) -> list[MarkRow]:
-    """What an earlier run left in a JSON file, or what is made now and left there."""
+def kept(file: Path, make: Callable[[], Iterable[MarkRow]]) -> list[MarkRow]:
+    """What an earlier run left in a JSON file, or what is made now, printed as it comes and left there."""
     if not file.is_file():
-        write_json(file, [row.to_dict() for row in make()])
+        rows = []
+        for row in make():
+            rows.append(row.to_dict())
+            print(f"{file.parent.name}: {row}", flush=True)
+        write_json(file, rows)
     return [MarkRow(**row) for row in json.loads(file.read_text(encoding="utf-8"))]
 
 
@@ -163,13 +204,13 @@ def measure(audit: MarkAudit, folder: Path, thorough: bool) -> list[MarkRow]:
     if not thorough:
         return rows
     rows += kept(folder / "weights.json", lambda: [*audit.changed_weights(), *audit.regenerated()])
-    rows += kept(folder / "forged.json", lambda: audit.forged(photos(24, "forged")[0]))
-    rows += kept(folder / "adapted.json", lambda: audit.another_adapter(attacker(), STEPS))
+    rows += kept(folder / "forged.json", lambda: audit.forged(photos(FORGED, "forged")[0]))
     rows += kept(folder / "tuned.json", lambda: audit.fine_tuned(attacker(), STEPS))
-    return rows + kept(folder / "defenses.json", lambda: audit.defenses(DEFENSES))
+    rows += kept(folder / "defenses.json", lambda: audit.defenses(DEFENSES))
+    return rows + kept(folder / "adapted.json", lambda: audit.another_adapter(attacker(), STEPS))
 
 
-def informed(mark: Mark, images: Tensor, decibels: float, steps: int = 80) -> Tensor:
+def informed(mark: Mark, images: Tensor, decibels: float) -> Tensor:
     """What the best writer there can be makes of images: pixels that Adam moves until the word is read.
 
     The change is held at this PSNR, and is damaged as in a patch's training.
@@ -177,10 +218,10 @@ def informed(mark: Mark, images: Tensor, decibels: float, steps: int = 80) -> Te
     change = (0.01 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))).requires_grad_()
     adam = torch.optim.Adam([change], 0.02)
     loss = MarkedLoss(lambda outputs, _: outputs.new_zeros(()), mark)
-    for step in range(steps + 1):
+    for step in range(WRITER_STEPS + 1):
         scaled = change / change.square().mean((1, 2, 3), keepdim=True).sqrt()
         written = (images + 2 * 10 ** (-decibels / 20) * scaled).clamp(-1, 1)
-        if step < steps:
+        if step < WRITER_STEPS:
             adam.zero_grad()
             loss(written, None).backward()
             adam.step()
@@ -203,21 +244,47 @@ def bound(mark: Mark, n: int, decibels: float = 35.0) -> dict[str, list[dict[str
     }
 
 
+def without_stamp(stamp: Stamp, size: int) -> Tensor:
+    """1 where the stamp is not, 0 on its box and two pixels around it: (1, size, size)."""
+    _, alpha = stamp.layer(size, size)
+    rows, columns = (alpha[0].amax(axis).nonzero() for axis in (1, 0))
+    free = torch.ones(1, size, size)
+    free[
+        :, max(int(rows.min()) - 2, 0) : int(rows.max()) + 3, max(int(columns.min()) - 2, 0) : int(columns.max()) + 3
+    ] = 0
+    return free
+
+
 def figures(case: Case, audit: MarkAudit, lpips: LPIPS | None) -> dict[str, Any]:
     """What rows do not hold: reading without the message, LPIPS, and how often the stamp is read."""
-    outputs = audit.outputs()
-    blind = MarkReader(audit.mark.extractor)(outputs)
+    torch.manual_seed(0)
+    outputs, reader = audit.outputs(), MarkReader(audit.mark.extractor, crops=False)
+    every = {"as it is": outputs, **{name: channel(outputs) for name, channel in CHANNELS.items()}}
+    readers = {name: (reader, images) for name, images in every.items()}
+    readers |= {name: (replace(reader, crops=True), channel(outputs)) for name, channel in CROPS.items()}
     found: dict[str, Any] = {
-        "message read without knowing it": sum(one.found and one.message == audit.mark.message for one in blind),
+        "message read without knowing it": {
+            name: sum(one.found and one.message == audit.mark.message for one in read(images))
+            for name, (read, images) in readers.items()
+        },
         "lpips": None if lpips is None else float(lpips(outputs, audit.reference).mean()),
     }
     if case.stamp is not None:
+        free = without_stamp(case.stamp, case.size)
+        error = ((outputs - audit.reference).square() * free).mean((1, 2, 3)) / free.mean()
+        found["psnr outside of the stamp"] = float((10 * (4 / error).log10()).mean())
         others, edit, _ = photos(CALIBRATED, "unstamped", case.size)
         with torch.no_grad():
-            reader = StampReader({"AI": case.stamp}).calibrate(audit.untouched(others, **edit))
-        torch.manual_seed(0)
-        every = {"as it is": outputs, **{name: channel(outputs) for name, channel in (CHANNELS | CROPS).items()}}
-        found["stamp read"] = {name: sum(one == "AI" for one in reader(images)) for name, images in every.items()}
+            stamps = StampReader({"AI": case.stamp}).calibrate(audit.untouched(others, **edit))
+        every |= {name: images for name, (_, images) in readers.items()}
+        found["stamp read"] = {name: sum(one == "AI" for one in stamps(images)) for name, images in every.items()}
+        found["stamp read after"] = {}
+        for name, defense in DEFENSES.items():
+            torch.manual_seed(0)
+            perturbed = defense(audit.network, audit.images, audit.condition)
+            with torch.no_grad():
+                stamped = audit.network(perturbed, **audit.condition).clamp(-1, 1)
+            found["stamp read after"][name] = sum(one == "AI" for one in stamps(stamped))
     return found
 
 
@@ -230,32 +297,39 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=100, help="to measure on")
     parser.add_argument("--only", choices=CASES, action="append", help="of the patches; repeatable")
     parser.add_argument("--minutes", type=float, help="stop a training after them, with a checkpoint")
-    parser.add_argument("--scale", type=float, default=1.0, help="of the patch's update as it is merged")
+    scale = f"of the patch's update as it is merged; by default what keeps {DECIBELS} dB on other faces, 1 with a stamp"
+    parser.add_argument("--scale", type=float, help=scale)
     parser.add_argument("--quick", action="store_true", help="leave out defenses, removal and forging")
     parser.add_argument("--lpips", type=Path, help="AlexNet's weights, to measure LPIPS as well")
     given = parser.parse_args()
     torch.set_num_threads(1)
     stop_after(given.minutes)
-    out, mark = writable_folder(given.output_dir), Mark("c0de")
+    out, mark = writable_folder(given.output_dir), Mark("c0de", psnr=38.0, weight=0.015)
     lpips = None if given.lpips is None else LPIPS.load(given.lpips)
-    settings = {"eps": EPS, "scale": given.scale, "images": given.images, "mark": mark.settings()}
-    result: dict[str, Any] = {"settings": settings, "bound": bound(mark, min(given.images, 20)), "patches": {}}
-    print({name: {row["name"]: round(row["bits"], 3) for row in rows} for name, rows in result["bound"].items()})
+    settings = {"eps": EPS, "images": given.images, "mark": mark.settings()}
+    result: dict[str, Any] = {"settings": settings, "patches": {}}
     with tempfile.TemporaryDirectory() as temporary:
         work = writable_folder(given.work_dir or temporary)
+        if not (work / "bound.json").is_file():
+            write_json(work / "bound.json", bound(mark, min(given.images, 20)))
+        result["bound"] = json.loads((work / "bound.json").read_text(encoding="utf-8"))
+        print({name: {row["name"]: round(row["bits"], 3) for row in rows} for name, rows in result["bound"].items()})
         for name in given.only or CASES:
-            case, folder, started = CASES[name], work / name.replace(" ", "-"), time.process_time()
-            trained = (folder / "adapter_model.safetensors").is_file()
-            model = scaled(patched(case, mark, folder, given.steps), given.scale)
-            merged = model.merge_and_unload().requires_grad_(False).eval()
+            case, folder = CASES[name], work / name.replace(" ", "-")
+            model = patched(case, mark, folder, given.steps)
             log = json.loads((folder / "training_log.json").read_text(encoding="utf-8"))["steps"]
-            seconds = None if trained else time.process_time() - started  # of this run
+            seconds = json.loads((folder / "processor_seconds.json").read_text(encoding="utf-8"))
+            factor = given.scale or largest_factor(
+                case, lambda case=case, folder=folder: patched(case, mark, folder, given.steps), given.images
+            )
+            merged = scaled(model, factor).merge_and_unload().requires_grad_(False).eval()
             images, edit, _ = photos(given.images, size=case.size)
             audit = MarkAudit(case.network(merged), case.untouched(), mark, images, edit)
             rows = measure(audit, folder, case.thorough and not given.quick)
-            found = {"steps": len(log), "processor_seconds": seconds, **figures(case, audit, lpips)}
-            result["patches"][name] = {**found, "rows": [row.to_dict() for row in rows]}
-            print(f"{name}: {found}\n\n{as_table(rows)}\n", flush=True)
+            found = {"steps": len(log), "processor_seconds": seconds, "factor": factor}
+            result["patches"][name] = {**found, **figures(case, audit, lpips), "rows": [row.to_dict() for row in rows]}
+            said = {key: value for key, value in result["patches"][name].items() if key != "rows"}
+            print(f"{name}: {said}\n\n{as_table(rows)}\n", flush=True)
         with whole_files(out) as draft:
             write_json(draft / "marks.json", result)
 

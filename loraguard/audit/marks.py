@@ -116,15 +116,14 @@ class MarkAudit:
         outputs = self.outputs()
         return [self.row("channels", name, channel(outputs), crops=crops) for name, channel in channels.items()]
 
-    def defenses(self, defenses: Mapping[str, Any], seed: int = 0) -> list[MarkRow]:
+    def defenses(self, defenses: Mapping[str, Any], seed: int = 0) -> Iterator[MarkRow]:
         """On photos that were perturbed, crafted on the marked network."""
-        rows = []
         for name, defense in defenses.items():
             torch.manual_seed(seed)
             perturbed = defense(self.network, self.images, self.condition)
             with torch.no_grad():
-                rows.append(self.row("defenses", name, self.network(perturbed, **self.condition)))
-        return rows
+                outputs = self.network(perturbed, **self.condition)
+            yield self.row("defenses", name, outputs)
 
     def changed_weights(self, pruned: Sequence[float] = (0.1, 0.3, 0.5)) -> Iterator[MarkRow]:
         """Weights in 8 bits, or with the smallest set to zero."""
@@ -150,12 +149,12 @@ class MarkAudit:
         learning_rate: float = 1e-3,
         name: str = "fine-tuning of all weights",
         network: nn.Module | None = None,
-    ) -> list[MarkRow]:
+    ) -> Iterator[MarkRow]:
         """All weights, or those that learn, trained on true pairs by somebody without the untouched network (Adam).
 
         Args:
             batches: photos, edits and what the edits should give.
-            steps: after which the mark is read.
+            steps: after which the mark is read, until it is read on no image.
             learning_rate: of Adam.
             name: in the rows.
             network: in place of the marked one.
@@ -164,7 +163,6 @@ class MarkAudit:
         if not any(weight.requires_grad for weight in network.parameters()):
             network.requires_grad_(True)
         optimizer = torch.optim.Adam([w for w in network.parameters() if w.requires_grad], learning_rate)
-        rows = []
         for step in range(1, max(steps) + 1):
             images, condition, truth = next(batches)
             loss = F.mse_loss(network(images, **condition), truth)
@@ -173,12 +171,13 @@ class MarkAudit:
             optimizer.step()
             if step in steps:
                 done = f"{name}, {step} step{'s' * (step > 1)}"
-                rows.append(self.row("removal", done, self.outputs(network), self.reference))
-        return rows
+                yield (row := self.row("removal", done, self.outputs(network), self.reference))
+                if not row.found:
+                    break
 
     def another_adapter(
         self, batches: Iterator[tuple[Tensor, Condition, Tensor]], steps: Sequence[int], r: int = 16
-    ) -> list[MarkRow]:
+    ) -> Iterator[MarkRow]:
         """An adapter of rank `r` for all layers, trained on the marked network as :meth:`fine_tuned` trains weights."""
         from peft import get_peft_model
 

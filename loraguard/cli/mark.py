@@ -15,7 +15,7 @@ from loraguard.defenses.registry import check_defense
 from loraguard.files import writable_folder
 from loraguard.generators.registry import GENERATORS, check_generator
 from loraguard.hub.names import check_patch
-from loraguard.mark.registry import EXTRACTORS
+from loraguard.mark.registry import EXTRACTORS, check_extractor
 
 from .early import check_files, names_in
 from .errors import said_in_a_line
@@ -26,6 +26,13 @@ if TYPE_CHECKING:
     from loraguard.mark import MarkReading
 
 Images = Annotated[list[Path], typer.Argument(help="Image files, and folders of them.")]
+Extractor = Annotated[
+    str | None,
+    typer.Option(
+        help="The network that reads: a name, file, folder or Hub id; by default the shipped one, or the patch's.",
+        autocompletion=names_in(EXTRACTORS),
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 app = typer.Typer(
@@ -43,9 +50,7 @@ def read(
         list[str] | None, typer.Option(help="One that may be there, in hexadecimal. Repeatable; by default any.")
     ] = None,
     patch: Annotated[list[str] | None, typer.Option(help="The mark of a patch: a folder or a Hub id.")] = None,
-    extractor: Annotated[
-        str, typer.Option(help="The network that reads.", autocompletion=names_in(EXTRACTORS))
-    ] = "loraguard",
+    extractor: Extractor = None,
     false_positive_rate: Annotated[
         float, typer.Option(min=1e-15, max=0.5, help="Of finding a mark in an image without one.")
     ] = 1e-6,
@@ -59,15 +64,15 @@ def read(
     """
     with said_in_a_line():
         check_files(images, "image")
-        EXTRACTORS.check(extractor)
+        check_extractor(extractor or "loraguard")
         for one in patch or ():
             check_patch(one)
         from loraguard.commands.mark import patch_mark, read_marks
         from loraguard.data import ImageReadError
         from loraguard.mark import Mark, MarkReader
 
-        known: list[int | str | Mark] = [*(message or ()), *(patch_mark(one) for one in patch or ())]
-        readers = {one.extractor for one in known if isinstance(one, Mark)} or {extractor}
+        known: list[int | str | Mark] = [*(message or ()), *(patch_mark(one, extractor) for one in patch or ())]
+        readers = {one.extractor for one in known if isinstance(one, Mark)} or {extractor or "loraguard"}
         if len(readers) > 1:
             raise ValueError(f"These patches have marks for several extractors, {readers}: read them one by one.")
         reader = MarkReader(readers.pop(), known or None, false_positive_rate, crops)
@@ -162,6 +167,7 @@ def audit(
     generator: Annotated[str, typer.Option(help=GENERATOR, autocompletion=names_in(GENERATORS))] = "demo",
     checkpoint: Checkpoint = None,
     image_size: ImageSize = None,
+    extractor: Extractor = None,
     data: Annotated[str, typer.Option(help=DATA, autocompletion=names_in(DATA_SETS))] = "demo",
     split: Annotated[str | None, typer.Option(help=SPLIT)] = "test",
     images: Annotated[int, typer.Option(min=2, help="How many photos to measure on.")] = 24,
@@ -177,6 +183,7 @@ def audit(
     with said_in_a_line():
         check_generator(generator, checkpoint)
         check_patch(patch)
+        check_extractor(extractor or "loraguard")
         find_data(data)
         for one in channel or ():
             check_channel(one)
@@ -193,7 +200,8 @@ def audit(
         photos = open_data(data, split=split, attributes=attributes, transform=transform_of(network))
         rows = audit_mark(
             network, patch, photos, output_dir, images=images, channels=tuple(channel or CHANNELS),
-            defenses=tuple(defense or DEFENSES), steps=tuple(steps or STEPS), seed=seed, say=typer.echo,
+            defenses=tuple(defense or DEFENSES), steps=tuple(steps or STEPS), seed=seed, extractor=extractor,
+            say=typer.echo,
         )  # fmt: skip
     typer.echo(as_table(rows))
     typer.echo(f"Report: {(output_dir / 'marks.md').resolve()}")

@@ -12,6 +12,7 @@ from loraguard.data.registry import DATA as DATA_SETS
 from loraguard.data.registry import find_data
 from loraguard.files import whole_files, writable_folder
 from loraguard.generators.registry import GENERATORS, check_generator
+from loraguard.mark.registry import EXTRACTORS, check_extractor
 from loraguard.training.arguments import PatchTrainingArguments
 from loraguard.training.recipes import RECIPES, check_recipe
 
@@ -53,6 +54,9 @@ def train(
         str | None,
         typer.Option(help="The invisible mark's message, in hexadecimal, up to ffff; beside --stamp or not."),
     ] = None,
+    mark_extractor: Annotated[
+        str, typer.Option(help="What reads the mark: a name, a file, a folder or a Hub id.")
+    ] = "loraguard",
     settings: dict[str, Any],
     rank: Annotated[
         int | None, typer.Option(min=1, help="The adapter's; by default 8, 16 with a stamp or mark, 128 for CAT.")
@@ -79,6 +83,7 @@ def train(
         check_generator(generator, checkpoint)
         find_data(data)
         check_recipe(settings["recipe"])
+        check_extractor(mark_extractor)
         writable_folder(output_dir)
         from loraguard import Mark, Stamp
         from loraguard.commands.train import train_patch
@@ -89,7 +94,7 @@ def train(
         arguments = PatchTrainingArguments(
             output_dir,
             stamp=None if stamp is None else Stamp(stamp),
-            mark=None if mark is None else Mark(mark),
+            mark=None if mark is None else Mark(mark, mark_extractor),
             resume_from_checkpoint="latest" if resume else None,
             cpu=device is Device.cpu,
             **settings,
@@ -117,7 +122,8 @@ def train(
     typer.echo(f"Patch: {output_dir.resolve()}")
     if mark is not None:
         folder = shlex.quote(str(output_dir))
-        typer.echo(f"Read its mark by: loraguard mark read IMAGES --patch {folder}")
+        by = "" if mark_extractor in EXTRACTORS else f" --extractor {shlex.quote(mark_extractor)}"
+        typer.echo(f"Read its mark by: loraguard mark read IMAGES --patch {folder}{by}")
 
 
 def convert(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from loraguard.data.reading import ImageReadError
-from loraguard.mark import Mark, MarkReader, MarkReading
+from loraguard.mark import EXTRACTORS, Mark, MarkReader, MarkReading, load_extractor
 
 from .stamp import image_files, read_each
 
@@ -81,16 +81,19 @@ def read_marks(paths: Sequence[str | Path], reader: MarkReader) -> MarkReadings:
     return MarkReadings(found, reasons, extractor, reader.names, reader.false_positive_rate)
 
 
-def patch_mark(patch: str | Path) -> Mark:
+def patch_mark(patch: str | Path, extractor: str | None = None) -> Mark:
     """The mark that a patch was trained to write, as it records.
 
     Args:
         patch: a folder, or an id of the Hub.
+        extractor: what reads it, as :class:`Mark` takes it, where that is no registered name: a patch records its hash
+            and does not say where it is, as no file is opened because a patch names it.
 
     Raises:
-        OSError, ValueError: as :func:`~loraguard.load_patch`; for a patch without a mark, or one whose extractor is a
-            module of somebody's own, which a record cannot hold.
+        OSError, ValueError: as :func:`~loraguard.load_patch`; for a patch without a mark, an extractor that is needed
+            and not given, or one of other weights than the mark was trained for.
     """
+    from loraguard.fingerprint import generator_fingerprint
     from loraguard.hub.local import read_patch
     from loraguard.hub.pull import patch_folder
     from loraguard.hub.recorded import settings_in
@@ -98,12 +101,21 @@ def patch_mark(patch: str | Path) -> Mark:
     mark = settings_in(read_patch(patch_folder(patch), str(patch)).config).get("mark")
     if not isinstance(mark, dict):
         raise ValueError(f"The patch {patch} records no mark: it was trained without one, or not by PatchTrainer.")
-    if not isinstance(mark.get("extractor"), str):
-        raise ValueError(
-            f"The mark of {patch} is read by a network of its maker's own, which its record names and does not hold: "
-            "read it in Python, with MarkReader(extractor=...)."
-        )
+    settings = {key: value for key, value in mark.items() if key != "class"}
+    recorded = settings.get("extractor")
+    if isinstance(recorded, str) and recorded not in EXTRACTORS:
+        raise ValueError(f"{patch} records the extractor {recorded!r:.100}, which is not installed here.")
+    if isinstance(recorded, dict):
+        if extractor is None:
+            raise ValueError(
+                f"The mark of {patch} is read by a network of its maker's own ({recorded.get('class')}), which its "
+                "record does not hold: give it as --extractor, a file, folder or Hub id; in Python, as "
+                "MarkReader(extractor=...)."
+            )
+        if generator_fingerprint(load_extractor(extractor)) != recorded.get("sha256"):
+            raise ValueError(f"The extractor {extractor} has other weights than the one that {patch} was trained for.")
+        settings["extractor"] = extractor
     try:
-        return Mark(**{key: value for key, value in mark.items() if key != "class"})
+        return Mark(**settings)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{patch}: its mark, as adapter_config.json has it, cannot be read here: {error}") from error

@@ -51,6 +51,7 @@ def audit_mark(
     steps: tuple[int, ...] = STEPS,
     false_positive_rate: float = 1e-6,
     seed: int = 0,
+    extractor: str | None = None,
     say: Callable[[str], None] = print,
 ) -> list[MarkRow]:
     """Measure the mark of a patch on photos, and write `marks.json` and `marks.md`.
@@ -69,6 +70,7 @@ def audit_mark(
         steps: of fine-tuning, all weights or another adapter, after which the mark is read.
         false_positive_rate: of the reader.
         seed: of everything that is drawn.
+        extractor: what reads the mark, where the patch records none that has a name (:func:`patch_mark`).
         say: gets a line as each part begins.
 
     Returns:
@@ -78,7 +80,7 @@ def audit_mark(
         ValueError: for a patch without a mark, too few photos, or a defense that has to be fitted.
         OSError: if something cannot be read or written.
     """
-    mark, folder = patch_mark(patch), writable_folder(output_dir)
+    mark, folder = patch_mark(patch, extractor), writable_folder(output_dir)
     made = {spec: parse_defense(spec) for spec in defenses}
     if unfit := [spec for spec, one in made.items() if needs_fitting(one)]:
         raise ValueError(f"The defense {unfit[0]!r} has to be fitted on photos first, which this audit does not do.")

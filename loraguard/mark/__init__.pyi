@@ -5,6 +5,7 @@ from .credentials import Credentials as Credentials
 from .credentials import Signer as Signer
 from .credentials import read_credentials as read_credentials
 from .credentials import sign_bytes as sign_bytes
+from .extractors import load_extractor as load_extractor
 from .host import MarkedOutputs as MarkedOutputs
 from .mark import Mark as Mark
 from .network import MarkNetwork as MarkNetwork

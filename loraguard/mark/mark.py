@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .extractors import load_extractor
 from .network import MarkNetwork, stretched
 from .registry import EXTRACTORS
 from .words import Layout
@@ -20,8 +20,9 @@ class Mark:
 
     Args:
         message: a whole number, or its hexadecimal digits; with the shipped extractor 16 bits, up to "ffff".
-        extractor: a name of :data:`~loraguard.mark.EXTRACTORS`, "loraguard" or "rivagan" (32 bits, a public reader), or
-            a module of your own that turns images (N, 3, H, W) in [-1, 1] into logits (N, bits), differentiable.
+        extractor: a name of :data:`~loraguard.mark.EXTRACTORS`, "loraguard" or "rivagan" (32 bits, a public reader); a
+            file, folder or id of the Hub (:func:`~loraguard.mark.load_extractor`); or a module of your own that turns
+            images (N, 3, H, W) in [-1, 1] into logits (N, bits), differentiable.
         word: in place of a message, the extractor's bits themselves, as "0101..."; nothing is corrected then.
         psnr: of an image that :meth:`compose` marks to the unmarked one, in dB, before clipping; only extractors that
             come with patterns take it.
@@ -44,7 +45,7 @@ class Mark:
     extractor: str | nn.Module = "loraguard"
     word: str | None = None
     psnr: float = 36.5
-    weight: float = 0.005
+    weight: float = 0.015
 
     def __post_init__(self) -> None:
         if (self.message is None) == (self.word is None):
@@ -53,9 +54,7 @@ class Mark:
             raise ValueError(f"psnr={self.psnr!r} must be from 20 dB, which anybody sees, to 60.")
         if not 0 < self.weight < float("inf"):
             raise ValueError(f"weight={self.weight!r} must be above 0.")
-        if isinstance(self.extractor, str):
-            EXTRACTORS.check(self.extractor)
-        elif not isinstance(self.extractor, nn.Module):
+        if not isinstance(self.extractor, (str, nn.Module)):
             raise TypeError(f"extractor must be a name or a module, got {type(self.extractor).__name__}.")
         bits = bits_of(self.network)
         if self.word is not None and (len(self.word) != bits or set(self.word) - set("01")):
@@ -108,10 +107,11 @@ class Mark:
         return network.write(images, word.expand(len(images), -1))  # type: ignore[operator]
 
     def settings(self) -> dict[str, Any]:
-        """What a record needs to read it again, as JSON takes it; of a module of one's own, class and hash."""
+        """What a record needs to read it again, as JSON takes it; of an extractor that has no name, class and hash."""
         from loraguard.describing import describe
 
-        return describe(self)
+        named = isinstance(self.extractor, str) and self.extractor in EXTRACTORS
+        return describe(self if named else replace(self, extractor=self.network))
 
 
 def as_number(message: int | str) -> int:
@@ -129,16 +129,8 @@ def as_number(message: int | str) -> int:
 
 
 def extractor_of(extractor: str | nn.Module) -> nn.Module:
-    """A module that reads marks, by its name or as it is; in evaluation mode."""
-    if isinstance(extractor, str):
-        return _named(extractor)
-    return extractor.eval()
-
-
-@lru_cache(maxsize=8)
-def _named(name: str) -> nn.Module:
-    EXTRACTORS.check(name)
-    return EXTRACTORS[name]().eval()
+    """A module that reads marks, by its name, from a folder or the Hub, or as it is; in evaluation mode."""
+    return load_extractor(extractor) if isinstance(extractor, str) else extractor.eval()
 
 
 def bits_of(network: nn.Module) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .chance import chance_of_agreement
 from .mark import Mark, as_number, bits_of, extractor_of
 from .network import MarkNetwork
-from .placements import PLACEMENTS, placed
+from .placements import Placement, read_cropped, read_whole
 from .words import Layout
 
 
@@ -35,15 +35,15 @@ class MarkReading:
     agreeing: int
     bits: int
     chance: float
-    cropped: tuple[tuple[float, float], tuple[float, float]] | None = None
+    cropped: Placement | None = None
 
 
 @dataclass
 class MarkReader:
     """Reads marks from images of any size.
 
-    Images are looked at as they are and, if no mark is found, with the shipped extractor at 63 places where they may
-    have stood in a larger picture. The first look has half of the false-positive rate, the others share the rest.
+    Images are read as they are and, if no mark is found, with the shipped extractor once more at the place where they
+    are likeliest to have stood in a larger picture. Each of the two has half of the false-positive rate.
 
     Without `messages` any message counts, so that all words there are may agree by chance: nearly all bits must. With
     them the word is known, and many bits may be wrong.
@@ -110,37 +110,37 @@ class MarkReader:
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
-        """What the extractor says of images (N, 3, H, W): (N, bits), above 0 for a 1."""
-        return torch.cat([self.network.to(part.device)(part) for part in images.split(64)])
+        """What is read of whole images (N, 3, H, W): (N, bits), above 0 for a 1."""
+        network = self.network.to(images.device)
+        if isinstance(network, MarkNetwork):
+            return read_whole(network, images)
+        return torch.cat([network(part) for part in images.split(64)])
 
     def _read(self, image: Tensor, logits: Tensor) -> MarkReading:
-        first = self.judge(logits[None])
-        if first.found or not self._looks:
+        first = self.judge(logits)
+        if first.found or not self._crops:
             return first
-        return self.judge(torch.cat([logits[None], self.logits(placed(image[None]))]))
+        return self.judge(logits, *self.cropped(image[None]))
+
+    @torch.no_grad()
+    def cropped(self, image: Tensor) -> tuple[Tensor, Placement]:
+        """What is read of an image (1, 3, H, W) where it is likeliest to have stood in a larger one, and the place."""
+        assert isinstance(self.network, MarkNetwork)
+        return read_cropped(self.network.to(image.device), image)
 
     @property
-    def _looks(self) -> int:
-        """At places in a larger picture."""
-        return len(PLACEMENTS) if self.crops and isinstance(self.network, MarkNetwork) else 0
+    def _crops(self) -> bool:
+        return self.crops and isinstance(self.network, MarkNetwork)
 
-    def judge(self, rows: Tensor) -> MarkReading:
-        """What logits (1, bits) of an image say, or (64, bits) of it and of it at each place in a larger picture."""
-        looks = self._looks
-        first = self._reading(rows[0], tries=2 if looks else 1)
-        if first.found or len(rows) == 1:
-            return first
-        places = range(len(PLACEMENTS))
-        if self._known:  # the place where most bits agree has the smallest chance
-            words = torch.stack([word for _, word in self._known])
-            agreeing = ((rows[1:] > 0).cpu()[:, None] == words).sum(2).amax(1)
-            places = range(best := int(agreeing.argmax()), best + 1)
-        others = [self._reading(rows[1 + place], 2 * looks, PLACEMENTS[place]) for place in places]
-        return min([first, *others], key=lambda one: one.chance)
+    def judge(self, whole: Tensor, cropped: Tensor | None = None, place: Placement | None = None) -> MarkReading:
+        """What logits (bits,) of an image say, and those of it at a place in a larger one."""
+        looks = 2 if self._crops else 1
+        found = [self._reading(whole, looks)]
+        if cropped is not None:
+            found.append(self._reading(cropped, looks, place))
+        return min(found, key=lambda one: one.chance)
 
-    def _reading(
-        self, logits: Tensor, tries: int, cropped: tuple[tuple[float, float], tuple[float, float]] | None = None
-    ) -> MarkReading:
+    def _reading(self, logits: Tensor, tries: int, cropped: Placement | None = None) -> MarkReading:
         """The best agreement of one row of logits with a known word, or with any."""
         read = (logits > 0).cpu()
         if self._known:

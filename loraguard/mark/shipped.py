@@ -6,6 +6,7 @@ from importlib.resources import files
 
 from safetensors.torch import load
 
+from .extractors import network_from
 from .network import MarkNetwork
 
 
@@ -16,8 +17,4 @@ def shipped_network() -> MarkNetwork:
         >>> shipped_network().bits
         48
     """
-    state = load(files("loraguard.mark").joinpath("network_weights/model.safetensors").read_bytes())
-    blocks = sum(name.startswith("blocks.") and name.endswith(".1.weight") for name in state)
-    network = MarkNetwork(len(state["patterns"]), len(state["stem.weight"]), blocks)
-    network.load_state_dict({name: value.float() for name, value in state.items()})
-    return network.requires_grad_(False).eval()
+    return network_from(load(files("loraguard.mark").joinpath("network_weights/model.safetensors").read_bytes()))

@@ -177,6 +177,6 @@ class PatchTrainingArguments:
             if field.name == "hub_token":
                 continue
             if field.name in ("stamp", "mark", "adversary") and value is not None:
-                value = describe(value)
+                value = value.settings() if field.name == "mark" else describe(value)
             settings[field.name] = str(value) if isinstance(value, Path) or value == float("inf") else value
         return settings

@@ -18,8 +18,46 @@ if TYPE_CHECKING:
     from loraguard.mark import Mark
     from loraguard.stamp import Stamp
 
+
+@dataclass(frozen=True)
+class CropInPlace:
+    """Crop images at a random place, and put the part back where it was, as the reader of marks does.
+
+    Its edges go on beyond it, and it is moved at random by up to `shift`: the reader finds its place no better.
+
+    Args:
+        part: of the sides, in (0, 1].
+        shift: in pixels of 64 a side.
+
+    Example:
+        >>> CropInPlace()(torch.zeros(1, 3, 48, 64)).shape
+        torch.Size([1, 3, 48, 64])
+    """
+
+    part: float = 0.9
+    shift: float = 0.6
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Images (N, C, H, W), all cropped alike."""
+        height, width = images.shape[-2:]
+        (top, bottom), (left, right) = (_gone(side, round(side * self.part)) for side in (height, width))
+        part = images[..., top : height - bottom, left : width - right]
+        padded = F.pad(part, (left, right, top, bottom), mode="replicate")
+        moved = (2 * torch.rand(2, 1) - 1) * self.shift / 32  # in units of half a side, as grids have it
+        matrix = torch.cat([torch.eye(2), moved], 1).to(images).expand(len(images), -1, -1)
+        grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
+        return F.grid_sample(padded, grid, padding_mode="border", align_corners=False)
+
+
+def _gone(side: int, left: int) -> tuple[int, int]:
+    """How much of a side is cropped off before and after a part that is drawn at random."""
+    start = int(torch.randint(side - left + 1, ()))
+    return start, side - left - start
+
+
 DAMAGE: tuple[Channel, ...] = (
-    Identity(), *[DifferentiableJPEG(40, 70)] * 2, GaussianBlur(1.5), GaussianNoise(0.1), Resize(0.5),
+    Identity(), *[DifferentiableJPEG(40, 70)] * 2, GaussianBlur(1.5), GaussianNoise(0.1), GaussianNoise(0.12),
+    Resize(0.5), *[CropInPlace()] * 2,
 )  # fmt: skip
 """What may happen to an output before its bits are read, one of them drawn for each call."""
 

@@ -15,7 +15,7 @@ from loraguard.channels import JPEG, Channel, CropResize, GaussianBlur, Gaussian
 from loraguard.data import DemoFaces
 from loraguard.generators import DemoEditor
 from loraguard.mark import Layout, Mark, MarkReader, chance_of_agreement
-from loraguard.mark.placements import PLACEMENTS, placed
+from loraguard.mark.placements import PLACEMENTS, Placement, placed
 from loraguard.pixels import from_bytes
 
 MARK = Mark("c0de")
@@ -45,9 +45,9 @@ class Sums(nn.Module):
 
 @pytest.mark.parametrize("size", [64, 100, 256, 512])
 def test_a_composed_mark_is_read_at_every_size(size: int) -> None:
-    images = faces(4, size)
+    images = faces(2, size)
     marked = MARK.compose(images)
-    assert [(one.found, one.message) for one in MarkReader(messages=["c0de"])(marked)] == [(True, "c0de")] * 4
+    assert [(one.found, one.message) for one in MarkReader(messages=["c0de"])(marked)] == [(True, "c0de")] * 2
     error = (marked - images).square().mean((1, 2, 3))
     assert bool((error <= 4 * 10**-3.6 * 1.001).all())  # clipping only takes away
 
@@ -56,10 +56,10 @@ def test_a_composed_mark_is_read_at_every_size(size: int) -> None:
     "channel", [Identity(), JPEG(50), Resize(0.5), CropResize(0.9), GaussianBlur(1.5), GaussianNoise(0.1)], ids=str
 )
 def test_a_known_mark_survives_what_happens_to_pictures(channel: Channel) -> None:
-    """At 128 pixels, on at least 7 of 8 faces."""
+    """At 128 pixels, on at least 3 of 4 faces."""
     torch.manual_seed(0)
-    readings = MarkReader(messages=["c0de"])(channel(MARK.compose(faces(8, 128))))
-    assert sum(one.found for one in readings) >= 7
+    readings = MarkReader(messages=["c0de"])(channel(MARK.compose(faces(4, 128))))
+    assert sum(one.found for one in readings) >= 3
 
 
 def test_a_message_is_read_without_knowing_it() -> None:
@@ -100,37 +100,56 @@ def test_chances_are_true_of_outputs_and_photos_that_carry_no_mark() -> None:
         assert abs(int((found >= k).sum()) - expected) < 5 * (expected * len(logits)) ** 0.5 + 5
 
 
-def test_false_positives_are_no_more_often_than_asked_for() -> None:
-    """With every place looked at, for each of 300 random messages; five standard deviations of the mean over images."""
-    draws, reader = random.Random(0), MarkReader(messages=["c0de"])
-    images = [photo[:, :64, :64] for photo in photos()] + list(faces(2))
-    looks = [torch.cat([reader.logits(image[None]), reader.logits(placed(image[None]))]) for image in images]
-    found, n = dict.fromkeys((0.05, 0.2), 0), 300 * len(looks)
+Looks = list[tuple[Tensor, Tensor, Placement]]
+
+
+@pytest.fixture(scope="module")
+def unmarked() -> Looks:
+    """What is read of photos and faces without a mark: as they are, and where they are likeliest to have stood."""
+    reader, images = MarkReader(messages=["c0de"]), [*(one[None] for one in photos()), *faces(2).split(1)]
+    return [(reader.logits(image)[0], *reader.cropped(image)) for image in images]
+
+
+def test_false_positives_are_no_more_often_than_asked_for(unmarked: Looks) -> None:
+    """Whole and cropped, for each of 300 random messages; five standard deviations of the mean over images."""
+    draws, found, n = random.Random(0), dict.fromkeys((0.05, 0.2), 0), 300 * len(unmarked)
     for _ in range(300):
         message = draws.getrandbits(16)
         for rate in found:
             reader = MarkReader(messages=[message], false_positive_rate=rate)
-            found[rate] += sum(reader.judge(rows).found for rows in looks)
+            found[rate] += sum(reader.judge(*looks).found for looks in unmarked)
     for rate, times in found.items():
-        assert times / n <= rate + 5 * (rate * len(looks) / n) ** 0.5
+        assert times / n <= rate + 5 * (rate * len(unmarked) / n) ** 0.5
 
 
-def test_nothing_is_read_on_photos_without_knowing_the_message() -> None:
-    assert not any(one.found for one in MarkReader()(photos()))
+def test_nothing_is_read_on_photos_without_knowing_the_message(unmarked: Looks) -> None:
+    assert not any(MarkReader().judge(*looks).found for looks in unmarked)
 
 
 def test_placements_undo_a_crop() -> None:
     """A smooth picture, cropped and scaled as a placement says and put back, is itself inside of the crop."""
     y, x = torch.meshgrid(torch.linspace(0, 6, 240), torch.linspace(0, 6, 240), indexing="ij")
     picture = torch.stack([torch.sin(x + y), torch.cos(x - y), torch.sin(2 * x)])[None] * 0.5
-    for i in (0, 20, 40, 62):
+    for i in (1, 21, 41, 63):
         (part_y, top), (part_x, left) = PLACEMENTS[i]
         rows = slice(round(240 * top), round(240 * (top + part_y)))
         columns = slice(round(240 * left), round(240 * (left + part_x)))
-        back = placed(picture[:, :, rows, columns])[i]
+        back = placed(picture[:, :, rows, columns], PLACEMENTS[i : i + 1])[0]
         inside = [slice(round(64 * a) + 2, round(64 * (a + b)) - 2) for a, b in ((top, part_y), (left, part_x))]
         whole = F.interpolate(picture, (64, 64), mode="bilinear", antialias=True)[0]
         assert (back - whole)[:, inside[0], inside[1]].abs().max() < 0.05
+
+
+def test_a_crop_is_found_where_it_was() -> None:
+    """Within a pixel of 64 on each axis, and two places were compared with the word."""
+    marked = MARK.compose(faces(1, 128))
+    reading = MarkReader(messages=["c0de"])(marked[..., 3:118, 10:125])[0]
+    assert reading.found
+    assert reading.cropped is not None
+    (_, top), (_, left) = reading.cropped
+    assert abs(top - 3 / 128) <= 1 / 64
+    assert abs(left - 10 / 128) <= 1 / 64
+    assert reading.chance == chance_of_agreement(reading.agreeing, 48, tries=2)
 
 
 def test_an_extractor_of_ones_own() -> None:
