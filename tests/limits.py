@@ -34,7 +34,7 @@ def short_probes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def no_probes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An audit tries its generators and defenses in no other way than for its figures: half of what a tiny one takes."""
+    """An audit tries generators and defenses for its figures alone: half of what a tiny one takes is probes."""
     monkeypatch.setattr("loraguard.audit.run.Run._probed", lambda *args: [])
 
 

@@ -9,7 +9,6 @@ import torch
 from scipy.special import betaincinv, stdtrit
 from torch import Tensor
 
-
 KEPT = 2000
 """What is drawn for at most so many images is kept: 32 MB with the usual 2000 resamples."""
 

@@ -102,6 +102,7 @@ def test_a_detector_that_finds_stamps_everywhere_is_flagged() -> None:
     assert stamped(result, "untouched") == 1
 
 
+@pytest.mark.usefixtures("probed")
 def test_a_detector_that_finds_no_stamp_is_flagged() -> None:
     """Its threshold is out of reach, or the stamp, as faint as it is, is lost as soon as outputs are saved."""
     faint = Stamp("AI", size=0.8, opacity=0.004)
@@ -139,6 +140,7 @@ def test_a_detector_that_finds_stamps_where_photos_are_perturbed_is_flagged() ->
 # Channels that leave photos what they are.
 
 
+@pytest.mark.usefixtures("probed")
 def test_a_channel_that_does_nothing_is_flagged() -> None:
     channels = ["identity", "resize:1", "quantize", "resize:0.5", "jpeg:90", "noise:0.02"]
     result = audit(channels=channels, adaptive_channels=False, n=4, generators={"twin": Editor()})

@@ -39,6 +39,7 @@ def test_an_honest_audit_raises_no_flag_of_a_cheat(honest: AuditResult) -> None:
     assert flags(honest) <= {"no-better-than-noise", "transfer-beats-white-box"}
 
 
+@pytest.mark.usefixtures("probed")
 def test_photos_are_read_once() -> None:
     faces = Faces(12)
     model = get_peft_model(Editor(), GatedLoraConfig(r=1, target_modules=["conv"]))
@@ -291,6 +292,7 @@ def test_figures_changed_with_their_checksums_do_not_come_again(
     assert again.settings["computed_anew"]
 
 
+@pytest.mark.usefixtures("probed")
 def test_what_photos_and_probes_showed_is_not_believed_either(
     resumed: Callable[..., AuditResult], tmp_path: Path
 ) -> None:

@@ -24,6 +24,7 @@ def figures(folder: Path) -> dict:
     return found
 
 
+@pytest.mark.usefixtures("probed")
 def test_a_full_disk_at_any_file_of_an_audit(tmp_path: Path) -> None:
     """The limit is just below each size that a file has: findings first, the report's files last."""
     whole, full = tmp_path / "whole", tmp_path / "full"
