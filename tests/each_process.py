@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import jinja2
 import torch
+from _pytest.logging import catching_logs
 
 
 def prepare() -> None:
@@ -31,3 +32,19 @@ def let_loggers_propagate() -> None:
     for name, logger in logging.root.manager.loggerDict.items():
         if name.partition(".")[0] == "torch" and isinstance(logger, logging.Logger):
             logger.propagate = True
+    if not hasattr(catching_logs, "attached_loggers"):  # an earlier pytest, which puts its handlers on the root alone
+        return
+    loggers = [one for one in logging.root.manager.loggerDict.values() if isinstance(one, logging.Logger)]
+    apart = [logging.root, *(logger for logger in loggers if not logger.propagate)]
+    look = catching_logs.__enter__
+
+    def enter(self: catching_logs) -> logging.Handler:
+        """As pytest's own, which looks through all loggers, some thousands, as often."""
+        if self.level is not None:
+            return look(self)
+        for logger in apart:
+            logger.addHandler(self.handler)
+        self.attached_loggers += apart
+        return self.handler
+
+    catching_logs.__enter__ = enter

@@ -23,6 +23,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from peft import PeftConfig, PeftModel, PeftType, get_peft_model, get_peft_model_state_dict
@@ -31,6 +32,7 @@ from safetensors.torch import load_file
 from spoiling import WAYS
 from torch import Tensor, nn
 from transformers import ViTConfig, ViTModel
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from loraguard.cli import app
@@ -183,8 +185,15 @@ def by_info(subject: Subject, folder: Path) -> Loaded:
     return None
 
 
+@cache
+def command() -> Any:
+    """Made once; Typer's own runner makes all commands and their flags anew for each call."""
+    return get_command(app)
+
+
 def by_command(subject: Subject, folder: Path) -> Loaded:
-    done = CliRunner().invoke(app, ["info", str(folder)])
+    with mock.patch("typer.testing._get_command", return_value=command()):
+        done = CliRunner().invoke(app, ["info", str(folder)])
     if done.exit_code not in (0, 2) or not done.stdout.replace("\n", "").isprintable():
         raise AssertionError(f"info leaves with {done.exit_code}, {done.exception!r}")
     if done.exit_code:

@@ -82,12 +82,14 @@ def read_stamps(
 
     Example:
         >>> import tempfile
-        >>> file = Path(tempfile.mkdtemp(), "face.png")
+        >>> file, photos = Path(tempfile.mkdtemp(), "face.png"), Path(tempfile.mkdtemp())
         >>> stamp = Stamp("AI", size=0.5, background="#b00020")
         >>> write_png(stamp.compose(DemoFaces(1)[0]["image"][None])[0], file)
-        >>> found = read_stamps([file], {"AI": stamp})
+        >>> for i, face in enumerate(DemoFaces(40, split="unstamped")[i] for i in range(40)):
+        ...     write_png(face["image"], photos / f"{i}.png")
+        >>> found = read_stamps([file], {"AI": stamp}, unstamped=photos)
         >>> found.images[0].stamp, found.checked_on
-        ('AI', 200)
+        ('AI', 20)
     """
     files = image_files(*paths)
     errors: dict[str, ImageReadError] = {}

@@ -76,7 +76,8 @@ def train_patch(
         >>> from loraguard.data import DemoFaces
         >>> from loraguard.generators import DemoEditor
         >>> args = PatchTrainingArguments(tempfile.mkdtemp(), max_train_steps=2, cpu=True, disable_tqdm=True)
-        >>> made = train_patch(DemoEditor(conv_dim=4), DemoFaces(24, size=16), args, test_size=4)
+        >>> editor, defense = DemoEditor(conv_dim=4, num_blocks=1), Disrupting(steps=2)
+        >>> made = train_patch(editor, DemoFaces(24, size=16), args, test_size=4, defense=defense)
         Training a standard patch for DemoEditor on 20 photos: 2 steps
         Auditing it on 4 photos that it was not trained on
         >>> made.report.name

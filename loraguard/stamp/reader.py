@@ -21,7 +21,7 @@ _AREA = 800  # pixels that the stamp covers on the copy of an image that is sear
 _FRAME = 2  # pixels around it that count as well: a plate without letters is seen by its edge
 _OVERHANG = 0.25  # of its area, that may have been cropped off
 _FLAT = 1e-4  # variance below which nothing can be seen: (1.3 / 255)^2
-_CHUNK = 32  # images at a time, which bounds the memory
+_CHUNK = 16  # images at a time, which stay in the cache
 
 
 @dataclass

@@ -74,7 +74,9 @@ def test_a_patch_learns_its_target(faces: DemoFaces, tmp_path: Path) -> None:
     before = copy.deepcopy(editor.state_dict())
     model = get_peft_model(editor, GatedLoraConfig(r=4, lora_alpha=8))
     stamp = Stamp("AI", place="bottom-left", size=0.5, background="red", outline=None)
-    settings = arguments(tmp_path, stamp=stamp, learning_rate=1e-2, max_train_steps=25, max_grad_norm=1.0)
+    settings = arguments(
+        tmp_path, stamp=stamp, learning_rate=1e-2, max_train_steps=25, max_grad_norm=1.0, train_batch_size=2
+    )
     result = PatchTrainer(model, DemoFaces(64, size=32), settings).train()
     for key in ("loss_clean", "loss_adversarial"):
         values = [entry[key] for entry in result.log]
