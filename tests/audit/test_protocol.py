@@ -257,7 +257,12 @@ def test_a_second_run_reads_what_is_there(audit: Audit, tmp_path: Path) -> None:
             calls.append(len(args[1]))
             return super().__call__(*args, **kwargs)
 
-    settings = {"defenses": {"flip": Counting()}, "output_dir": tmp_path, "batch_size": 4, "faces": DemoFaces(6, size=16)}
+    settings = {
+        "defenses": {"flip": Counting()},
+        "output_dir": tmp_path,
+        "batch_size": 4,
+        "faces": DemoFaces(6, size=16),
+    }
     first = audit(**settings)
     assert sum(calls) == 6 * 3 + 4 * 4  # the probe's four photos: twice, alone, and away from another target
     calls.clear()
