@@ -8,7 +8,7 @@ from typing import cast
 
 import torch
 from peft import PeftConfig, PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
@@ -107,13 +107,14 @@ class Subjects:
 
     def _switch(self, name: str) -> None:
         """Where it is not so already: PEFT's `disable_adapter` and `set_adapter` look at all parameters."""
-        off = name == UNTOUCHED
+        model, off = cast(PeftModel, self.model), name == UNTOUCHED
+        tuner = cast(BaseTuner, model.base_model)
         if any(one.disable_adapters != off or not (off or one.active_adapters == [name]) for one in self._switches):
             if off:
-                self.model.base_model.disable_adapter_layers()
+                tuner.disable_adapter_layers()
             else:
-                self.model.set_adapter(name)
-                self.model.base_model.enable_adapter_layers()
+                model.set_adapter(name)
+                tuner.enable_adapter_layers()
 
     @torch.no_grad()
     def outputs(self, name: str, images: Tensor, condition: Condition) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from loraguard.channels import Channel, DifferentiableJPEG, GaussianBlur, GaussianNoise, Identity, Resize
+from loraguard.channels import DifferentiableJPEG, GaussianBlur, GaussianNoise, Identity, Resize
 
 from .step import Loss, settings_of
 
@@ -55,7 +55,7 @@ def _gone(side: int, left: int) -> tuple[int, int]:
     return start, side - left - start
 
 
-DAMAGE: tuple[Channel, ...] = (
+DAMAGE: tuple[Callable[[Tensor], Tensor], ...] = (
     Identity(), *[DifferentiableJPEG(40, 70)] * 2, GaussianBlur(1.5), GaussianNoise(0.1), GaussianNoise(0.12),
     Resize(0.5), *[CropInPlace()] * 2,
 )  # fmt: skip

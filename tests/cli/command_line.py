@@ -1,18 +1,26 @@
 """The command line, for the tests: in this process, in a fork as the console script starts it, and by `python -m`."""
 
+import functools
 import subprocess
 from collections.abc import Callable, Sequence
 
-from click.testing import Result
+from click import Command
+from click.testing import CliRunner, Result
 from processes import call_main, forked_ranks, run_main, run_python
-from typer.testing import CliRunner
+from typer.main import get_command
 
 from loraguard.cli import app, main
 
 
+@functools.cache
+def _command() -> Command:
+    """All commands, which Typer's own runner builds for each call."""
+    return get_command(app)
+
+
 def run(*arguments: object) -> Result:
     """What a command says, and its exit code."""
-    result = CliRunner().invoke(app, [str(one) for one in arguments])
+    result = CliRunner().invoke(_command(), [str(one) for one in arguments])
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result
 
