@@ -27,8 +27,9 @@ FLOORS = [
     {"cli"},
     {"__main__"},
 ]
-LATE = {("purifiers.py", "generators")}
-"""Upwards, but within a function: a purifier that is asked for by name loads the network that photos go through."""
+LATE = {("purifiers.py", "generators"), ("extractors.py", "hub")}
+"""Upwards, but within a function: a purifier that is asked for by name loads the network that photos go through, and an
+extractor may lie on the Hub, whose errors are explained."""
 
 
 def run(code: str) -> str:
