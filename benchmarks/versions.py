@@ -93,9 +93,9 @@ CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def pictures(weights: Path | None, others: int) -> dict[str, Tensor]:
+def pictures(weights: Path | None, others: int, seed: int) -> dict[str, Tensor]:
     """By kind, photos (N, 3, 64, 64)."""
-    kinds = {"drawn faces": drawn(others + 100)}
+    kinds = {"drawn faces": drawn(others + 100, seed)}
     if weights is not None:
         network = CelebaVAE.from_checkpoint(weights / "VAE_celeba.pt").eval()
         with torch.no_grad():
@@ -114,9 +114,10 @@ def pictures(weights: Path | None, others: int) -> dict[str, Tensor]:
     return kinds
 
 
-def drawn(count: int) -> Tensor:
+def drawn(count: int, seed: int) -> Tensor:
     """Drawn faces."""
-    return torch.stack([one["image"] for one in DemoFaces(count, size=SIZE).__getitems__(list(range(count)))])
+    faces = DemoFaces(count, size=SIZE, seed=seed)
+    return torch.stack([one["image"] for one in faces.__getitems__(list(range(count)))])
 
 
 def found_of(images: Tensor, changed: Tensor) -> tuple[int, int]:
@@ -131,8 +132,9 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, help="folder with VAE_celeba.pt")
     parser.add_argument("--photos", type=int, default=50, help="changed photos of each kind")
     parser.add_argument("--others", type=int, default=10_000, help="other drawn faces; fewer of the other kinds")
+    parser.add_argument("--seed", type=int, default=0, help="of drawn faces; bounds were chosen on those of 0")
     asked = parser.parse_args()
-    kinds = pictures(asked.weights, asked.others)
+    kinds = pictures(asked.weights, asked.others, asked.seed)
 
     print(
         "| other photos | audited | known | found | nearest, in parts of what a version may be |\n|---|---|---|---|---|"
