@@ -161,8 +161,12 @@ class PhotoVersions:
 
     def like(self, others: PhotoHashes) -> Tensor:
         """Which of these photos are versions of which others, bool (N, M)."""
-        found = self.hashes.like(others) | self.mirrored.like(others)
+        found = self.nearly(others)
         return found if others.shape is None else found | (distances(self.small, others.shape) <= 1)
+
+    def nearly(self, others: PhotoHashes) -> Tensor:
+        """Which of these photos are which others as they are or mirrored, by the perceptual hash, bool (N, M)."""
+        return self.hashes.like(others) | self.mirrored.like(others)
 
     def seen_in(self, others: PhotoHashes) -> tuple[Tensor, Tensor]:
         """Which of these photos are among others: (N,), bool, bit by bit; and (N,), bool, as versions of them."""
