@@ -378,8 +378,8 @@ class DemoFaces(Dataset[dict[str, Tensor]]):
             for row, index in enumerate(indices)
         }
         _KEPT.update(found)
-        while len(_KEPT) * images[0].numel() > _MOST_KEPT:
-            _KEPT.pop(next(iter(_KEPT)), None)  # the oldest
+        for oldest in list(_KEPT)[: max(0, len(_KEPT) - _MOST_KEPT // images[0].numel())]:
+            _KEPT.pop(oldest, None)  # which another thread may have done
         return found
 
     def traits(self, indices: list[int]) -> Traits:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from loraguard.data import DemoFaces
+from loraguard.data import DemoFaces, demo_faces
 from loraguard.data.demo_faces import ATTRIBUTES, render
 from loraguard.data.drawing import Canvas, arc, box, ellipse, segment
 
@@ -125,3 +125,18 @@ def test_larger_images_are_the_same_picture() -> None:
 def test_bad_settings(arguments: dict) -> None:
     with pytest.raises(ValueError, match="length >= 1 and size >= 16"):
         DemoFaces(**arguments)
+
+
+def test_faces_are_kept_up_to_a_bound_and_nobody_changes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: dict[object, object] = {}
+    monkeypatch.setattr(demo_faces, "_KEPT", kept)
+    monkeypatch.setattr(demo_faces, "_MOST_KEPT", 4 * 3 * 16 * 16)
+    faces = DemoFaces(6, size=16)
+    first = [faces[index] for index in range(6)]
+    assert len(kept) == 4
+    for face in (faces[5], faces[0]):
+        face["image"].zero_()
+        face["labels"].zero_()
+    for index, face in enumerate(first):
+        assert all(torch.equal(face[key], again) for key, again in faces[index].items())
+    assert len(kept) == 4
