@@ -153,14 +153,14 @@ class Subjects:
         flags = {parameter: parameter.requires_grad for one in everything for parameter in one.parameters()}
         device, self._audited = device_of(self.model), True
         with ExitStack() as stack:
-            stack.enter_context(self._switched_back())
             stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
             try:
                 for one in everything:
                     one.eval()
                 if self.adapters:
                     stack.enter_context(folded(self.model))
-                yield
+                with self._switched_back():  # before flags, which PEFT sets as it switches
+                    yield
             finally:
                 self._audited = False
                 if patched is not None:

@@ -4,6 +4,7 @@ import copy
 import json
 import signal
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from audited import WHOLE, audit_photos, audit_share, killed_before_a_change
 from limits import short_attacks
 from peft import PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from processes import forked, forked_ranks
 from setups import STAMP, Audit, Flip
 from torch import Tensor, nn
@@ -21,6 +23,7 @@ from torch.nn import functional as F
 
 from loraguard import GatedLoraConfig
 from loraguard.audit import AuditResult, fingerprint, run_audit
+from loraguard.audit.subjects import Subjects
 from loraguard.channels import JPEG, Through, published, quantize
 from loraguard.data import DemoFaces
 from loraguard.defenses import AntiForgery, ClassTransferable, Disrupting, RandomNoise
@@ -405,3 +408,18 @@ def test_a_breakable_patch_is_reported_broken() -> None:
     untouched, patch = (result[name, "no-leak"].values["mse"] for name in ("untouched", "nothing"))
     assert torch.allclose(untouched, patch, rtol=1e-4)
     assert result["nothing", "leak"].estimates["mse"].mean > 0.5 * untouched.mean()
+
+
+@pytest.mark.parametrize("disabled", [False, True])
+def test_switches_and_flags_are_as_before(model: PeftModel, disabled: bool) -> None:
+    """Whichever generator was used last, and where adapters were frozen or off: switching them on makes them learn."""
+    model.requires_grad_(False)
+    with model.disable_adapter() if disabled else nullcontext():
+        model.requires_grad_(False)
+        for last in ("untouched", "standard"):
+            subjects = Subjects(model, {"standard": None})
+            with subjects.in_eval_mode(), subjects.one(last):
+                pass
+            assert not any(parameter.requires_grad for parameter in model.parameters()), last
+            layers = [one for one in model.modules() if isinstance(one, BaseTunerLayer)]
+            assert {one.disable_adapters for one in layers} == {disabled}, last
