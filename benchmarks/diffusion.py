@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +25,7 @@ from diffusion_page import adapters_table, comparison_table, protections_table, 
 from diffusion_subjects import SUBJECTS, Photos, Subject
 from pages import fill_tables
 from peft import PeftModel, get_peft_model
-from pieces import stop_after
+from pieces import counted, stop_after
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -86,17 +84,6 @@ def kept(folder: Path, make: Callable[[], Tensor]) -> Tensor:
         with whole_files(writable_folder(folder)) as draft:
             save_file({"images": images.contiguous()}, draft / file.name)
     return load_file(file)["images"]
-
-
-@contextmanager
-def counted(file: Path) -> Iterator[None]:
-    """Add the processor time of what is done within it to that in a file, interrupted or not."""
-    started = time.process_time()
-    try:
-        yield
-    finally:
-        before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else 0.0
-        file.write_text(json.dumps(before + time.process_time() - started), encoding="utf-8")
 
 
 def training_of(args: argparse.Namespace, subject: Subject, key: str, folder: Path) -> tuple[Any, Any, Any]:

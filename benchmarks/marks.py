@@ -13,16 +13,14 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model
-from pieces import stop_after
+from pieces import counted, stop_after
 from torch import Tensor, nn
 
 from loraguard import GatedLoraConfig, Mark, MarkReader, PatchTrainer, PatchTrainingArguments, Stamp, StampReader
@@ -122,17 +120,6 @@ CASES = {
 }  # fmt: skip
 
 
-@contextmanager
-def timed(file: Path) -> Iterator[None]:
-    """Add the processor time that something takes to what a JSON file has, however it ends."""
-    started = time.process_time()
-    try:
-        yield
-    finally:
-        earlier = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else 0.0
-        write_json(file, earlier + time.process_time() - started)
-
-
 def patched(case: Case, mark: Mark, folder: Path, steps: int) -> PeftModel:
     """The generator with a patch; from the folder if an earlier run left it there, or its checkpoint."""
     if not (folder / "adapter_model.safetensors").is_file():
@@ -143,7 +130,7 @@ def patched(case: Case, mark: Mark, folder: Path, steps: int) -> PeftModel:
             train_batch_size=case.batch_size, edits_per_step=1, max_train_steps=steps, cpu=True, disable_tqdm=True,
             resume_from_checkpoint="latest",
         )  # fmt: skip
-        with timed(writable_folder(folder) / "processor_seconds.json"):
+        with counted(writable_folder(folder) / "processor_seconds.json"):
             PatchTrainer(get_peft_model(case.generator(), config), DemoFaces(10_000, size=case.size), arguments).train()
     return PeftModel.from_pretrained(case.generator(), str(folder)).eval()
 

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from loraguard.files import write_json
 
 
 def stop_after(minutes: float | None) -> None:
@@ -13,3 +20,14 @@ def stop_after(minutes: float | None) -> None:
         alarm = threading.Timer(60 * minutes, lambda: os.kill(os.getpid(), signal.SIGINT))
         alarm.daemon = True
         alarm.start()
+
+
+@contextmanager
+def counted(file: Path) -> Iterator[None]:
+    """Add the processor time of what is done within it to that in a JSON file, interrupted or not."""
+    started = time.process_time()
+    try:
+        yield
+    finally:
+        before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else 0.0
+        write_json(file, before + time.process_time() - started)
