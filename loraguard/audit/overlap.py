@@ -118,8 +118,8 @@ def given_twice(alike: Sequence[Mapping[tuple[str, str], Tensor]], generators: S
 def _apart(photos: PhotoVersions, known: PhotoHashes) -> tuple[bool, str]:
     """Whether no photo is known as it is or mirrored, and hardly any looks like a changed one; and how many do."""
     exact, versions = photos.seen_in(known)
-    nearly = exact | photos.nearly(known).any(1)
+    nearly = photos.nearly(known).any(1)  # those that are known bit by bit among them
     allowed = max(1, int(CHANCE * len(photos)))
-    counts = [int(one.sum()) for one in (versions | exact, nearly, exact)]
+    counts = [int(one.sum()) for one in (versions, nearly, exact)]
     said = f"{counts[0]} of {len(photos)} audited photos ({counts[1]} as they are, {counts[2]} bit by bit) are among"
     return not nearly.any() and counts[0] <= allowed, said

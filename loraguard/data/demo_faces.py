@@ -362,21 +362,22 @@ class DemoFaces(Dataset[dict[str, Tensor]]):
         for index in indices:
             if not 0 <= index < self.length:
                 raise IndexError(f"index {index} is outside 0..{self.length - 1}")
-        keys = [(type(self), self.seed, self.split, self.size, index) for index in indices]
+        keys = [self._key(index) for index in indices]
         kept = {key: face for key in keys if (face := _KEPT.get(key)) is not None}
         if new := [index for index, key in zip(indices, keys, strict=True) if key not in kept]:
             kept |= self._draw(new)
         return [{"image": from_bytes(kept[key][0]), "labels": kept[key][1].clone()} for key in keys]
+
+    def _key(self, index: int) -> tuple[Any, ...]:
+        """Under which a face is kept."""
+        return type(self), self.seed, self.split, self.size, index
 
     def _draw(self, indices: list[int]) -> dict[tuple[Any, ...], tuple[Tensor, Tensor]]:
         """Draw faces and keep them; gives each one's bytes and labels."""
         traits = self.traits(indices)
         labels = labels_of(traits)
         images = to_bytes(render(traits, labels, self.size))
-        found = {
-            (type(self), self.seed, self.split, self.size, index): (images[row].clone(), labels[row])
-            for row, index in enumerate(indices)
-        }
+        found = {self._key(index): (images[row].clone(), labels[row]) for row, index in enumerate(indices)}
         _KEPT.update(found)
         for oldest in list(_KEPT)[: max(0, len(_KEPT) - _MOST_KEPT // images[0].numel())]:
             _KEPT.pop(oldest, None)  # which another thread may have done
