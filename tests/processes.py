@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import multiprocessing
 import os
+import re
 import runpy
 import signal
 import subprocess
@@ -54,7 +55,7 @@ class Fork:
         self.process.start()
 
     def wait(self) -> subprocess.CompletedProcess[str]:
-        """Its exit code (minus the signal's number, where one killed it), and what it wrote.
+        """Its exit code (minus the signal's number, where one killed it), and what it wrote; not what Gloo did.
 
         Raises:
             TimeoutError: if it hangs. It is killed.
@@ -67,6 +68,7 @@ class Fork:
             out, errors = (Path(folder, name).read_text(encoding="utf-8") for name in ("stdout", "stderr"))
         if hangs:
             raise TimeoutError(f"A process hangs; it wrote:\n{out}\n{errors}")
+        out = re.sub(r"^\[Gloo\] .*\n", "", out, flags=re.MULTILINE)  # said to stdout by torch 2.10's
         return subprocess.CompletedProcess(self.process.name, self.process.exitcode, out, errors)
 
 
