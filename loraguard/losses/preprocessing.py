@@ -23,7 +23,8 @@ class ProcessorPreprocessing:
     differentiable then. What it would do to bytes in addition is done here: overshoots of bicubic and Lanczos filters
     are clipped to the range that bytes have, then mean and standard deviation are applied. Results are those of the
     processor on bytes to about one of 255 levels, but for pixel-wise black and white noise, where bytes are clipped
-    once more between the two passes of a bicubic or Lanczos resize.
+    once more between the two passes of a bicubic or Lanczos resize. (With torchvision before 0.27 Transformers takes
+    bicubic for Lanczos on tensors, and warns; so does this.)
 
     Args:
         processor: with the torchvision backend, as `AutoImageProcessor.from_pretrained(..., backend="torchvision")`
