@@ -190,6 +190,7 @@ def measure(audit: MarkAudit, folder: Path, thorough: bool) -> list[MarkRow]:
     rows += kept(folder / "channels.json", lambda: audit.channels(CHANNELS, crops=False) + audit.channels(CROPS))
     if not thorough:
         return rows
+    rows += kept(folder / "sizes.json", lambda: audit.sizes((0.5, 2.0, 4.0)))
     rows += kept(folder / "weights.json", lambda: [*audit.changed_weights(), *audit.regenerated()])
     rows += kept(folder / "forged.json", lambda: audit.forged(photos(FORGED, "forged")[0]))
     rows += kept(folder / "tuned.json", lambda: audit.fine_tuned(attacker(), STEPS))
