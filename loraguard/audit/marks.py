@@ -190,13 +190,18 @@ class MarkAudit:
                     break
 
     def another_adapter(
-        self, batches: Iterator[tuple[Tensor, Condition, Tensor]], steps: Sequence[int], r: int = 16
+        self,
+        batches: Iterator[tuple[Tensor, Condition, Tensor]],
+        steps: Sequence[int],
+        learning_rate: float = 1e-3,
+        name: str = "another adapter",
+        r: int = 16,
     ) -> Iterator[MarkRow]:
         """An adapter of rank `r` for all layers, trained on the marked network as :meth:`fine_tuned` trains weights."""
         from peft import get_peft_model
 
         adapted = get_peft_model(copy.deepcopy(self.network), GatedLoraConfig(r=r, lora_alpha=r // 2))
-        return self.fine_tuned(batches, steps, name="another adapter", network=adapted)
+        return self.fine_tuned(batches, steps, learning_rate, name, adapted)
 
     def forged(self, photos: Tensor) -> list[MarkRow]:
         """Can the mark be copied onto photos that the network never made?
