@@ -90,7 +90,8 @@ def test_zero_is_data_parallel(tmp_path: Path) -> None:
     for one in done:
         assert re.findall("processes .*", one.stdout) == ["processes 2 DEEPSPEED", "processes 2 MULTI_CPU"], one
         assert one.returncode == 0, one.stderr
-    assert_same(tmp_path / "zero", tmp_path / "ddp", rtol=0, atol=1e-6)
+    # To a hundredth of what a step of Adam moves weights, as it divides the rounding of small gradients by them.
+    assert_same(tmp_path / "zero", tmp_path / "ddp", rtol=0, atol=1e-4)
 
 
 def test_the_shipped_config_is_one() -> None:

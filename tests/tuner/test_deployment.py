@@ -90,8 +90,9 @@ def test_compiled(single: PeftModel, inputs: Any) -> None:
     torch.testing.assert_close(compiled(*inputs), single(*inputs), **NEAR)
 
 
-def test_inductor() -> None:
-    """Torch's own compiler, on what learns."""
+def test_inductor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch's own compiler, on what learns; its cache on the disk may hold code for another instruction set."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     torch._dynamo.reset()
     torch.manual_seed(0)
     model = get_peft_model(nn.Sequential(nn.Linear(3, 4)), GatedLoraConfig(r=2, init_lora_weights="paper"))
