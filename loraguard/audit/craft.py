@@ -37,6 +37,8 @@ MOVED = 1 / LEVELS_PER_UNIT
 TOLERANCE = 1e-4
 """By so much a perturbation may pass its budget or its range for rounding: a hundredth of a level of 8 bits."""
 
+_BEYOND = 0x5BD1E995
+
 
 @dataclass(frozen=True)
 class Crafted:
@@ -49,6 +51,14 @@ class Crafted:
 
     photos: Tensor
     moved: Tensor
+
+
+def drawn_beyond(seed: int, start: int) -> int:
+    """The seed of what channels and generators draw on a batch: whoever crafted its photos has drawn nothing of it.
+
+    From the same seed noise and a channel's noise would be the same, so that one adds to the other or takes it away.
+    """
+    return mixed(seed, start) ^ _BEYOND
 
 
 def must_fit(job: Job) -> bool:

@@ -19,10 +19,8 @@ from loraguard.defenses.base import undisturbed
 from loraguard.generators import Condition
 from loraguard.metrics import mean_squared_error
 from loraguard.pixels import LEVELS_PER_UNIT
-from loraguard.training.sampling import mixed
-
 from .checks import WHITE_BOX, Check, white_box_of
-from .craft import Crafter, seeded
+from .craft import Crafter, drawn_beyond, seeded
 from .measure import as_saved
 from .photos import Batch
 from .plan import USUAL, Job
@@ -79,7 +77,7 @@ class Attacked:
         unseen = (batch.images + batch.images.roll(1, 0)).flip(1, 3) / 2
         attack = Disrupting(eps)
         with subjects.one(UNTOUCHED) as network, seeded(0):
-            known, perturbed = (attack(network, images, batch.condition) for images in (batch.images, unseen))
+            known, perturbed = (attack(network, one.clone(), batch.condition) for one in (batch.images, unseen))
         return cls(known, unseen, perturbed)
 
 
@@ -112,7 +110,8 @@ def what_draws(subjects: Subjects, channels: Mapping[str, Channel], batch: Batch
 
     networks = {name: partial(subjects.outputs, name, batch.images, batch.of(name)) for name in subjects.names}
     random = {name for name, call in networks.items() if moved(call) > SAME}
-    return random | {name for name, channel in channels.items() if moved(partial(channel, batch.images)) > 0}
+    drawn = {name: lambda channel=channel: channel(batch.images.clone()) for name, channel in channels.items()}
+    return random | {name for name, call in drawn.items() if moved(call) > 0}
 
 
 def _generator_checks(
@@ -128,7 +127,7 @@ def _generator_checks(
 
     def outputs(images: Tensor, condition: Condition, seed: int = 0) -> Tensor:
         with seeded(seed), torch.no_grad():
-            return network(images, **condition)
+            return network(images.clone(), **condition)
 
     first = outputs(images, condition)
     again = float((outputs(images, condition) - first).abs().max())
@@ -353,7 +352,7 @@ def probe_channel(name: str, channel: Channel, batch: Batch, generators: Sequenc
     """Whether a channel does anything to photos, as they are published with noise of the usual budget on them."""
     with seeded(0):
         photos = published((batch.images + USUAL * torch.randn_like(batch.images).sign()).clamp(-1, 1), batch.images)
-        moved = float((channel(photos) - photos).abs().max())
+        moved = float((channel(photos.clone()) - photos).abs().max())
     for generator in generators:
         yield Check(
             "channel-does-nothing", moved > 1.01 / LEVELS_PER_UNIT, generator, None, KNOWLEDGE,
@@ -372,7 +371,7 @@ def probe_stamp(name: str, rate: float) -> Iterator[Check]:
 
 
 def _spoilt(craft: Crafter, job: Job, batch: Batch, photos: Tensor, target: Tensor) -> Tensor:
-    with seeded(mixed(job.seed, batch.start)):
+    with seeded(drawn_beyond(job.seed, batch.start)):
         held = craft.held(job, photos, batch.images).photos
         outputs = craft.subjects.outputs(job.crafted_on, held, batch.of(job.crafted_on))
     return mean_squared_error(as_saved(job.crafted_on, outputs, photos), target)

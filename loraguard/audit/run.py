@@ -19,11 +19,9 @@ from loraguard.data import PhotoVersions
 from loraguard.generators import Conditions
 from loraguard.metrics import psnr
 from loraguard.pixels import to_bytes
-from loraguard.training.sampling import mixed
-
 from .again import agree, alike, flagged
 from .checks import Check
-from .craft import Crafter, check_likeness, farthest, seeded
+from .craft import Crafter, check_likeness, drawn_beyond, farthest, seeded
 from .keys import Names
 from .measure import Measures, as_saved
 from .overlap import perturbed_alike
@@ -297,8 +295,9 @@ class Run:
         for (generator, channel), name in piece.passes.items():
             if name in passes:
                 continue
-            with seeded(mixed(job.seed, batch.start)):
-                outputs = self.subjects.outputs(generator, self.channels[channel](photos), batch.of(generator))
+            with seeded(drawn_beyond(job.seed, batch.start)):
+                sent = self.channels[channel](photos.clone())  # a copy: a channel may work in place
+                outputs = self.subjects.outputs(generator, sent, batch.of(generator))
             preds = as_saved(generator, outputs, batch.images)
             target = clean.target(generator)[: len(batch)]
             encoded = partial(clean.encoded, generator, len(batch))

@@ -118,9 +118,9 @@ class Subjects:
 
     @torch.no_grad()
     def outputs(self, name: str, images: Tensor, condition: Condition) -> Tensor:
-        """What it makes of images."""
+        """What it makes of images, which it gets copies of: a network may work in place."""
         with self.one(name) as network:
-            return network(images, **condition)
+            return network(images.clone(), **{key: value.clone() for key, value in condition.items()})
 
     def target(self, name: str, untouched: Tensor) -> Tensor:
         """What it should make, from the untouched generator's outputs on clean photos: these, or stamped."""
