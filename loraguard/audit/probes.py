@@ -19,6 +19,7 @@ from loraguard.defenses.base import undisturbed
 from loraguard.generators import Condition
 from loraguard.metrics import mean_squared_error
 from loraguard.pixels import LEVELS_PER_UNIT
+
 from .checks import WHITE_BOX, Check, white_box_of
 from .craft import Crafter, drawn_beyond, seeded
 from .measure import as_saved

@@ -19,6 +19,7 @@ from loraguard.data import PhotoVersions
 from loraguard.generators import Conditions
 from loraguard.metrics import psnr
 from loraguard.pixels import to_bytes
+
 from .again import agree, alike, flagged
 from .checks import Check
 from .craft import Crafter, check_likeness, drawn_beyond, farthest, seeded
