@@ -245,14 +245,27 @@ def _of_attacks(result: AuditResult, generator: str, defense: str, tried: Mappin
 
 
 def _of_channels(result: AuditResult, generator: str) -> Iterator[Check]:
-    """What attacks through a channel say of the rows of defenses that were crafted through it, at the same budget."""
+    """What a channel does by itself, and what knowing it, and attacks through it, say of rows behind it."""
+    without = _share(result[generator, "clean"])
+    for row in result.find(generator=generator, role="main", knowledge="clean"):
+        if row.channel != NO_CHANNEL:
+            yield Check(
+                "channel-spoils-outputs", _share(row) <= without + CLEAN_DSR, generator, None, KNOWLEDGE,
+                f"Behind {row.channel} {_share(row):.1%} of the outputs are over the threshold on photos that nobody "
+                f"perturbed, and {without:.1%} without it (allowed: {CLEAN_DSR:.0%} more).", row.channel,
+            )  # fmt: skip
+    plain = "no-leak" if generator == UNTOUCHED else "leak"
     for row in result.find(generator=generator, role="main", knowledge="leak+channel"):
         treatment = row.treatment
+        concerned = (generator, treatment.defense, ("leak+channel",))
+        unaware = {"role": "main", "knowledge": plain, "defense": treatment.defense, "channel": row.channel}
+        for other in result.find(generator=generator, **unaware):
+            beaten, words = beats(other, row)
+            yield Check("transfer-beats-white-box", not beaten, *concerned, words, row.channel)
         same = {"role": "check", "knowledge": "leak+channel", "channel": row.channel, "eps": treatment.eps}
         tried = {one.treatment.defense: one for one in result.find(generator=generator, **same)}
         if not tried or treatment.defense in result.settings["own_budgets"]:
             continue
-        concerned = (generator, treatment.defense, ("leak+channel",))
         beaten, words = beats(max(tried.values(), key=_mean_mse), row)
         yield Check("stronger-attack-found", not beaten, *concerned, words, row.channel)
         if "pgd-averaged" in tried:

@@ -46,6 +46,10 @@ INSIDE, EDGE = (0.0, 0.03), (0.04, 0.05)
 budget, every value by something between these. (On photos themselves equal values lie side by side, on which a max
 pooling has no slope.)"""
 
+WIDE, STAND_IN = (1 / LEVELS_PER_UNIT, 8 / LEVELS_PER_UNIT), 0.2
+"""How far a photo is moved to measure a channel's slopes, wide enough for one that rounds coarsely, and the least
+correlation with those of what stands in for it: that of WebP with no gradient but the identity's is 0.4."""
+
 STAMPS = 0.95
 """A detector finds a stamp on at least this part of the outputs that it was laid onto."""
 
@@ -75,11 +79,16 @@ class Attacked:
     @classmethod
     def of(cls, subjects: Subjects, batch: Batch, eps: float) -> Attacked:
         """By PGD with ten steps of this budget."""
-        unseen = (batch.images + batch.images.roll(1, 0)).flip(1, 3) / 2
+        unseen = unseen_of(batch.images)
         attack = Disrupting(eps)
         with subjects.one(UNTOUCHED) as network, seeded(0):
             known, perturbed = (attack(network, one.clone(), batch.condition) for one in (batch.images, unseen))
         return cls(known, unseen, perturbed)
+
+
+def unseen_of(images: Tensor) -> Tensor:
+    """Photos that nobody has seen: the mean of each photo and the next one, mirrored, with red and blue exchanged."""
+    return (images + images.roll(1, 0)).flip(1, 3) / 2
 
 
 def probe_generator(
@@ -349,17 +358,81 @@ def probe_defense(
     return checks, objective
 
 
-def probe_channel(name: str, channel: Channel, batch: Batch, generators: Sequence[str]) -> Iterator[Check]:
-    """Whether a channel does anything to photos, as they are published with noise of the usual budget on them."""
-    with seeded(0):
-        photos = published((batch.images + USUAL * torch.randn_like(batch.images).sign()).clamp(-1, 1), batch.images)
-        moved = float((channel(photos.clone()) - photos).abs().max())
+def probe_channel(
+    name: str, channel: Channel, batch: Batch, generators: Sequence[str], crafted_through: bool
+) -> Iterator[Check]:
+    """What a channel does to photos, as they are published with noise of the usual budget on them.
+
+    Args:
+        name: of the channel.
+        channel: itself.
+        batch: photos of the audit.
+        generators: all names.
+        crafted_through: whether attacks go through what stands in for it.
+    """
+    noise = USUAL * torch.randn(batch.images.shape, generator=torch.Generator().manual_seed(0)).sign()
+    left = []
+    for images in (batch.images, unseen_of(batch.images)):
+        photos = published((images + noise.to(images)).clamp(-1, 1), images)
+        with seeded(0):
+            sent = channel(photos.clone())
+        left.append(float((sent - images).square().mean() / (photos - images).square().mean().clamp_min(1e-12)))
+        if images is batch.images:
+            moved, noisy = float((sent - photos).abs().max()), photos
+    fit = stand_in_fit(channel, noisy) if crafted_through else 1.0
     for generator in generators:
         yield Check(
             "channel-does-nothing", moved > 1.01 / LEVELS_PER_UNIT, generator, None, KNOWLEDGE,
             f"{name} changes values by at most {moved * LEVELS_PER_UNIT:.2f} of 255 levels: its rows are those without "
             "a channel.", name,
         )  # fmt: skip
+        yield Check(
+            "only-known-photos", left[1] <= 2 * left[0] + WORSE, generator, None, KNOWLEDGE,
+            f"Behind {name}, noise leaves photos of the audit {left[0]:.0%} as far from the originals as it had made "
+            f"them, and means of two photos that nobody has seen {left[1]:.0%} (allowed: twice as much and "
+            f"{WORSE:.0%}).", name,
+        )  # fmt: skip
+        yield Check(
+            "gradients-do-not-fit", fit >= STAND_IN, generator, None, ("leak+channel",),
+            f"The slopes of {name} itself and those that the gradient of its stand-in gives have a correlation of "
+            f"{fit:.2f} (at least {STAND_IN}).", name,
+        )  # fmt: skip
+
+
+def stand_in_fit(channel: Channel, images: Tensor) -> float:
+    """How well the gradient of what stands in for a channel in attacks says what the channel itself does.
+
+    Args:
+        channel: itself.
+        images: (N, C, H, W) in [-1, 1].
+
+    Returns:
+        The correlation of their slopes along directions of random signs, for steps of :data:`WIDE`, the best of these.
+        About 1 where gradients pass through the channel, 0.4 for WebP and 0.7 for JPEG by their stand-ins.
+
+    Example:
+        >>> from loraguard.channels import GaussianBlur
+        >>> images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+        >>> round(stand_in_fit(GaussianBlur(1.0), images), 2)
+        1.0
+    """
+    draws = torch.Generator().manual_seed(0)
+    leaf = images.clone().requires_grad_()
+    with seeded(0), torch.enable_grad():
+        given = channel.differentiable()(leaf)
+        weights = torch.randn(given.shape, generator=draws).to(given)
+        gradient = _gradient((weights * given).sum(), leaf)
+    signs = [torch.randint(0, 2, images.shape, generator=draws).to(images) * 2 - 1 for _ in range(DIRECTIONS // 2)]
+    said = torch.stack([(gradient * one).flatten(1).sum(1) for one in signs]).double()
+
+    @torch.no_grad()
+    def total_of(moved: Tensor) -> Tensor:
+        with seeded(0):
+            return (weights * channel(moved)).double().flatten(1).sum(1)
+
+    seen = [torch.stack([total_of(images + step * one) - total_of(images - step * one) for one in signs])
+            for step in WIDE]  # fmt: skip
+    return max(_fit(said, one)[0] for one in seen)
 
 
 def probe_stamp(name: str, rate: float) -> Iterator[Check]:

@@ -265,8 +265,9 @@ class Run:
         names = self.subjects.names
         for name, channel in self.channels.items():
             if name != NO_CHANNEL:
-                key = key_of("probe", self.names.channels[name], sample.hashes, names)
-                probe(key, name, partial(probe_channel, name, channel, sample, names))
+                through = any(job.through == name for job in self.jobs)
+                key = key_of("probe", self.names.channels[name], sample.hashes, names, through)
+                probe(key, name, partial(probe_channel, name, channel, sample, names, through))
         for name, stamp in self.subjects.stamps.items():
             if stamp is not None and (detector := self.measures.detectors.get(name)) is not None:
                 key = key_of("probe", self.names.forward(name, NO_CHANNEL, whole), whole.hashes)

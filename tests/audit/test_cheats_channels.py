@@ -7,8 +7,14 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from planted import Editor, Wrapped, audit, flags, returning
+from planted import Editor, Faces, Wrapped, audit, flags, returning
+from setups import made, situation
 from torch import Tensor
+
+from loraguard.audit.checks import examine
+from loraguard.audit.photos import Batch
+from loraguard.audit.probes import probe_channel
+from loraguard.channels import Channel, parse_channel
 
 
 @dataclass(frozen=True)
@@ -52,3 +58,41 @@ def test_what_a_defense_draws_says_nothing_of_what_a_channel_draws() -> None:
     audit({"one": defense}, channels={"noise": Sends(lambda x: draws("channel", x))}, adaptive_channels=False)
     assert len(drawn["channel"]) >= 3 * len(drawn["defense"]) >= 3  # photos as they are, noise, and the defense's
     assert not any(torch.equal(a, b) for a in drawn["defense"] for b in drawn["channel"])
+
+
+def test_channels_that_remember_or_hide_are_flagged() -> None:
+    """D, E. Purifiers that know the photos, and stand-ins whose gradient is cut or turned round.
+
+    Honest ones, of which two have stand-ins, are silent.
+    """
+    known = torch.stack([Faces(4)[at]["image"] for at in range(4)])
+
+    def nearest(x: Tensor) -> Tensor:
+        return known[(x[:, None] - known[None]).abs().amax((2, 3, 4)).argmin(1)]
+
+    def near_alone(x: Tensor) -> Tensor:
+        off = (x - nearest(x)).abs().amax((1, 2, 3), keepdim=True)
+        return torch.where(off < 0.15, nearest(x), x) + 0.02
+
+    channels: dict[str, Channel] = {
+        "only-known-photos: memory": Sends(lambda x: nearest(x) + 0 * x),
+        "only-known-photos: near": Sends(near_alone),
+        "gradients-do-not-fit: cut": Sends(lambda x: x.roll(1, 3), lambda x: x.detach() + 0 * x),
+        "gradients-do-not-fit: reversed": Sends(lambda x: x.roll(1, 3), lambda x: -x.roll(1, 3)),
+        **{spec: parse_channel(spec) for spec in ("blur:0.5", "jpeg:75", "webp:75", "noise:0.02", "median")},
+    }
+    batch = Batch(0, known, {}, ["paint"] * 4, {})
+    for name, channel in channels.items():
+        failed = [one for one in probe_channel(name, channel, batch, ["untouched"], True) if not one.passed]
+        assert {one.name for one in failed} == ({name.partition(": ")[0]} if ": " in name else set()), name
+        assert {one.channel for one in failed} <= {name}
+
+
+def test_behind_a_channel_words_are_about_the_defense() -> None:
+    """D, H. Crafting through a channel spoils less than not knowing of it; or the channel spoils outputs by itself."""
+    known = {"jpeg": 0.1, "blur": 0.9, "grey": 1.0}
+    found = [situation("untouched", "pgd", "no-leak", 0.9, channel=one) for one in ("none", *known)]
+    found += [situation("untouched", "pgd", "leak+channel", share, channel=one) for one, share in known.items()]
+    found += [situation("untouched", "none", "clean", float(one == "grey"), channel=one) for one in ("none", *known)]
+    failed = {(one.name, one.channel) for one in examine(made(found)) if not one.passed}
+    assert failed == {("transfer-beats-white-box", "jpeg"), ("channel-spoils-outputs", "grey")}

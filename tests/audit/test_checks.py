@@ -30,7 +30,7 @@ OF_PROBES = {
     "channel-does-nothing", "stamp-not-found", "perturbed-by-another",
 }  # fmt: skip
 OF_OUTPUTS = {"over-budget", "photos-not-perturbed", "only-a-colour-cast", "only-where-the-edit-is",
-              "stamp-found-everywhere"}  # fmt: skip
+              "stamp-found-everywhere", "channel-spoils-outputs"}  # fmt: skip
 """Of figures that a real audit has and the ones made up here lack; test_cheats_*.py plant what raises them."""
 
 
