@@ -113,10 +113,11 @@ def _of_defenses(result: AuditResult, generator: str) -> Iterator[Check]:
     for defense in result.defenses:
         no_leak, leak = rows["no-leak", defense], rows.get(("leak", defense))
         if generator == UNTOUCHED and noise:
-            yield _reachable(result, no_leak, noise.get(no_leak.treatment.eps or 0.0) or noise[max(noise)])
             own = defense in result.settings["own_budgets"]
             same = None if own else noise.get(no_leak.treatment.eps or 0.0)
-            beaten, words = beats(no_leak, same or noise[max(noise)])
+            control = next(iter(result.find(role="control", defense=defense)), same or noise[max(noise)])
+            yield _reachable(result, no_leak, control)
+            beaten, words = beats(no_leak, control)
             yield Check("no-better-than-noise", beaten, generator, defense, ("no-leak", *WHITE_BOX), words)
         elif leak is not None:
             beaten, words = beats(no_leak, leak)
@@ -320,6 +321,8 @@ def _main(result: AuditResult, generator: str) -> list[Situation]:
 def _named(situation: Situation) -> str:
     photo = situation.treatment
     steps = f", {photo.steps} steps" if photo.role == "steps" else ""
+    if photo.role == "control":
+        return photo.words
     return photo.defense if photo.role == "check" else f"{photo.defense} ({photo.knowledge}{steps})"
 
 

@@ -37,7 +37,8 @@ def claim(result: AuditResult) -> tuple[str, str]:
     start = f"{best} spoils {share:.1%} of the untouched generator's edits"
     if len(result.defenses) > 1:
         start = f"the best of {len(result.defenses)} defenses, {start}"
-    noise = max(rows_of(result, UNTOUCHED, "noise"), key=dsr_of, default=None)
+    controls = [*rows_of(result, UNTOUCHED, "noise"), *result.find(role="control", defense=best)]
+    noise = max(controls, key=dsr_of, default=None)
     control = "" if noise is None else f", random noise {dsr_of(noise):.1%}"
     low, high = _interval(row, confidence)
     unsure = f" On so few photos that may be anything from {low:.1%} to {high:.1%}."

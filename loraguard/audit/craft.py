@@ -6,7 +6,7 @@ import pickle
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -63,7 +63,7 @@ def drawn_beyond(seed: int, start: int) -> int:
 
 def must_fit(job: Job) -> bool:
     """Whether a job's defense is to be fitted: one that was fitted beforehand is taken so for its own main job."""
-    as_it_is = job.treatment.knowledge == "no-leak" and job.treatment.role == "main"
+    as_it_is = (job.treatment.knowledge, job.treatment.role) in (("no-leak", "main"), ("noise", "control"))
     if not isinstance(job.defense, Fittable):
         return False
     return job.defense.must_be_fitted or not (as_it_is or job.defense.fits_every_generator)
@@ -112,6 +112,11 @@ class Crafter:
             ValueError: for a defense that does not keep to the threat model; the message names it.
         """
         images, name = batch.images, job.treatment.defense
+        if job.treatment.role == "control":
+            own = replace(job, treatment=replace(job.treatment, knowledge="no-leak", role="main"))
+            with seeded(drawn_beyond(job.seed, batch.start)):
+                noise = as_noise(self(own, batch, target).photos, images)
+            return Crafted(noise, farthest(noise, images))
         if name in batch.given:
             given = batch.given[name]
             return Crafted(quantize(given), farthest(given, images))
@@ -209,6 +214,26 @@ def farthest(perturbed: Tensor, images: Tensor) -> Tensor:
         tensor([0.2500, 0.2500])
     """
     return (perturbed - images).abs().flatten(1).amax(1).cpu()
+
+
+def as_noise(photos: Tensor, images: Tensor) -> Tensor:
+    """Noise of the size of a perturbation: each photo's changes at random places, up or down at random.
+
+    Args:
+        photos: perturbed, 8 bits a value, (N, 3, H, W) in [-1, 1].
+        images: the originals.
+
+    Example:
+        >>> images = torch.zeros(1, 3, 4, 4)
+        >>> noise = as_noise(images + torch.tensor([0.0, 0.2]).repeat(24).reshape(1, 3, 4, 4), images)
+        >>> (noise - quantize(images)).abs().unique(return_counts=True)[1].tolist()
+        [24, 24]
+    """
+    original = quantize(images)
+    sizes = (photos - original).flatten(1)
+    places = torch.rand(sizes.shape).argsort(1).to(sizes.device)
+    signs = torch.randint(0, 2, sizes.shape).to(sizes) * 2 - 1
+    return (original + (sizes.gather(1, places) * signs).view_as(images)).clamp(-1, 1)
 
 
 def check_perturbed(name: str, perturbed: Any, images: Tensor) -> None:

@@ -69,7 +69,7 @@ def gather(run: Run, log: Log, defenses: Mapping[str, Any], seeds: Sequence[int]
     }
     noise = _noise(values)
     situations = [
-        Situation(row[0], row[1], row[2], _judged(figures, success, noise(row[1].eps)), _frechet(features.get(row)))
+        Situation(row[0], row[1], row[2], _judged(figures, success, noise(row[1])), _frechet(features.get(row)))
         for row, figures in values.items()
     ]
     probes = [run.store.read(key) or {} for key in log.probes]
@@ -93,14 +93,24 @@ def gather(run: Run, log: Log, defenses: Mapping[str, Any], seeds: Sequence[int]
     )
 
 
-def _noise(values: Mapping[Row, Mapping[str, Tensor]]) -> Callable[[float | None], Tensor | None]:
-    """By budget, the MSE under random noise of the same budget, or of the largest where there is none."""
-    there = {
-        treatment.eps or 0.0: figures["mse"]
-        for (generator, treatment, channel), figures in values.items()
-        if (generator, treatment.knowledge, channel) == (UNTOUCHED, "noise", NO_CHANNEL)
-    }
-    return lambda eps: there.get(eps or 0.0, there[max(there)]) if there else None
+def _noise(values: Mapping[Row, Mapping[str, Tensor]]) -> Callable[[Treatment], Tensor | None]:
+    """By treatment, the MSE under random noise of its size, or of its budget, or of the largest where there is none."""
+    there: dict[float, Tensor] = {}
+    of_size: dict[tuple[str, float | None], Tensor] = {}
+    for (generator, treatment, channel), figures in values.items():
+        if (generator, treatment.knowledge, channel) == (UNTOUCHED, "noise", NO_CHANNEL):
+            if treatment.role == "control":
+                of_size[treatment.defense, treatment.eps] = figures["mse"]
+            else:
+                there[treatment.eps or 0.0] = figures["mse"]
+
+    def noise(treatment: Treatment) -> Tensor | None:
+        same = of_size.get((treatment.defense, treatment.eps))
+        if same is not None or not there:
+            return same
+        return there.get(treatment.eps or 0.0, there[max(there)])
+
+    return noise
 
 
 def _judged(figures: dict[str, Tensor], success: Success, noise: Tensor | None) -> dict[str, Tensor]:

@@ -72,8 +72,9 @@ class Names:
 
     def piece(self, job: Job, batch: Batch) -> str:
         """Of what a job finds on a batch."""
+        control = ["control"] if job.treatment.role == "control" else []
         if (given := batch.given.get(job.treatment.defense)) is not None:
-            return key_of(_SCHEMA, batch.hashes, digest({"image": given}), job.seed)
+            return key_of(_SCHEMA, batch.hashes, digest({"image": given}), job.seed, *control)
         return key_of(
             _SCHEMA,
             torch.__version__,
@@ -83,6 +84,7 @@ class Names:
             self.channels[job.through],
             job.seed,
             self.fit_on if must_fit(job) else None,
+            *control,
         )
 
     def forward(self, generator: str, channel: str, batch: Batch) -> str:

@@ -247,7 +247,8 @@ class Run:
 
         @cache
         def attacked() -> Attacked:
-            budgets = [job.treatment.eps for job in self.jobs if job.treatment.knowledge == "noise"]
+            controls = [job.treatment for job in self.jobs if job.treatment.knowledge == "noise"]
+            budgets = [one.eps for one in controls if one.role == "main"]
             return Attacked.of(self.subjects, sample, max((eps for eps in budgets if eps is not None), default=USUAL))
 
         def of_generator(name: str) -> list[Check]:

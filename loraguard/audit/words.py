@@ -30,7 +30,7 @@ def frechet_heading(result: AuditResult) -> str | None:
 
 def photo_words(result: AuditResult, treatment: Treatment) -> str:
     """What was done to a photo; of noise its budget as well, where the audit has several."""
-    several = len({one.treatment.eps for one in result.find(knowledge="noise")}) > 1
+    several = len({one.treatment.eps for one in result.find(knowledge="noise", role="main")}) > 1
     words = treatment.words
     return f"{words}, eps {treatment.eps:g}" if treatment.knowledge == "noise" and several else words
 

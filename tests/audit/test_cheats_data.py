@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from peft import get_peft_model
-from planted import Editor, Faces, Wrapped, audit, flags
+from planted import Editor, Faces, Wrapped, audit, flags, returning
 from setups import STAMP, Flip
+from torch import Tensor
 
 from loraguard import GatedLoraConfig, Stamp
 from loraguard.audit import AuditResult, run_audit
@@ -135,6 +138,39 @@ def test_a_detector_that_finds_stamps_where_photos_are_perturbed_is_flagged() ->
                    detectors={"warns": nervous})  # fmt: skip
     assert stamped(result, "untouched") == 0
     assert "stamp-found-everywhere" in flags(result, "untouched")
+
+
+# Controls of the same size.
+
+
+def test_noise_that_is_louder_than_the_usual_one_is_no_defense() -> None:
+    """B. In a folder, or under a budget of its own kind; what knows the network is more than its size."""
+
+    class Sharp(Editor):
+        gain = 12.0
+
+    def sharpened(images: Tensor) -> Tensor:  # what is near 0 goes to the other side, where tanh is steep
+        return (images - 0.11 * images.sign()).clamp(-1, 1)
+
+    def noisy(images: Tensor) -> Tensor:
+        return (images + 0.11 * torch.randn(images.shape, generator=torch.Generator().manual_seed(5)).sign()).clamp(
+            -1, 1
+        )
+
+    photos = torch.stack([Faces(20)[at]["image"] for at in range(12)])
+    defenses: dict[str, Any] = {"noise's folder": noisy(photos), "a defense's folder": sharpened(photos)}
+    defenses = {name: [{"image": one} for one in given] for name, given in defenses.items()}
+    for name, change in {"noise": noisy, "a defense": sharpened}.items():
+        made = returning(change)
+        made.budget = "of our own"
+        defenses[f"{name} of its own budget"] = made
+    model = get_peft_model(Sharp(), GatedLoraConfig(r=1, target_modules=["conv"]))
+    result = audit(defenses, model=model, n=12, success="noise:0.9", seeds=[3, 4], batch_size=12)
+    flagged = {one.defense for one in result.checks if one.name == "no-better-than-noise" and not one.passed}
+    assert flagged == {name for name in defenses if name.startswith("noise")}
+    sizes = [one.values["photo_psnr"].mean() for one in result.find(role="control")]
+    assert max(sizes) - min(sizes) < 1
+    assert {one["photo"] for one in result.to_dict()["situations"]} >= {"noise as large as noise's folder"}
 
 
 # Channels that leave photos what they are.
