@@ -200,9 +200,11 @@ def _on_channels(result: AuditResult) -> list[str]:
         defense, reached = best_of(result, UNTOUCHED, "leak+channel", channel=worst)
         known = f", and {reached:.1%} ({defense}) if the defender crafts through it"
     costs = "" if len(channels) == 1 else f", of {len(channels)} channels the one that costs defenses most"
+    own = [one for one in result.checks if (one.generator, one.channel, one.passed) == (UNTOUCHED, worst, False)]
+    caution = f" {flagged_words(list(dict.fromkeys(one.name for one in own)))}." if own else ""
     found = [
         f"Behind {worst}{costs}, the best defense ({best}) spoils {share:.1%} of the untouched generator's edits"
-        f"{known}."
+        f"{known}.{caution}"
     ]
     name = hardest(result)
     if name is not None and (rows := result.find(generator=name, knowledge="leak+channel", role="main")):

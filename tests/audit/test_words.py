@@ -88,6 +88,42 @@ def test_the_best_of_many_alike_is_not_said_to_work() -> None:
     assert verdict(audit({"d7": (0.85,)}, n=20))[0].startswith("It works where nobody adapts")
 
 
+def test_the_best_of_many_adversaries_alike_is_not_said_to_undo_anything() -> None:
+    """By chance one of sixteen that are as the untouched generator spares 8 of 40 photos; that is no evidence."""
+    alike = {"pgd": (0.95, 0.95)}
+
+    def reads(*names: str) -> str:
+        situations = rows("untouched", alike, n=40)
+        for name in names:
+            situations += rows(name, {"pgd": (0.8, 0.8)} if name == "lucky" else alike, n=40)
+        return claim(made(situations))[0]
+
+    assert reads("lucky").startswith("An adversary who adapts undoes some of it")
+    assert not reads("lucky", *(f"g{i}" for i in range(15))).startswith("An adversary")
+
+
+def test_a_channel_that_takes_the_protection_is_in_the_headline() -> None:
+    """Whoever saves a photo as JPEG is nobody who adapts."""
+    found = rows("untouched", {"pgd": (0.95,)}, n=40)
+    found += [situation("untouched", "pgd", "no-leak", share, n=40, channel=one)
+              for one, share in (("jpeg:75", 0.1), ("png", 0.95))]  # fmt: skip
+    for adapted, start in (({}, "It works where nobody adapts"), ({"pgd": (0.95,)}, "The protection holds against")):
+        reads, figures = claim(made(found + (rows("mine", adapted, n=40) if adapted else [])))
+        assert reads.startswith(start)
+        assert reads.endswith(", but only where photos stay as they are")
+        assert figures.startswith("pgd spoils 95.0% of the untouched generator's edits, and 10.0% behind jpeg:75;")
+    assert "stay as they are" not in claim(made([*found[:3], found[4]]))[0]
+
+
+@pytest.mark.parametrize("share", [0.2, 0.6, 0.95])
+def test_flags_are_in_the_headline_where_nobody_adapts(share: float) -> None:
+    result = audit({"pgd": (share,)}, n=20)
+    names = ("fitted-on-these-photos", "no-better-than-noise")
+    result.checks = [Check(name, False, "untouched", "pgd", ("no-leak",), "") for name in names]
+    said = "Under the flag fitted-on" if share == 0.2 else "Under the flags fitted-on-these-photos and no-better"
+    assert said in verdict(result)[0]
+
+
 def test_destroyed_photos_are_no_protection() -> None:
     result = audit({"pgd": (0.95,)}, {"pgd": (0.95, 0.95)})
     result.checks = [Check("photo-destroyed", False, "untouched", "pgd", ("no-leak",), "")]
