@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from loraguard.channels import Channel, published
 from loraguard.defenses import Disrupting
-from loraguard.defenses.base import undisturbed
 from loraguard.generators import Condition
 from loraguard.metrics import mean_squared_error
 from loraguard.pixels import LEVELS_PER_UNIT
@@ -26,29 +25,11 @@ from .measure import as_saved
 from .photos import Batch
 from .plan import USUAL, Job
 from .situation import KNOWLEDGE, UNTOUCHED
+from .slopes import CORRELATION, EDGE, RATIO, STAND_IN, fits, slopes, slopes_under_attack, stand_in_fit
 from .subjects import Subjects
 
 SAME = 2 / LEVELS_PER_UNIT
 """Outputs of one photo may differ by two levels of 8 bits where only the order of sums differs."""
-
-DIRECTIONS = 8
-"""Directions in which slopes are compared."""
-
-STEPS = (0.1 / LEVELS_PER_UNIT, 1 / LEVELS_PER_UNIT)
-"""How far a photo is moved to measure a slope, in units of images in [-1, 1]: a tenth of a level of 8 bits, where
-outputs are nearly straight (between the kinks of a max pooling, too), and a whole level, for networks that round."""
-
-CORRELATION, RATIO = 0.95, 0.9
-"""The least correlation between slopes measured and slopes that gradients say, and the least ratio of their sizes."""
-
-INSIDE, EDGE = (0.0, 0.03), (0.04, 0.05)
-"""Slopes are compared where attacks are: half of the photos are moved a little, the others to the edge of the usual
-budget, every value by something between these. (On photos themselves equal values lie side by side, on which a max
-pooling has no slope.)"""
-
-WIDE, STAND_IN = (1 / LEVELS_PER_UNIT, 8 / LEVELS_PER_UNIT), 0.2
-"""How far a photo is moved to measure a channel's slopes, wide enough for one that rounds coarsely, and the least
-correlation with those of what stands in for it: that of WebP with no gradient but the identity's is 0.4."""
 
 STAMPS = 0.95
 """A detector finds a stamp on at least this part of the outputs that it was laid onto."""
@@ -92,7 +73,13 @@ def unseen_of(images: Tensor) -> Tensor:
 
 
 def probe_generator(
-    subjects: Subjects, name: str, batch: Batch, target: Tensor, whole: Batch, attacked: Callable[[], Attacked]
+    subjects: Subjects,
+    name: str,
+    batch: Batch,
+    target: Tensor,
+    whole: Batch,
+    attacked: Callable[[], Attacked],
+    eps: float,
 ) -> list[Check]:
     """Try a generator on some photos.
 
@@ -103,9 +90,10 @@ def probe_generator(
         target: what it should give, (N, 3, H', W') in [-1, 1].
         whole: the audit's batch that begins with them.
         attacked: gives the photos as an attack perturbs them.
+        eps: the audit's largest budget.
     """
     with subjects.one(name) as network:
-        return list(_generator_checks(subjects, name, network, batch, target, whole, attacked))
+        return list(_generator_checks(subjects, name, network, batch, target, whole, attacked, eps))
 
 
 def what_draws(subjects: Subjects, channels: Mapping[str, Channel], batch: Batch) -> set[str]:
@@ -132,6 +120,7 @@ def _generator_checks(
     target: Tensor,
     whole: Batch,
     attacked: Callable[[], Attacked],
+    eps: float,
 ) -> Iterator[Check]:
     images, condition = batch.images, batch.of(name)
 
@@ -162,13 +151,18 @@ def _generator_checks(
             f"to {moved:.3g} (allowed: {SAME:.3g}).",
         )  # fmt: skip
     yield from _edits(subjects, name, outputs, batch, first, target, attacked)
-    correlation, ratio = slopes(network, whole.images, whole.of(name), len(images))
-    yield Check(
-        "gradients-do-not-fit", correlation >= CORRELATION and RATIO <= ratio <= 1 / RATIO, name, None,
-        white_box_of(name),
-        f"Along {DIRECTIONS} directions the slopes that gradients give and those that outputs show have a correlation "
-        f"of {correlation:.2f} (at least {CORRELATION}) and a ratio of {ratio:.2f} ({RATIO} to {1 / RATIO:.2f}).",
-    )  # fmt: skip
+    found = {
+        f"within {EDGE[1]:g} of photos": slopes(network, whole.images, whole.of(name), len(images)),
+        f"of PGD's loss where it ends, with a budget of {eps:g},": slopes_under_attack(
+            network, images, condition, target, eps
+        ),
+    }
+    for where, fit in found.items():
+        yield Check(
+            "gradients-do-not-fit", fits(fit), name, None, white_box_of(name),
+            f"Slopes {where} that gradients give and those that are measured have a correlation of {fit[0]:.2f} (at "
+            f"least {CORRELATION}) and a ratio of {fit[1]:.2f} ({RATIO} to {1 / RATIO:.2f}).",
+        )  # fmt: skip
 
 
 def _edits(
@@ -218,99 +212,6 @@ def _edits(
         f"Of what PGD does to the untouched generator {parts[0]:.0%} is left on photos of the audit, and "
         f"{parts[1]:.0%} on means of two photos that nobody has seen (allowed: twice as much and {WORSE:.0%}).",
     )  # fmt: skip
-
-
-def slopes(
-    network: nn.Module, images: Tensor, condition: Condition, count: int | None = None, seed: int = 0
-) -> tuple[float, float]:
-    """How well a network's gradients say what its outputs do.
-
-    The slope of `sum(R * G(x, c))` for fixed random weights R is measured along directions of random signs by central
-    differences, and taken from the gradient; by those of :data:`STEPS` at which the two agree best. Photos are moved
-    within the usual budget first, as an attack does (:data:`INSIDE`, :data:`EDGE`). Then the gradient is taken once
-    more as an attack takes it: of all images at once, of a sum as small as a mean over all values, and of images that
-    come from something else.
-
-    Args:
-        network: from images to images.
-        images: (N, 3, H, W) in [-1, 1].
-        condition: the edit of each.
-        count: of how many of the first images slopes are measured; None for all.
-        seed: of weights and directions.
-
-    Returns:
-        The correlation of the two over directions and images, and the size of the gradient's slopes in units of the
-        measured ones (root mean squares); of photos that were moved little, of those that were moved far, and of the
-        gradient as an attack takes it beside the first one, where they fit worst. Both are 1 for exact gradients; where
-        outputs do not move at all, 0 and 0, or 1 and 1 where the gradient says so too.
-
-    Example:
-        >>> from loraguard.data import DemoFaces
-        >>> from loraguard.generators import DemoEditor
-        >>> images = torch.stack([face["image"] for face in DemoFaces(2)])
-        >>> correlation, ratio = slopes(DemoEditor.pretrained().eval(), images, {"labels": torch.zeros(2, 5)})
-        >>> correlation > CORRELATION, RATIO < ratio < 1 / RATIO
-        (True, True)
-    """
-    draws = torch.Generator().manual_seed(seed)
-    points = _moved(images, draws)
-    count = len(points) if count is None else count
-    some, edits = points[:count], _rows(condition, list(range(count)))
-    with undisturbed(network), seeded(seed):
-        leaf = some.clone().requires_grad_()
-        with torch.enable_grad():
-            given = network(leaf, **edits)
-            weights = torch.randn(given.shape, generator=draws).to(given) / given[0].numel() ** 0.5
-            gradient = _gradient((weights * given).sum(), leaf)
-    with undisturbed(network), seeded(seed):
-        leaf = points.clone().requires_grad_()
-        with torch.enable_grad():
-            total = (weights * network(leaf * 1, **condition)[:count]).sum()
-            scale = 1 / (weights.numel() * given[0].numel() ** 0.5)
-            attacked = _gradient(scale * total, leaf)[:count] / scale
-    signs = [torch.randint(0, 2, some.shape, generator=draws).to(images) * 2 - 1 for _ in range(DIRECTIONS)]
-    said = torch.stack([(gradient.double() * one).flatten(1).sum(1) for one in signs])
-
-    @torch.no_grad()
-    def total_of(moved: Tensor) -> Tensor:
-        with seeded(seed):
-            return (weights * network(moved, **edits)).double().flatten(1).sum(1)
-
-    fits = []
-    for step in STEPS:
-        ends = [(total_of(some + step * one), total_of(some - step * one)) for one in signs]
-        seen = torch.stack([(up - down) / (2 * step) for up, down in ends])
-        fits.append([_fit(said[:, part::2], seen[:, part::2]) for part in range(min(2, count))])
-    per_part = [max(fits_of_part, key=_goodness) for fits_of_part in zip(*fits, strict=True)]
-    return min([*per_part, _fit(attacked.double(), gradient.double())], key=_goodness)
-
-
-def _moved(images: Tensor, draws: torch.Generator) -> Tensor:
-    """Images within the usual budget of these, every second one at its edge."""
-    points = images.detach().clone()
-    for part, (least, most) in enumerate((INSIDE, EDGE)):
-        drawn = 2 * torch.rand(points[part::2].shape, generator=draws) - 1
-        points[part::2] += (drawn.sign() * (least + (most - least) * drawn.abs())).to(points)
-    return points.clamp(-1, 1)
-
-
-def _gradient(total: Tensor, leaf: Tensor) -> Tensor:
-    """Zeros where nothing depends on the leaf."""
-    found = torch.autograd.grad(total, leaf, allow_unused=True)[0] if total.requires_grad else None
-    return torch.zeros_like(leaf) if found is None else found
-
-
-def _goodness(fit: tuple[float, float]) -> float:
-    return min(fit[0], fit[1], 1 / max(fit[1], 1e-9))
-
-
-def _fit(said: Tensor, seen: Tensor) -> tuple[float, float]:
-    sizes = said.square().mean().sqrt(), seen.square().mean().sqrt()
-    if float(sizes[1]) <= 1e-9:
-        silent = float(sizes[0]) <= 1e-9
-        return float(silent), float(silent)
-    correlation = (said * seen).mean() / (sizes[0] * sizes[1]).clamp_min(1e-30)
-    return float(correlation), float(sizes[0] / sizes[1])
 
 
 def probe_defense(
@@ -397,42 +298,6 @@ def probe_channel(
             f"The slopes of {name} itself and those that the gradient of its stand-in gives have a correlation of "
             f"{fit:.2f} (at least {STAND_IN}).", name,
         )  # fmt: skip
-
-
-def stand_in_fit(channel: Channel, images: Tensor) -> float:
-    """How well the gradient of what stands in for a channel in attacks says what the channel itself does.
-
-    Args:
-        channel: itself.
-        images: (N, C, H, W) in [-1, 1].
-
-    Returns:
-        The correlation of their slopes along directions of random signs, for steps of :data:`WIDE`, the best of these.
-        About 1 where gradients pass through the channel, 0.4 for WebP and 0.7 for JPEG by their stand-ins.
-
-    Example:
-        >>> from loraguard.channels import GaussianBlur
-        >>> images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
-        >>> round(stand_in_fit(GaussianBlur(1.0), images), 2)
-        1.0
-    """
-    draws = torch.Generator().manual_seed(0)
-    leaf = images.clone().requires_grad_()
-    with seeded(0), torch.enable_grad():
-        given = channel.differentiable()(leaf)
-        weights = torch.randn(given.shape, generator=draws).to(given)
-        gradient = _gradient((weights * given).sum(), leaf)
-    signs = [torch.randint(0, 2, images.shape, generator=draws).to(images) * 2 - 1 for _ in range(DIRECTIONS // 2)]
-    said = torch.stack([(gradient * one).flatten(1).sum(1) for one in signs]).double()
-
-    @torch.no_grad()
-    def total_of(moved: Tensor) -> Tensor:
-        with seeded(0):
-            return (weights * channel(moved)).double().flatten(1).sum(1)
-
-    seen = [torch.stack([total_of(images + step * one) - total_of(images - step * one) for one in signs])
-            for step in WIDE]  # fmt: skip
-    return max(_fit(said, one)[0] for one in seen)
 
 
 def probe_stamp(name: str, rate: float) -> Iterator[Check]:

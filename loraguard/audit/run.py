@@ -245,15 +245,16 @@ class Run:
                 anew.append(f"{name}, as it was probed")
             self.store.write(key, made, {})
 
+        controls = [job.treatment for job in self.jobs if job.treatment.knowledge == "noise"]
+        eps = max((one.eps for one in controls if one.role == "main" and one.eps is not None), default=USUAL)
+
         @cache
         def attacked() -> Attacked:
-            controls = [job.treatment for job in self.jobs if job.treatment.knowledge == "noise"]
-            budgets = [one.eps for one in controls if one.role == "main"]
-            return Attacked.of(self.subjects, sample, max((eps for eps in budgets if eps is not None), default=USUAL))
+            return Attacked.of(self.subjects, sample, eps)
 
         def of_generator(name: str) -> list[Check]:
             target = clean.target(name)[: len(sample)]
-            return probe_generator(self.subjects, name, sample, target, whole, attacked)
+            return probe_generator(self.subjects, name, sample, target, whole, attacked, eps)
 
         def of_defense(job: Job) -> dict[str, Any]:
             target = clean.target(job.crafted_on)[: len(sample)]
