@@ -85,7 +85,7 @@ MASKS: dict[str, Callable[..., Tensor]] = {
     "another network under autograd": lambda x, edit: edit(0.5 * x if torch.is_grad_enabled() else x),
     "far from photos": lambda x, edit: edit(torch.where(_off(x) < 0.06, x, x.detach())),
     "sizes in between": lambda x, edit: edit(Backward.apply(x, lambda g: 0 * g if 1e-5 < g.abs().max() < 5e-3 else g)),
-    "where outputs are moved": lambda x, edit: edit(torch.where(_off(x, edit) < 0.1, x, x.detach())),
+    "where outputs are moved": lambda x, edit: edit(torch.where(_off(x, edit) < 0.3, x, x.detach())),
 }
 HONEST: dict[str, Callable[..., Tensor]] = {
     "plain": lambda x, edit: edit(x),
