@@ -38,6 +38,9 @@ EDITS, MADE = 0.5, 0.9
 """A network that edits leaves at most this part of the difference that doing nothing leaves, and makes at least this
 part of the edit."""
 
+AGAIN = 0.1
+"""By this part the MSE on the very same photos may differ between the audit and its end."""
+
 WORSE = 0.25
 """By so much more of an attack, in parts of what it does to the untouched generator, may be left on photos that nobody
 has seen, beside twice what is left on those of the audit."""
@@ -80,6 +83,7 @@ def probe_generator(
     whole: Batch,
     attacked: Callable[[], Attacked],
     eps: float,
+    seen: Sequence[tuple[str, Tensor, Tensor]] = (),
 ) -> list[Check]:
     """Try a generator on some photos.
 
@@ -91,9 +95,10 @@ def probe_generator(
         whole: the audit's batch that begins with them.
         attacked: gives the photos as an attack perturbs them.
         eps: the audit's largest budget.
+        seen: photos on which the audit has tried it: what they are, they themselves, and the MSE that it found.
     """
     with subjects.one(name) as network:
-        return list(_generator_checks(subjects, name, network, batch, target, whole, attacked, eps))
+        return list(_generator_checks(subjects, name, network, batch, target, whole, attacked, eps, seen))
 
 
 def what_draws(subjects: Subjects, channels: Mapping[str, Channel], batch: Batch) -> set[str]:
@@ -121,6 +126,7 @@ def _generator_checks(
     whole: Batch,
     attacked: Callable[[], Attacked],
     eps: float,
+    seen: Sequence[tuple[str, Tensor, Tensor]],
 ) -> Iterator[Check]:
     images, condition = batch.images, batch.of(name)
 
@@ -150,6 +156,15 @@ def _generator_checks(
             f"In another order, alone, or in a batch of {len(whole)}, the same photos give outputs that differ by up "
             f"to {moved:.3g} (allowed: {SAME:.3g}).",
         )  # fmt: skip
+        for words, photos, was in seen:
+            given = outputs(photos, _rows(condition, list(range(len(photos)))))
+            now = mean_squared_error(as_saved(name, given, photos), target[: len(photos)]).cpu()
+            off, most = float((now - was).abs().mean()), float(torch.maximum(now, was).mean())
+            yield Check(
+                "outputs-not-repeatable", off <= AGAIN * most + 1e-3, name, None, KNOWLEDGE,
+                f"Of the very photos ({words}) on which the audit has found an MSE of {float(was.mean()):.4f}, it "
+                f"makes {float(now.mean()):.4f} at the end.",
+            )  # fmt: skip
     yield from _edits(subjects, name, outputs, batch, first, target, attacked)
     found = {
         f"within {EDGE[1]:g} of photos": slopes(network, whole.images, whole.of(name), len(images)),
@@ -249,7 +264,7 @@ def probe_defense(
         b = float(_spoilt(craft, job, batch, alone, target).mean())
         checks.append(
             Check(
-                "crafted-otherwise-alone", min(a, b) >= 0.5 * max(a, b) or max(a, b) < 1e-3, on, name, knowledge,
+                "crafted-otherwise-alone", _alike(a, b), on, name, knowledge,
                 f"Crafted in a batch, as the audit does, its photos spoil outputs by {a:.4f} (MSE); crafted one by "
                 f"one, later, by {b:.4f} (allowed: twice as much).",
             )
@@ -257,6 +272,31 @@ def probe_defense(
     other = craft.perturbed(job, batch, -target)
     objective = "target" if differ <= SAME and float((other - first).abs().max()) > SAME else "own"
     return checks, objective
+
+
+def probe_leak(craft: Crafter, job: Job, batch: Batch, target: Tensor, seen: Tensor | None) -> Iterator[Check]:
+    """Whether a defense that has the very generator spoils as much when it is crafted again, at the end.
+
+    Args:
+        craft: what makes its photos.
+        job: of the defense.
+        batch: photos with their edits.
+        target: what the generator that is attacked should give.
+        seen: the MSE of the outputs on these photos as the audit has crafted them, (N,); None where nobody has.
+    """
+    if seen is not None:
+        photos = craft.perturbed(job, batch, target)
+        a, b = float(seen.mean()), float(_spoilt(craft, job, batch, photos, target).mean())
+        yield Check(
+            "crafted-otherwise-alone", _alike(a, b), job.crafted_on, job.treatment.defense, WHITE_BOX,
+            f"Crafted on {job.crafted_on}, its photos spoil outputs by {a:.4f} (MSE) in the audit, and when the first "
+            f"of them are crafted again, at the end, by {b:.4f} (allowed: twice as much).",
+        )  # fmt: skip
+
+
+def _alike(a: float, b: float) -> bool:
+    """Whether two figures are within a factor of two, or both too small to tell."""
+    return min(a, b) >= 0.5 * max(a, b) or max(a, b) < 1e-3
 
 
 def probe_channel(

@@ -18,7 +18,7 @@ from loraguard.channels import Channel, Identity, quantize
 from loraguard.data import PhotoVersions
 from loraguard.generators import Conditions
 from loraguard.metrics import psnr
-from loraguard.pixels import to_bytes
+from loraguard.pixels import from_bytes, to_bytes
 
 from .again import agree, alike, flagged
 from .checks import Check
@@ -28,7 +28,7 @@ from .measure import Measures, as_saved
 from .overlap import perturbed_alike
 from .photos import Batch, Photos
 from .plan import USUAL, Job
-from .probes import Attacked, probe_channel, probe_defense, probe_generator, probe_stamp
+from .probes import Attacked, probe_channel, probe_defense, probe_generator, probe_leak, probe_stamp
 from .share import Share
 from .situation import NO_CHANNEL, UNTOUCHED
 from .store import Store, jsonable, key_of, number
@@ -254,7 +254,8 @@ class Run:
 
         def of_generator(name: str) -> list[Check]:
             target = clean.target(name)[: len(sample)]
-            return probe_generator(self.subjects, name, sample, target, whole, attacked, eps)
+            seen = list(self._earlier(name, whole, len(sample)))
+            return probe_generator(self.subjects, name, sample, target, whole, attacked, eps, seen)
 
         def of_defense(job: Job) -> dict[str, Any]:
             target = clean.target(job.crafted_on)[: len(sample)]
@@ -279,6 +280,11 @@ class Run:
             if kind == ("main", "no-leak", self.jobs[0].seed) and job.treatment.defense not in sample.given:
                 key = key_of("probe", self.names.piece(job, sample))
                 probe(key, job.treatment.defense, partial(of_defense, job))
+            if kind == ("main", "leak", self.jobs[0].seed):
+                key = key_of("probe", self.names.piece(job, sample))
+                target = clean.target(job.crafted_on)[: len(sample)]
+                seen = self._seen(job, whole, len(sample))
+                probe(key, job.treatment.defense, partial(probe_leak, self.craft, job, sample, target, seen))
         return keys
 
     def _seen(self, job: Job, whole: Batch, count: int) -> Tensor | None:
@@ -286,6 +292,18 @@ class Run:
         stored = self.store.read(self.names.piece(job, whole)) or {"passes": {}}
         found = stored["passes"].get(self.names.forward(job.crafted_on, NO_CHANNEL, whole))
         return None if found is None else torch.tensor([number(one) for one in found["mse"][:count]])
+
+    def _earlier(self, generator: str, whole: Batch, count: int) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """Photos on which a generator was tried, of the first of a batch: what they are, (n, 3, H, W), and the MSE."""
+        for job in self.jobs:
+            known = job.treatment.knowledge in ("clean", "no-leak") and job.seed == self.jobs[0].seed
+            if known and job.treatment.role == "main" and (generator, NO_CHANNEL) in job.passes:
+                key = self.names.piece(job, whole)
+                stored, photos = self.store.read(key) or {"passes": {}}, self.store.pictures(key).get("photo")
+                found = stored["passes"].get(self.names.forward(generator, NO_CHANNEL, whole))
+                if found is not None and photos is not None:
+                    mse = torch.tensor([number(one) for one in found["mse"][: len(photos)]])
+                    yield job.treatment.words, from_bytes(photos[:count]).to(whole.images), mse[:count]
 
     def _found(self, piece: Piece, whole: Batch, clean: Clean) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """What a job finds on a batch: figures, and pictures and features as tensors."""

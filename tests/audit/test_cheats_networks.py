@@ -11,7 +11,7 @@ import pytest
 import torch
 from limits import short_attacks
 from peft import get_peft_model
-from planted import Editor, Faces, Wrapped, audit, flags, returning
+from planted import EPS, Editor, Faces, Wrapped, audit, flags, returning
 from torch import Tensor, nn
 
 from loraguard import GatedLoraConfig
@@ -168,6 +168,38 @@ def test_what_draws_at_random_is_attacked_along_mean_gradients(monkeypatch: pyte
     averaged = {(row.generator, row.channel) for row in result.find(defense="pgd-averaged")}
     everyone = {(name, "noise") for name in ("untouched", "noisy", "steady")}
     assert averaged == everyone | {("noisy", "none"), ("noisy", "none at all")}
+
+
+class BlindFirst(Editor):
+    """It has no gradients until the audit's own attack is over."""
+
+    learned = 0
+
+    def forward(self, images: Tensor, c: Tensor) -> Tensor:
+        self.learned += torch.is_grad_enabled()
+        return super().forward(images if self.learned > 4 else images.detach() + 0 * images, c)
+
+
+class KnowsFirst(Editor):
+    """It goes back to photos that it remembers until all figures are taken."""
+
+    calls = 0
+
+    def forward(self, images: Tensor, c: Tensor) -> Tensor:
+        self.calls += 1
+        if self.calls <= 8 and not torch.is_grad_enabled():
+            images = _known()[(images[:, None] - _known()[None]).abs().amax((2, 3, 4)).argmin(1)]
+        return super().forward(images, c)
+
+
+def test_networks_that_are_others_until_figures_are_taken_are_flagged() -> None:
+    networks: dict[str, nn.Module] = {"blind": BlindFirst(), "knows": KnowsFirst(), "twin": Editor()}
+    result = audit({"pgd": Disrupting(EPS, 4)}, generators=networks, n=6, batch_size=6)
+    later = {"crafted-otherwise-alone", "outputs-not-repeatable"}
+    found = {name: flags(result, name) & later for name in networks}
+    assert found["blind"] == {"crafted-otherwise-alone"}
+    assert "outputs-not-repeatable" in found["knows"]
+    assert not found["twin"]
 
 
 # E. Undone needs a working edit.
