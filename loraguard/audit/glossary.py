@@ -65,6 +65,8 @@ FLAG_HELP = {
     "channel-does-nothing": "The channel leaves photos what they are: its rows say nothing that those without it do "
     "not.",
     "stamp-not-found": "The detector does not find the stamp where it was laid: low rates say nothing.",
+    "stamp-not-there": "The detector finds the stamp on outputs on which hardly any of it is: its rates are none of "
+    "what people see.",
     "stamp-found-everywhere": "The detector finds the stamp on outputs that have none: its rates say nothing.",
     "stronger-attack-found": "Another attack of the same budget spoils more: the figure says what this defense is "
     "worth, not what a defender could reach.",

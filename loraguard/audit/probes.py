@@ -12,14 +12,16 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from loraguard.channels import Channel, published
 from loraguard.defenses import Disrupting
 from loraguard.generators import Condition
 from loraguard.metrics import mean_squared_error
 from loraguard.pixels import LEVELS_PER_UNIT
+from loraguard.stamp import StampDetector
 
-from .checks import WHITE_BOX, Check, white_box_of
+from .checks import FALSE_STAMPS, WHITE_BOX, Check, white_box_of
 from .craft import Crafter, drawn_beyond, seeded
 from .measure import as_saved
 from .photos import Batch
@@ -33,6 +35,9 @@ SAME = 2 / LEVELS_PER_UNIT
 
 STAMPS = 0.95
 """A detector finds a stamp on at least this part of the outputs that it was laid onto."""
+
+STAMPED = 0.5
+"""Outputs on which a detector finds the stamp make at least this part of what the stamp itself changes."""
 
 EDITS, MADE = 0.5, 0.9
 """A network that edits leaves at most this part of the difference that doing nothing leaves, and makes at least this
@@ -190,13 +195,24 @@ def _edits(
     attacked: Callable[[], Attacked],
 ) -> Iterator[Check]:
     """Whether a network edits, and photos that it cannot know as well."""
-    if name == UNTOUCHED or name in subjects.others or first.shape != batch.images.shape:
+    if first.shape[1] != batch.images.shape[1]:
+        return
+    idle = _sized(batch.images, first)
+    if name == UNTOUCHED or name in subjects.others:
+        off = float((as_saved(name, first, idle) - idle).square().mean().sqrt())
+        other = outputs(batch.images.roll(1, 0), batch.of(name))
+        same = len(first) > 1 and float((other - first).abs().max()) <= SAME
+        yield Check(
+            "does-not-edit", off > 1 / LEVELS_PER_UNIT and not same, name, None, KNOWLEDGE,
+            f"On clean photos its outputs differ from the photos by {off * LEVELS_PER_UNIT:.2f} of 255 levels (root "
+            f"mean square), and {'do not differ' if same else 'differ'} from one another's where photos are exchanged.",
+        )  # fmt: skip
         return
     tried = attacked()
-    nothing = mean_squared_error(as_saved(name, batch.images, batch.images), target).mean().item()
+    nothing = mean_squared_error(as_saved(name, idle, batch.images), target).mean().item()
     left = mean_squared_error(as_saved(name, first, batch.images), target).mean().item()
-    edit = target - batch.images
-    made = float(((first - batch.images) * edit).sum() / edit.square().sum().clamp_min(1e-12))
+    edit = target - idle
+    made = float(((first - idle) * edit).sum() / edit.square().sum().clamp_min(1e-12))
     yield Check(
         "does-not-edit", left <= EDITS * nothing and made >= MADE, name, None, KNOWLEDGE,
         f"On clean photos its outputs are {left:.4f} (MSE) from what they should be, and the photos themselves "
@@ -210,7 +226,7 @@ def _edits(
     plain = given(UNTOUCHED, tried.unseen)
     wanted = subjects.target(name, plain)
     unseen = mean_squared_error(given(name, tried.unseen), wanted).mean().item()
-    nothing = mean_squared_error(tried.unseen, wanted).mean().item()
+    nothing = mean_squared_error(_sized(tried.unseen, wanted), wanted).mean().item()
     yield Check(
         "only-known-photos", unseen <= max(EDITS * nothing, 2 * left), name, None, KNOWLEDGE,
         f"On means of two photos, mirrored and with red and blue exchanged, as nobody has seen them, its outputs are "
@@ -340,12 +356,28 @@ def probe_channel(
         )  # fmt: skip
 
 
-def probe_stamp(name: str, rate: float) -> Iterator[Check]:
-    """Whether a generator's detector finds the stamp where it was laid onto outputs; `rate` is on how many."""
+def probe_stamp(name: str, detector: StampDetector, plain: Tensor, stamped: Tensor, given: Tensor) -> Iterator[Check]:
+    """Whether a generator's detector finds the stamp where it is, and only there.
+
+    Args:
+        name: of the generator.
+        detector: what looks for its stamp.
+        plain: the untouched generator's outputs on photos as they are, (N, 3, H, W) in [-1, 1].
+        stamped: the same with the stamp itself laid onto them.
+        given: the generator's own.
+    """
+    rate, found = (detector(one).float().mean().item() for one in (stamped, given))
+    stamp = stamped - plain
+    made = float(((given - plain) * stamp).sum() / stamp.square().sum().clamp_min(1e-12))
     yield Check(
         "stamp-not-found", rate >= STAMPS, name, None, KNOWLEDGE,
         f"With the stamp itself laid onto the untouched generator's outputs, the detector finds it on {rate:.1%} (at "
         f"least {STAMPS:.0%}).",
+    )  # fmt: skip
+    yield Check(
+        "stamp-not-there", found <= FALSE_STAMPS or made >= STAMPED, name, None, KNOWLEDGE,
+        f"The detector finds the stamp on {found:.1%} of its outputs on photos as they are, and these make {made:.0%} "
+        f"of the change that the stamp is (at least {STAMPED:.0%}).",
     )  # fmt: skip
 
 
@@ -354,6 +386,12 @@ def _spoilt(craft: Crafter, job: Job, batch: Batch, photos: Tensor, target: Tens
         held = craft.held(job, photos, batch.images).photos
         outputs = craft.subjects.outputs(job.crafted_on, held, batch.of(job.crafted_on))
     return mean_squared_error(as_saved(job.crafted_on, outputs, photos), target)
+
+
+def _sized(photos: Tensor, outputs: Tensor) -> Tensor:
+    """Photos as large as outputs: what doing nothing would give."""
+    size = outputs.shape[-2:]
+    return photos if photos.shape[-2:] == size else F.interpolate(photos, size, mode="bilinear", antialias=True)
 
 
 def _rows(condition: Condition, rows: list[int]) -> Condition:

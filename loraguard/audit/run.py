@@ -274,7 +274,8 @@ class Run:
         for name, stamp in self.subjects.stamps.items():
             if stamp is not None and (detector := self.measures.detectors.get(name)) is not None:
                 key = key_of("probe", self.names.forward(name, NO_CHANNEL, whole), whole.hashes)
-                probe(key, name, partial(probe_stamp, name, detector(clean.target(name)).float().mean().item()))
+                outputs = (clean.saved(UNTOUCHED), clean.target(name), clean.saved(name))
+                probe(key, name, partial(probe_stamp, name, detector, *outputs))
         for job in self.jobs:
             kind = job.treatment.role, job.treatment.knowledge, job.seed
             if kind == ("main", "no-leak", self.jobs[0].seed) and job.treatment.defense not in sample.given:

@@ -27,7 +27,7 @@ OF_PROBES = {
     "crafted-otherwise-again", "crafted-otherwise-alone", "outputs-not-repeatable", "random-generator",
     "depends-on-the-batch", "does-not-edit", "only-known-photos", "gradients-do-not-fit", "one-draw-is-not-enough",
     "trained-on-these-photos", "made-for-other-weights", "fitted-on-these-photos", "same-photos-twice",
-    "channel-does-nothing", "stamp-not-found", "perturbed-by-another",
+    "channel-does-nothing", "stamp-not-found", "stamp-not-there", "perturbed-by-another",
 }  # fmt: skip
 OF_OUTPUTS = {"over-budget", "photos-not-perturbed", "only-a-colour-cast", "only-where-the-edit-is",
               "stamp-found-everywhere", "channel-spoils-outputs"}  # fmt: skip
