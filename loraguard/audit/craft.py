@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import random
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -149,7 +149,8 @@ class Crafter:
             one = batch.rows([0])
             first, again = (self._output(job.crafted_on, one) for _ in range(2))
             self.known[job.crafted_on] = one, first, float((again - first).abs().max()) <= MOVED
-        with self.subjects.one(job.crafted_on) as network, settings_kept():
+        watched = nullcontext() if trusted else self.subjects.watched(job.crafted_on, who)
+        with self.subjects.one(job.crafted_on) as network, settings_kept(), watched:
             through = self.channels[job.through].differentiable()
             generator = network if job.through == NO_CHANNEL else Through(network, through)
             defense = self._fitted(job, generator) if must_fit(job) else job.defense

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
-from typing import cast
+from typing import Any, cast
 
 import torch
 from peft import PeftConfig, PeftModel
@@ -93,6 +93,32 @@ class Subjects:
                 self._on.pop()
                 if self._on:
                     self._switch(self._on[-1])
+
+    @contextmanager
+    def watched(self, name: str, who: str) -> Iterator[None]:
+        """Within the block the model is called as the generator of this name alone.
+
+        Raises:
+            ValueError: if `who` has switched a patch on or off meanwhile, and called what it is not to know of.
+        """
+        called: list[str] = []
+        expected = [] if name == UNTOUCHED or name in self.networks else [name]
+
+        def look(layer: Any, given: Any) -> None:
+            if (on := [] if layer.disable_adapters else list(layer.active_adapters)) != expected:
+                called.extend(on or ["the generator without any"])
+
+        hooks = [one.register_forward_pre_hook(look) for one in self._switches]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if called:
+            raise ValueError(
+                f"{who} was to know of {name!r} alone, and has called the generator with patches switched otherwise "
+                f"({called[0]}): its figures would be those of a defender who knows more. Let it leave adapters alone."
+            )
 
     @contextmanager
     def _switched_back(self) -> Iterator[None]:
