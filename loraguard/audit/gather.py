@@ -145,7 +145,7 @@ def _settings(run: Run, defenses: Mapping[str, Any], seeds: Sequence[int]) -> di
         "budget": budget_words(defenses),
         "own_budgets": [name for name, one in defenses.items() if isinstance(one, Defense) and one.budget is not None],
         "defenses": {name: _described(one, run.names.defenses.get(id(one))) for name, one in defenses.items()},
-        "fit_on": None if run.fit_on is None else describe(run.fit_on),
+        "fit_on": None if run.fit_on is None else describe(run.fit_on) | run.names.fitted_on,
         "channels": {name: describe(one) for name, one in run.channels.items() if name != NO_CHANNEL},
         "patches": {
             name: None if one is None else describe(one)
@@ -154,6 +154,7 @@ def _settings(run: Run, defenses: Mapping[str, Any], seeds: Sequence[int]) -> di
         },
         "adapters": run.names.patches,
         "code_sha256": run.names.code,
+        "measured_by": run.names.measured_by,
         "networks": list(subjects.networks),
         "others": list(subjects.others),
         "weights_sha256": run.names.hashes,

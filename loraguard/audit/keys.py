@@ -61,6 +61,18 @@ class Names:
         everything = {UNTOUCHED: self.base, **self.networks, **{name: one[-1] for name, one in self.channels.items()}}
         return {name: one["sha256"] for name, one in everything.items() if not one.get("opaque")}
 
+    @property
+    def fitted_on(self) -> dict[str, Any]:
+        """What the photos for fitting are, where that can be told."""
+        told = self.fit_on is not None and not self.fit_on[0].get("opaque")
+        return {"sha256": self.fit_on[0]["sha256"], "n": self.fit_on[1]} if self.fit_on is not None and told else {}
+
+    @property
+    def measured_by(self) -> str | None:
+        """The hash of what computes the figures, its code and weights, where it can be told."""
+        makers = self.measures[1:]
+        return None if any(one.get("opaque") for one in makers) else key_of(*(one["sha256"] for one in makers))
+
     def _all(self) -> Iterator[tuple[str, Any]]:
         yield UNTOUCHED, self.base
         yield from self.networks.items()
