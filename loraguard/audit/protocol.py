@@ -129,10 +129,18 @@ def run_audit(
     result.settings["power"] = planned(len(photos), len(options.defenses))
     known, kept = dict(options.trained_on or {}), None if options.fit_on is None else hashes_in(options.fit_on)
     result.settings["trained_on"] = {name: len(one) for name, one in known.items()}
+    ready = {
+        name: one for name, one in options.defenses.items() if isinstance(one, Fittable) and one.fitted is not None
+    }
+    fitted = {
+        name: hashes_in(photos) for name, one in ready.items() if (photos := getattr(one, "seen", None)) is not None
+    }
+    adapted = [name for name in subjects.names[1:] if name not in subjects.others and not known.get(name)]
+    result.settings["unknown_photos"] = [*adapted, *(name for name in ready if name not in fitted)]
     result.checks += subjects.made_for_others(run.names.hashes)
     audited = PhotoVersions.joined(log.likeness[start] for start in sorted(log.likeness))
     result.settings["distinct_photos"] = once = distinct(audited)
-    result.checks += overlaps(audited, once, known, kept, subjects.names)
+    result.checks += overlaps(audited, once, known, kept, subjects.names, fitted)
     result.checks += given_twice([log.alike[start] for start in sorted(log.alike)], subjects.names)
     result.checks += examine(result)
     return result

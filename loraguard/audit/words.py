@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from loraguard.defenses import Defense
@@ -97,7 +97,8 @@ def tried(result: AuditResult) -> dict[str, str]:
     knowledge = dict.fromkeys(photo.knowledge for photo in main)
     found = {
         "Photos": f"{settings['n']}, on each of them one of {_count(len(edits), 'edit')}{named}."
-        + (f" {power_words(settings['n'], len(result.defenses))}" if "power" in settings else ""),
+        + (f" {power_words(settings['n'], len(result.defenses))}" if "power" in settings else "")
+        + _unknown(settings.get("unknown_photos", ())),
         "Generators": "; ".join(
             _described(result, one) for one in dict.fromkeys(s.generator for s in result.situations)
         )
@@ -133,6 +134,13 @@ def tried(result: AuditResult) -> dict[str, str]:
         text += f"{failed} of {_count(len(result.checks), 'check')} failed."
     found["Checks"] = text
     return {label: text.strip() for label, text in found.items()}
+
+
+def _unknown(names: Sequence[str]) -> str:
+    """Of whom nobody knows which photos they have seen."""
+    if not names:
+        return ""
+    return f" Not known, so that nobody looked for these photos among them: what {listed(names)} learned on."
 
 
 def _aimed(result: AuditResult) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,9 +16,10 @@ from loraguard import GatedLoraConfig, Stamp
 from loraguard.audit import AuditResult, run_audit
 from loraguard.audit.claim import headline
 from loraguard.audit.probes import probe_stamp
+from loraguard.audit.words import tried
 from loraguard.channels import JPEG, quantize
 from loraguard.data import DemoFaces, PhotoHashes
-from loraguard.defenses import RandomNoise
+from loraguard.defenses import CMUA, RandomNoise
 from loraguard.fingerprint import generator_fingerprint
 from loraguard.stamp import StampDetector
 
@@ -50,6 +52,18 @@ def test_the_same_photo_on_both_sides_is_flagged() -> None:
     assert "fitted-on-these-photos" in flags(audit(fit_on=Faces(4)))
     others = [DemoFaces(30, size=16)[i] for i in range(20, 30)]
     assert "fitted-on-these-photos" not in flags(audit(fit_on=others))
+
+
+def test_a_defense_that_was_fitted_on_these_photos_before_is_flagged(tmp_path: Path) -> None:
+    """F. Its photos are none of `fit_on`; from a file nobody knows them, and that is said, as of a network."""
+    editor, others = Editor(), [DemoFaces(30, size=16)[at] for at in range(20, 30)]
+    known, apart = (CMUA(0.1, steps=1, batch_size=4).fit(editor, photos) for photos in (Faces(4), others))
+    defenses = {"known": known, "apart": apart, "file": CMUA.load(known.save(tmp_path / "one.safetensors"))}
+    result = audit(defenses, n=4, no_leak_only=[*defenses], generators={"twin": Editor()})
+    flagged = {one.defense for one in result.checks if one.name == "fitted-on-these-photos" and not one.passed}
+    assert flagged == {"known"}
+    assert result.settings["unknown_photos"] == ["twin", "file"]
+    assert "nobody looked for these photos among them: what twin and file learned on." in tried(result)["Photos"]
 
 
 def test_items_that_are_tuples_are_compared_as_well() -> None:
