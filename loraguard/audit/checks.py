@@ -48,6 +48,9 @@ FALSE_STAMPS = 0.05
 MOVES = 5.0
 """A defense that raises the MSE to so many times what noise does moves outputs, whatever the threshold of success."""
 
+HARD_TO_SEE = 35.0
+"""In dB: outputs that are as near as this to what they should be look like it."""
+
 CLEAN_DSR = 0.05
 """Where more of the clean outputs than this are spoilt, a patch is none."""
 
@@ -117,6 +120,7 @@ def _of_defenses(result: AuditResult, generator: str) -> Iterator[Check]:
             same = None if own else noise.get(no_leak.treatment.eps or 0.0)
             control = next(iter(result.find(role="control", defense=defense)), same or noise[max(noise)])
             yield _reachable(result, no_leak, control)
+            yield from _visible(result, no_leak)
             beaten, words = beats(no_leak, control)
             yield Check("no-better-than-noise", beaten, generator, defense, ("no-leak", *WHITE_BOX), words)
         elif leak is not None:
@@ -139,6 +143,20 @@ def _reachable(result: AuditResult, row: Situation, noise: Situation) -> Check:
         f"It raises the MSE to {mse:.3g}, {mse / most:.0f} times what noise does ({most:.3g}), and {_share(row):.1%} "
         f"of the outputs are over the threshold of success ({result.settings.get('success', SUCCESS)}).",
     )  # fmt: skip
+
+
+def _visible(result: AuditResult, row: Situation) -> Iterator[Check]:
+    """Whether what counts as spoilt, by pixels, can be seen at all."""
+    success = result.settings.get("success", SUCCESS)
+    psnr = row.values["psnr"][row.values["dsr"] > 0].double()
+    if success.partition(":")[0] in ("mse", "ssim", "lpips", "noise") and len(psnr):
+        finite = psnr[psnr.isfinite()]
+        kept = finite.mean().item() if len(finite) else float("inf")
+        yield Check(
+            "threshold-too-low", kept <= HARD_TO_SEE, UNTOUCHED, row.treatment.defense, ("no-leak", *WHITE_BOX),
+            f"Outputs that count as spoilt ({success}) keep {kept:.1f} dB (PSNR) to what they should be (at most "
+            f"{HARD_TO_SEE:g} dB).",
+        )  # fmt: skip
 
 
 def _of_outputs(result: AuditResult, generator: str) -> Iterator[Check]:

@@ -57,6 +57,9 @@ def claim(result: AuditResult) -> tuple[str, str]:
     if "threshold-out-of-reach" in result.flags(row):
         reads = "The threshold of success says nothing about this generator"
         return reads, f"{start}{control}, although outputs move far more than with noise. Choose another (--success)."
+    if "threshold-too-low" in result.flags(row):
+        reads = "The threshold of success counts what nobody sees"
+        return reads, f"{start}{control}, and spoilt outputs look as they should. Choose another (--success)."
     if high < 0.5 or beaten or (share < 0.5 and noise is not None and dsr_of(noise) >= share):
         more = unsure if low < 0.5 <= high else ""
         doubts = _caution(one for one in result.flags(row) if one != "no-better-than-noise")  # which is said already

@@ -31,6 +31,8 @@ FLAG_HELP = {
     "blinds the attack.",
     "threshold-out-of-reach": "The defense moves outputs far more than noise does, and yet hardly one reaches the "
     "threshold of success: it is not made for a generator of so small changes.",
+    "threshold-too-low": "Outputs that count as spoilt look as they should: the threshold of success counts what "
+    "nobody sees.",
     "one-draw-is-not-enough": "Something draws at random, and an attack along the mean of 16 draws of each gradient "
     "beats one along single draws.",
     "over-budget": "The defense moves photos by more than it says; they were brought back into its budget.",

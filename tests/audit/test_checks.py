@@ -213,6 +213,7 @@ def test_checks_without_attacks_are_those_of_the_rows() -> None:
             "transfer-beats-white-box",
             "photo-destroyed",
             "threshold-out-of-reach",
+            "threshold-too-low",
         }
         == (set(FLAG_HELP) - set(OF_ATTACKS) - OF_PROBES - OF_OUTPUTS)
     )

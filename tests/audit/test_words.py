@@ -5,7 +5,7 @@ import torch
 from setups import made, rows, situation
 
 from loraguard.audit import AuditResult, table, verdict
-from loraguard.audit.checks import Check
+from loraguard.audit.checks import Check, examine
 from loraguard.audit.claim import claim
 from loraguard.audit.words import budget_words, story, tried
 from loraguard.defenses import AntiForgery, Disrupting
@@ -122,6 +122,18 @@ def test_flags_are_in_the_headline_where_nobody_adapts(share: float) -> None:
     result.checks = [Check(name, False, "untouched", "pgd", ("no-leak",), "") for name in names]
     said = "Under the flag fitted-on" if share == 0.2 else "Under the flags fitted-on-these-photos and no-better"
     assert said in verdict(result)[0]
+
+
+@pytest.mark.parametrize(("psnr", "flagged"), [(45.0, True), (30.0, False)])
+def test_a_success_that_nobody_sees_is_none(psnr: float, flagged: bool) -> None:
+    """Every output is over so low a threshold; where it keeps 45 dB it looks as it should."""
+    result = audit({"pgd": (0.95,)}, n=40)
+    result["untouched", "no-leak"].values["psnr"][:] = psnr
+    result.settings["success"] = "mse:0.0001"
+    result.checks = examine(result)
+    reads = "The threshold of success counts what nobody sees: pgd spoils 95.0%"
+    assert verdict(result)[0].startswith(reads) == flagged
+    assert any(one.name == "threshold-too-low" and not one.passed for one in result.checks) == flagged
 
 
 def test_destroyed_photos_are_no_protection() -> None:
