@@ -91,9 +91,13 @@ def settings_kept() -> Iterator[None]:
         torch.is_deterministic_algorithms_warn_only_enabled(),
     )
     folder = os.getcwd()
+    autocast = {kind: (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda")}
     try:
         yield
     finally:
+        for kind, (enabled, narrow) in autocast.items():
+            torch.set_autocast_enabled(kind, enabled)
+            torch.set_autocast_dtype(kind, narrow)
         torch.set_default_dtype(dtype)
         torch.set_grad_enabled(grad)
         if torch.get_num_threads() != threads:
