@@ -149,15 +149,15 @@ class Crafter:
             one = batch.rows([0])
             first, again = (self._output(job.crafted_on, one) for _ in range(2))
             self.known[job.crafted_on] = one, first, float((again - first).abs().max()) <= MOVED
-        watched = nullcontext() if trusted else self.subjects.watched(job.crafted_on, who)
-        with self.subjects.one(job.crafted_on) as network, settings_kept(), watched:
+        with self.subjects.one(job.crafted_on) as network, settings_kept():
             through = self.channels[job.through].differentiable()
             generator = network if job.through == NO_CHANNEL else Through(network, through)
             defense = self._fitted(job, generator) if must_fit(job) else job.defense
             condition = {key: value.clone() for key, value in batch.of(job.crafted_on).items()}
             with seeded(mixed(job.seed, batch.start)):  # the same random start whatever else is audited
                 before = _states(batch.images.device)
-                perturbed = defense(generator, batch.images.clone(), condition, clean=target.clone())
+                with nullcontext() if trusted else self.subjects.watched(job.crafted_on, who):
+                    perturbed = defense(generator, batch.images.clone(), condition, clean=target.clone())
                 self.drew = _states(batch.images.device) != before
         self.unharmed.check(who)
         if not trusted:
@@ -193,10 +193,11 @@ class Crafter:
         key = (id(job.defense), job.crafted_on, job.through, job.seed)
         if key not in self.fits:
             assert self.fit_on is not None
-            with seeded(mixed(job.seed, 2**31)):
+            who = f"Fitting the defense {job.treatment.defense!r}"
+            with seeded(mixed(job.seed, 2**31)), self.subjects.watched(job.crafted_on, who):
                 conditions = None if job.crafted_on in self.subjects.others else self.conditions
                 self.fits[key] = job.defense.fit(generator, self.fit_on, conditions, disable_tqdm=self.silent)
-            self.unharmed.check(f"Fitting the defense {job.treatment.defense!r}")
+            self.unharmed.check(who)
         return self.fits[key]
 
 

@@ -14,30 +14,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from loraguard.channels import Channel, published
+from loraguard.channels import Channel
 from loraguard.defenses import Disrupting
 from loraguard.generators import Condition
 from loraguard.metrics import mean_squared_error
 from loraguard.pixels import LEVELS_PER_UNIT
-from loraguard.stamp import StampDetector
 
-from .checks import FALSE_STAMPS, WHITE_BOX, Check, white_box_of
+from .checks import WHITE_BOX, Check, white_box_of
 from .craft import Crafter, drawn_beyond, seeded
 from .measure import as_saved
 from .photos import Batch
 from .plan import USUAL, Job
 from .situation import KNOWLEDGE, UNTOUCHED
-from .slopes import CORRELATION, EDGE, RATIO, STAND_IN, fits, slopes, slopes_under_attack, stand_in_fit
+from .slopes import CORRELATION, EDGE, RATIO, fits, slopes, slopes_under_attack
 from .subjects import Subjects
 
 SAME = 2 / LEVELS_PER_UNIT
 """Outputs of one photo may differ by two levels of 8 bits where only the order of sums differs."""
-
-STAMPS = 0.95
-"""A detector finds a stamp on at least this part of the outputs that it was laid onto."""
-
-STAMPED = 0.5
-"""Outputs on which a detector finds the stamp make at least this part of what the stamp itself changes."""
 
 EDITS, MADE = 0.5, 0.9
 """A network that edits leaves at most this part of the difference that doing nothing leaves, and makes at least this
@@ -80,6 +73,19 @@ def unseen_of(images: Tensor) -> Tensor:
     return (images + images.roll(1, 0)).flip(1, 3) / 2
 
 
+def half_noisy(images: Tensor, eps: float = USUAL) -> Tensor:
+    """Every second photo with noise of the budget: a network may do otherwise where photos are perturbed.
+
+    Example:
+        >>> half_noisy(torch.zeros(2, 3, 4, 4)).abs().amax((1, 2, 3))
+        tensor([0.0000, 0.0500])
+    """
+    noisy = images.clone()
+    signs = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).sign().to(images)
+    noisy[1::2] += eps * signs[1::2]
+    return noisy.clamp(-1, 1)
+
+
 def probe_generator(
     subjects: Subjects,
     name: str,
@@ -116,9 +122,10 @@ def what_draws(subjects: Subjects, channels: Mapping[str, Channel], batch: Batch
                 drawn.append(call())
         return float((drawn[0] - drawn[1]).abs().max())
 
-    networks = {name: partial(subjects.outputs, name, batch.images, batch.of(name)) for name in subjects.names}
+    photos = half_noisy(batch.images)
+    networks = {name: partial(subjects.outputs, name, photos, batch.of(name)) for name in subjects.names}
     random = {name for name, call in networks.items() if moved(call) > SAME}
-    drawn = {name: lambda channel=channel: channel(batch.images.clone()) for name, channel in channels.items()}
+    drawn = {name: lambda channel=channel: channel(photos.clone()) for name, channel in channels.items()}
     return random | {name for name, call in drawn.items() if moved(call) > 0}
 
 
@@ -140,22 +147,24 @@ def _generator_checks(
             return network(images.clone(), **condition)
 
     first = outputs(images, condition)
-    again = float((outputs(images, condition) - first).abs().max())
+    tried = half_noisy(images, eps)
+    usual = outputs(tried, condition)
+    again = float((outputs(tried, condition) - usual).abs().max())
     yield Check(
         "outputs-not-repeatable", again <= SAME, name, None, KNOWLEDGE,
         f"The same photos with the same seed give outputs that differ by up to {again:.3g} (allowed: {SAME:.3g}).",
     )  # fmt: skip
-    drawn = float((outputs(images, condition, seed=1) - first).abs().max())
+    drawn = float((outputs(tried, condition, seed=1) - usual).abs().max())
     yield Check(
         "random-generator", drawn <= SAME, name, None, white_box_of(name),
         f"With another seed outputs differ by up to {drawn:.3g} (allowed: {SAME:.3g}): gradients of one draw mislead.",
     )  # fmt: skip
     if drawn <= SAME:
         order = list(reversed(range(len(images))))
-        turned = outputs(images[order], {key: value[order] for key, value in condition.items()})[order]
-        alone = torch.cat([outputs(images[i : i + 1], _rows(condition, [i])) for i in range(len(images))])
-        among = outputs(whole.images, whole.of(name))[: len(images)]
-        moved = max(float((one - first).abs().max()) for one in (turned, alone, among))
+        turned = outputs(tried[order], {key: value[order] for key, value in condition.items()})[order]
+        alone = torch.cat([outputs(tried[i : i + 1], _rows(condition, [i])) for i in range(len(tried))])
+        among = outputs(torch.cat([tried, whole.images[len(tried) :]]), whole.of(name))[: len(tried)]
+        moved = max(float((one - usual).abs().max()) for one in (turned, alone, among))
         yield Check(
             "depends-on-the-batch", moved <= SAME, name, None, KNOWLEDGE,
             f"In another order, alone, or in a batch of {len(whole)}, the same photos give outputs that differ by up "
@@ -313,72 +322,6 @@ def probe_leak(craft: Crafter, job: Job, batch: Batch, target: Tensor, seen: Ten
 def _alike(a: float, b: float) -> bool:
     """Whether two figures are within a factor of two, or both too small to tell."""
     return min(a, b) >= 0.5 * max(a, b) or max(a, b) < 1e-3
-
-
-def probe_channel(
-    name: str, channel: Channel, batch: Batch, generators: Sequence[str], crafted_through: bool
-) -> Iterator[Check]:
-    """What a channel does to photos, as they are published with noise of the usual budget on them.
-
-    Args:
-        name: of the channel.
-        channel: itself.
-        batch: photos of the audit.
-        generators: all names.
-        crafted_through: whether attacks go through what stands in for it.
-    """
-    noise = USUAL * torch.randn(batch.images.shape, generator=torch.Generator().manual_seed(0)).sign()
-    left = []
-    for images in (batch.images, unseen_of(batch.images)):
-        photos = published((images + noise.to(images)).clamp(-1, 1), images)
-        with seeded(0):
-            sent = channel(photos.clone())
-        left.append(float((sent - images).square().mean() / (photos - images).square().mean().clamp_min(1e-12)))
-        if images is batch.images:
-            moved, noisy = float((sent - photos).abs().max()), photos
-    fit = stand_in_fit(channel, noisy) if crafted_through else 1.0
-    for generator in generators:
-        yield Check(
-            "channel-does-nothing", moved > 1.01 / LEVELS_PER_UNIT, generator, None, KNOWLEDGE,
-            f"{name} changes values by at most {moved * LEVELS_PER_UNIT:.2f} of 255 levels: its rows are those without "
-            "a channel.", name,
-        )  # fmt: skip
-        yield Check(
-            "only-known-photos", left[1] <= 2 * left[0] + WORSE, generator, None, KNOWLEDGE,
-            f"Behind {name}, noise leaves photos of the audit {left[0]:.0%} as far from the originals as it had made "
-            f"them, and means of two photos that nobody has seen {left[1]:.0%} (allowed: twice as much and "
-            f"{WORSE:.0%}).", name,
-        )  # fmt: skip
-        yield Check(
-            "gradients-do-not-fit", fit >= STAND_IN, generator, None, ("leak+channel",),
-            f"The slopes of {name} itself and those that the gradient of its stand-in gives have a correlation of "
-            f"{fit:.2f} (at least {STAND_IN}).", name,
-        )  # fmt: skip
-
-
-def probe_stamp(name: str, detector: StampDetector, plain: Tensor, stamped: Tensor, given: Tensor) -> Iterator[Check]:
-    """Whether a generator's detector finds the stamp where it is, and only there.
-
-    Args:
-        name: of the generator.
-        detector: what looks for its stamp.
-        plain: the untouched generator's outputs on photos as they are, (N, 3, H, W) in [-1, 1].
-        stamped: the same with the stamp itself laid onto them.
-        given: the generator's own.
-    """
-    rate, found = (detector(one).float().mean().item() for one in (stamped, given))
-    stamp = stamped - plain
-    made = float(((given - plain) * stamp).sum() / stamp.square().sum().clamp_min(1e-12))
-    yield Check(
-        "stamp-not-found", rate >= STAMPS, name, None, KNOWLEDGE,
-        f"With the stamp itself laid onto the untouched generator's outputs, the detector finds it on {rate:.1%} (at "
-        f"least {STAMPS:.0%}).",
-    )  # fmt: skip
-    yield Check(
-        "stamp-not-there", found <= FALSE_STAMPS or made >= STAMPED, name, None, KNOWLEDGE,
-        f"The detector finds the stamp on {found:.1%} of its outputs on photos as they are, and these make {made:.0%} "
-        f"of the change that the stamp is (at least {STAMPED:.0%}).",
-    )  # fmt: skip
 
 
 def _spoilt(craft: Crafter, job: Job, batch: Batch, photos: Tensor, target: Tensor) -> Tensor:

@@ -21,14 +21,15 @@ from loraguard.metrics import psnr
 from loraguard.pixels import from_bytes, to_bytes
 
 from .again import agree, alike, flagged
+from .channel_probes import probe_channel, probe_stamp
 from .checks import Check
 from .craft import Crafter, check_likeness, drawn_beyond, farthest, seeded
 from .keys import Names
-from .measure import Measures, as_saved
+from .measure import Measures, as_saved, check_encoder
 from .overlap import perturbed_alike
 from .photos import Batch, Photos
 from .plan import USUAL, Job
-from .probes import Attacked, probe_channel, probe_defense, probe_generator, probe_leak, probe_stamp
+from .probes import Attacked, probe_defense, probe_generator, probe_leak
 from .share import Share
 from .situation import NO_CHANNEL, UNTOUCHED
 from .store import Store, jsonable, key_of, number
@@ -333,6 +334,7 @@ class Run:
                 with torch.no_grad():
                     features |= {f"is {name}": self.measures.features(preds).cpu().float()}
                 features |= {f"ought {name}": encoded(self.measures.features, "target").cpu().float()}
+                check_encoder("features", encoded(self.measures.features, "photo"), batch.images)
         pictures = {name: to_bytes(images[: self.pictures - batch.start]).cpu() for name, images in shown.items()}
         on_photos = {
             "photo_linf": farthest(photos, batch.images),

@@ -11,9 +11,9 @@ from planted import Editor, Faces, Wrapped, audit, flags, returning
 from setups import made, situation
 from torch import Tensor
 
+from loraguard.audit.channel_probes import probe_channel
 from loraguard.audit.checks import examine
 from loraguard.audit.photos import Batch
-from loraguard.audit.probes import probe_channel
 from loraguard.channels import Channel, parse_channel
 
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from loraguard import GatedLoraConfig, Stamp
 from loraguard.audit import AuditResult, run_audit
+from loraguard.audit.channel_probes import probe_stamp
 from loraguard.audit.claim import headline
-from loraguard.audit.probes import probe_stamp
 from loraguard.audit.words import tried
 from loraguard.channels import JPEG, quantize
 from loraguard.data import DemoFaces, PhotoHashes

@@ -52,6 +52,18 @@ def test_what_gives_photos_back_is_no_edit_whatever_it_is_called() -> None:
     assert {name for name in ("untouched", *networks) if "does-not-edit" in flags(found, name)} == {"idle"}
 
 
+@pytest.mark.parametrize("metric", ["identity", "features"])
+def test_an_encoder_that_tells_nothing_apart_is_refused(metric: str) -> None:
+    """H. It would say that everybody is the same person, or that sets of outputs are equal."""
+
+    class Blind(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return torch.full((len(images), 4), 2.0)
+
+    with pytest.raises(ValueError, match=f"The encoder of {metric} gives the same for 4 different photos"):
+        audit(n=4, **{metric: Blind()})
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_figure_that_is_no_number_ends_the_audit(value: float) -> None:
     """H. An encoder that gives none for a single output would hide that photo, or all of them, in a mean."""

@@ -125,10 +125,21 @@ def test_gradients_that_do_not_fit_are_flagged_and_honest_ones_are_not() -> None
 
 
 def test_a_random_network_is_said_to_be_one() -> None:
-    noisy = Wrapped(lambda x, edit: edit((x + 0.1 * torch.randn_like(x)).clamp(-1, 1)))
-    found = flags(audit(generators={"noisy": noisy}), "noisy")
-    assert "random-generator" in found
-    assert "outputs-not-repeatable" not in found
+    """Also where it draws for perturbed photos alone: here, for what is not one of the audit's."""
+
+    def noisy(x: Tensor, where: Tensor | None = None) -> Tensor:
+        drawn = (x + 0.1 * torch.randn_like(x)).clamp(-1, 1)
+        return drawn if where is None else torch.where(where, drawn, x)
+
+    networks = {
+        "noisy": Wrapped(lambda x, edit: edit(noisy(x))),
+        "where it is attacked": Wrapped(lambda x, edit: edit(noisy(x, _off(x) > 0))),
+    }
+    result = audit(generators=networks, n=6)
+    for name in networks:
+        found = flags(result, name)
+        assert "random-generator" in found
+        assert "outputs-not-repeatable" not in found
 
 
 class Wavering(nn.Module):
