@@ -47,7 +47,7 @@ class Names:
         self.patches = {name: settings_of(subjects.adapters[name]) for name in subjects.patched}
         self.defenses = {id(job.defense): _named(job.treatment.defense, job.defense) for job in jobs}
         self.channels = {name: _named(name, one) for name, one in channels.items()}
-        self.fit_on = None if fit_on is None else [identity(fit_on), len(fit_on)]  # type: ignore[arg-type]
+        self.fit_on: list[Any] | None = None if fit_on is None else [identity(fit_on), len(fit_on)]  # type: ignore[arg-type]
         self.measures = [measures.settings(), *map(identity, measures.made_by)]
 
     @property
