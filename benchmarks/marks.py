@@ -15,6 +15,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -190,11 +191,18 @@ def measure(audit: MarkAudit, folder: Path, thorough: bool) -> list[MarkRow]:
     rows += kept(folder / "channels.json", lambda: audit.channels(CHANNELS, crops=False) + audit.channels(CROPS))
     if not thorough:
         return rows
+    rows += kept(folder / "sizes.json", lambda: audit.sizes((0.5, 2.0, 4.0)))
     rows += kept(folder / "weights.json", lambda: [*audit.changed_weights(), *audit.regenerated()])
     rows += kept(folder / "forged.json", lambda: audit.forged(photos(FORGED, "forged")[0]))
     rows += kept(folder / "tuned.json", lambda: audit.fine_tuned(attacker(), STEPS))
     rows += kept(folder / "defenses.json", lambda: audit.defenses(DEFENSES))
-    return rows + kept(folder / "adapted.json", lambda: audit.another_adapter(attacker(), STEPS))
+    rows += kept(folder / "adapted.json", lambda: audit.another_adapter(attacker(), STEPS))
+    slow = {"learning_rate": 1e-4, "steps": (*STEPS[4:], 2000)}
+    for file, attack, name in (("tuned", audit.fine_tuned, "fine-tuning of all weights"),
+                               ("adapted", audit.another_adapter, "another adapter")):  # fmt: skip
+        make = partial(attack, attacker(), name=f"{name} at 1e-4", **slow)
+        rows += kept(folder / f"slowly-{file}.json", make)
+    return rows
 
 
 def informed(mark: Mark, images: Tensor, decibels: float) -> Tensor:

@@ -29,7 +29,7 @@ class MarkRow:
     """One situation and how often the mark was read in it.
 
     Attributes:
-        group: what kind of situation: "layers", "channels", "defenses", "removal", "forging".
+        group: what kind of situation: "layers", "sizes", "channels", "defenses", "removal", "forging".
         name: of the situation.
         found: images on which it was read.
         n: images.
@@ -110,6 +110,20 @@ class MarkAudit:
             self.row("layers", "photos", self.images, crops=True),
         ]
 
+    @torch.no_grad()
+    def sizes(self, factors: Sequence[float] = (0.5, 2.0)) -> Iterator[MarkRow]:
+        """On outputs of other sizes than the photos': these, resampled, are edited; with no size that is refused."""
+        height, width = self.images.shape[-2:]
+        for factor in factors:
+            size = round(factor * height), round(factor * width)
+            photos = F.interpolate(self.images, size, mode="bicubic", antialias=True).clamp(-1, 1)
+            try:
+                reference = self.untouched(photos, **self.condition)
+                outputs = self.network(photos, **self.condition).clamp(-1, 1)
+            except (RuntimeError, ValueError):  # as networks of one size say so
+                continue
+            yield self.row("sizes", f"{size[1]} x {size[0]} pixels", outputs, reference)
+
     def channels(self, channels: Mapping[str, Channel], seed: int = 0, crops: bool = True) -> list[MarkRow]:
         """After what happens to pictures; `crops` as for :meth:`row`, which takes time and is for those that crop."""
         torch.manual_seed(seed)
@@ -176,13 +190,18 @@ class MarkAudit:
                     break
 
     def another_adapter(
-        self, batches: Iterator[tuple[Tensor, Condition, Tensor]], steps: Sequence[int], r: int = 16
+        self,
+        batches: Iterator[tuple[Tensor, Condition, Tensor]],
+        steps: Sequence[int],
+        learning_rate: float = 1e-3,
+        name: str = "another adapter",
+        r: int = 16,
     ) -> Iterator[MarkRow]:
         """An adapter of rank `r` for all layers, trained on the marked network as :meth:`fine_tuned` trains weights."""
         from peft import get_peft_model
 
         adapted = get_peft_model(copy.deepcopy(self.network), GatedLoraConfig(r=r, lora_alpha=r // 2))
-        return self.fine_tuned(batches, steps, name="another adapter", network=adapted)
+        return self.fine_tuned(batches, steps, learning_rate, name, adapted)
 
     def forged(self, photos: Tensor) -> list[MarkRow]:
         """Can the mark be copied onto photos that the network never made?

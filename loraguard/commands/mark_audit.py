@@ -31,6 +31,7 @@ DEFENSES = ("noise", "disrupting", "apgd")
 STEPS = (1, 2, 5, 10, 20, 50, 100)
 _TITLES = {
     "layers": "Is it there, and only there?",
+    "sizes": "At other sizes",
     "channels": "After what happens to pictures",
     "defenses": "On photos that were perturbed",
     "removal": "What removes it",
@@ -93,8 +94,9 @@ def audit_mark(
     audit = MarkAudit(merged, generator, mark, photos, condition, false_positive_rate)
     with torch.no_grad():
         truth = generator(theirs, **their_condition)
-    say(f"Layers and {len(channels)} channels, on {images} photos")
-    rows = audit.layers() + audit.channels({spec: parse_channel(spec) for spec in channels}, seed)
+    say(f"Layers, sizes and {len(channels)} channels, on {images} photos")
+    rows = [*audit.layers(), *audit.sizes()]
+    rows += audit.channels({spec: parse_channel(spec) for spec in channels}, seed)
     say(f"{len(made)} defenses")
     rows += audit.defenses(made, seed)
     say(f"Other weights, another network, up to {max(steps, default=0)} steps of fine-tuning, forging")

@@ -36,6 +36,13 @@ class Marking(nn.Module):
         return (images + self.added).clamp(-1, 1)
 
 
+class Composing(nn.Module):
+    """A generator that marks at every size."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return MARK.compose(images)
+
+
 @pytest.fixture(scope="module")
 def audit() -> MarkAudit:
     return MarkAudit(Marking(), nn.Identity(), MARK, FACES, {})
@@ -47,6 +54,15 @@ def test_it_is_found_where_it_is(audit: MarkAudit) -> None:
     assert outputs.psnr == pytest.approx(MARK.psnr, abs=0.5)
     interval = binomtest(6, 6).proportion_ci(0.95)
     assert (outputs.low, outputs.high) == pytest.approx((interval.low, interval.high))
+
+
+def test_sizes(audit: MarkAudit) -> None:
+    """The word that this network adds has 96 pixels a side; one that composes follows the size."""
+    assert list(audit.sizes()) == []  # refused
+    rows = MarkAudit(Composing(), nn.Identity(), MARK, FACES, {}).sizes((2 / 3, 2))
+    assert [(row.group, row.name, row.found) for row in rows] == [
+        ("sizes", "64 x 64 pixels", 6), ("sizes", "192 x 192 pixels", 6)
+    ]  # fmt: skip
 
 
 def test_channels_and_defenses(audit: MarkAudit) -> None:
@@ -91,11 +107,11 @@ def test_the_command(tmp_path: Path) -> None:
     done = run("mark", "audit", *words, "--channel", "jpeg:75", "--defense", "noise", "--steps", 1)
     assert done.exit_code == 0, done.output
     rows = json.loads((tmp_path / "out/marks.json").read_text())["rows"]
-    assert {row["group"] for row in rows} == {"layers", "channels", "defenses", "removal", "forging"}
+    assert {row["group"] for row in rows} == {"layers", "sizes", "channels", "defenses", "removal", "forging"}
     assert all(row["n"] == 2 for row in rows)
     assert {
         "weights in 8 bits", "the demo's autoencoder", "fine-tuning of all weights, 1 step", "another adapter, 1 step"
     } <= {row["name"] for row in rows}  # fmt: skip
     page = (tmp_path / "out/marks.md").read_text()
-    assert page.count("\n## ") == 5
+    assert page.count("\n## ") == 6
     assert "has to be fitted" in refused("mark", "audit", *words, "--defense", "cmua")

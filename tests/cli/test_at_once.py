@@ -37,6 +37,7 @@ MOST_MEMORY = 100e6
 
 SEE = """
 import contextlib, io, json, os, re, sys, traceback
+there = set(sys.modules)  # what an interpreter starts with, .pth files' imports with it
 from loraguard.cli import main
 for words in json.load(sys.stdin):
     sys.argv, said, code = ["loraguard", *words], {"stdout": io.StringIO(), "stderr": io.StringIO()}, 0
@@ -49,7 +50,7 @@ for words in json.load(sys.stdin):
             traceback.print_exc()
     with open("/proc/self/status") as status:  # getrusage counts what the parent had when it forked
         used = 1024 * int(re.search(r"VmHWM:\\s*(\\d+) kB", status.read())[1])
-    tops = {name.partition(".")[0] for name in sys.modules} - sys.stdlib_module_names
+    tops = {name.partition(".")[0] for name in {*sys.modules} - there} - sys.stdlib_module_names
     ours = [name for name in sys.modules if name.partition(".")[0] == "loraguard"]
     said = {name: text.getvalue() for name, text in said.items()}
     seen = {"tops": sorted(tops), "ours": ours, "used": used, "policy": os.environ["OMP_WAIT_POLICY"]}
