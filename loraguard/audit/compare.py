@@ -202,13 +202,14 @@ class _Audit:
         by_seed: dict[int, list[float]] = {}
         for row in sorted(self.images[key], key=lambda row: (row["seed"], row["image"])):
             by_seed.setdefault(row["seed"], []).append(row[metric])
-        row = self.rows[key]
-        told, whole = row["metrics"][metric], len({len(one) for one in by_seed.values()}) == 1
-        values = torch.tensor(list(by_seed.values()) if whole else [[]], dtype=torch.float64)
-        means = values.mean(0)
-        mean = float(means[means.isfinite()].mean()) if means.isfinite().any() else None
-        same = mean is None if told["mean"] is None else mean is not None and isclose(mean, told["mean"], rel_tol=1e-4,
-                                                                                      abs_tol=1e-6)  # fmt: skip
+        row, sizes = self.rows[key], {len(one) for one in by_seed.values()}
+        values = torch.tensor(list(by_seed.values()) if len(sizes) == 1 else [[]], dtype=torch.float64)
+        means, told = values.mean(0), row["metrics"][metric]
+        finite = means[means.isfinite()]
+        mean = float(finite.mean()) if len(finite) else None
+        same = mean == told["mean"]  # both None where no value is finite
+        if mean is not None and told["mean"] is not None:
+            same = isclose(mean, told["mean"], rel_tol=1e-4, abs_tol=1e-6)
         if not same or len(means) != told["n"]:
             raise ValueError(
                 f"{self.folder} cannot be compared: of {words(row)} audit.json says {metric} {told['mean']} on "

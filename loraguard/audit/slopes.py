@@ -93,8 +93,8 @@ def slopes(network: nn.Module, images: Tensor, condition: Condition, count: int 
         with seeded(seed):
             return (weights * network(moved, **edits)).double().flatten(1).sum(1)
 
-    fits = _fits(total_of, some, gradient, signs, STEPS, parts=min(2, count))
-    return min([*fits, _fit(attacked.double(), gradient.double())], key=_goodness)
+    found = _fits(total_of, some, gradient, signs, STEPS, parts=min(2, count))
+    return min([*found, _fit(attacked.double(), gradient.double())], key=_goodness)
 
 
 def slopes_under_attack(

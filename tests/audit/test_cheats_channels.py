@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from limits import short_probes
 from planted import Editor, Faces, Wrapped, audit, flags, returning
 from setups import made, situation
 from torch import Tensor
@@ -32,8 +33,9 @@ class Sends:
 
 
 @pytest.mark.usefixtures("probed")
-def test_a_network_or_channel_that_works_in_place_changes_no_other_figure() -> None:
+def test_a_network_or_channel_that_works_in_place_changes_no_other_figure(monkeypatch: pytest.MonkeyPatch) -> None:
     """B. Both halve the very photos that they are given; the others' figures are as without them."""
+    short_probes(monkeypatch)
     grey = Wrapped(lambda x, edit: edit(x.mul_(0.5) if not x.requires_grad else 0.5 * x))
     channels = {"grey": Sends(lambda x: x.mul_(0.5)), "darker": Sends(lambda x: x - 0.1)}
     result = audit(generators={"grey": grey, "twin": Editor()}, channels=channels, adaptive_channels=False, n=4)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from limits import short_attacks
+from limits import short_attacks, short_probes
 from peft import get_peft_model
 from planted import EPS, Editor, Faces, Wrapped, audit, flags, returning
 from torch import Tensor, nn
@@ -115,8 +115,9 @@ class MaskedLater(Editor):
         return super().forward(images if self.calls < 8 else images.detach() + 0 * images, c)
 
 
-def test_gradients_that_do_not_fit_are_flagged_and_honest_ones_are_not() -> None:
+def test_gradients_that_do_not_fit_are_flagged_and_honest_ones_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     """All of them as networks of one audit."""
+    monkeypatch.setattr("loraguard.audit.slopes.DIRECTIONS", 4)
     masked: dict[str, nn.Module] = {f"masked: {name}": Wrapped(change) for name, change in MASKS.items()}
     honest = {name: Wrapped(change) for name, change in HONEST.items()}
     result = audit(generators={**masked, **honest, "masked: later": MaskedLater()}, n=6, batch_size=6)
@@ -124,8 +125,9 @@ def test_gradients_that_do_not_fit_are_flagged_and_honest_ones_are_not() -> None
     assert found == {*masked, "masked: later"}
 
 
-def test_a_random_network_is_said_to_be_one() -> None:
+def test_a_random_network_is_said_to_be_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where it draws for perturbed photos alone: here, for what is not one of the audit's."""
+    short_probes(monkeypatch)
 
     def noisy(x: Tensor, where: Tensor | None = None) -> Tensor:
         drawn = (x + 0.1 * torch.randn_like(x)).clamp(-1, 1)
@@ -203,7 +205,8 @@ class KnowsFirst(Editor):
         return super().forward(images, c)
 
 
-def test_networks_that_are_others_until_figures_are_taken_are_flagged() -> None:
+def test_networks_that_are_others_until_figures_are_taken_are_flagged(monkeypatch: pytest.MonkeyPatch) -> None:
+    short_probes(monkeypatch)
     networks: dict[str, nn.Module] = {"blind": BlindFirst(), "knows": KnowsFirst(), "twin": Editor()}
     result = audit({"pgd": Disrupting(EPS, 4)}, generators=networks, n=6, batch_size=6)
     later = {"crafted-otherwise-alone", "outputs-not-repeatable"}
