@@ -15,6 +15,7 @@ from planted import EPS, Editor, Faces, Wrapped, audit, flags, returning
 from torch import Tensor, nn
 
 from loraguard import GatedLoraConfig
+from loraguard.audit.slopes import fits, slopes, slopes_under_attack
 from loraguard.channels import JPEG
 from loraguard.defenses import Disrupting
 from loraguard.generators import Condition
@@ -115,14 +116,22 @@ class MaskedLater(Editor):
         return super().forward(images if self.calls < 8 else images.detach() + 0 * images, c)
 
 
-def test_gradients_that_do_not_fit_are_flagged_and_honest_ones_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of them as networks of one audit."""
-    monkeypatch.setattr("loraguard.audit.slopes.DIRECTIONS", 4)
-    masked: dict[str, nn.Module] = {f"masked: {name}": Wrapped(change) for name, change in MASKS.items()}
-    honest = {name: Wrapped(change) for name, change in HONEST.items()}
-    result = audit(generators={**masked, **honest, "masked: later": MaskedLater()}, n=6, batch_size=6)
-    found = {name for name in (*masked, *honest, "masked: later") if "gradients-do-not-fit" in flags(result, name)}
-    assert found == {*masked, "masked: later"}
+@pytest.mark.parametrize("kind", [MASKS, HONEST], ids=["masked", "honest"])
+def test_gradients_that_do_not_fit_are_found_and_honest_ones_do(kind: dict[str, Callable[..., Tensor]]) -> None:
+    """As an audit's probe looks for them: on its first four photos, in its batch, and where an attack ends."""
+    images, edits = _known(), {"c": torch.zeros(6, 1)}
+    target, some = Editor()(images, **edits).detach(), {"c": edits["c"][:4]}
+    for name, change in kind.items():
+        network = Wrapped(change)
+        found = slopes(network, images, edits, 4), slopes_under_attack(network, images[:4], some, target[:4], EPS)
+        assert all(map(fits, found)) == (kind is HONEST), name
+
+
+def test_a_network_that_hides_gradients_is_flagged_also_if_it_waits() -> None:
+    cut, plain = Wrapped(MASKS["cut"]), Wrapped(HONEST["plain"])
+    result = audit(generators={"cut": cut, "later": MaskedLater(), "plain": plain}, n=6, batch_size=6)
+    found = {name for name in ("cut", "later", "plain") if "gradients-do-not-fit" in flags(result, name)}
+    assert found == {"cut", "later"}
 
 
 def test_a_random_network_is_said_to_be_one(monkeypatch: pytest.MonkeyPatch) -> None:
