@@ -146,40 +146,8 @@ def _generator_checks(
         with seeded(seed), torch.no_grad():
             return network(images.clone(), **condition)
 
-    first = outputs(images, condition)
-    tried = half_noisy(images, eps)
-    usual = outputs(tried, condition)
-    again = float((outputs(tried, condition) - usual).abs().max())
-    yield Check(
-        "outputs-not-repeatable", again <= SAME, name, None, KNOWLEDGE,
-        f"The same photos with the same seed give outputs that differ by up to {again:.3g} (allowed: {SAME:.3g}).",
-    )  # fmt: skip
-    drawn = float((outputs(tried, condition, seed=1) - usual).abs().max())
-    yield Check(
-        "random-generator", drawn <= SAME, name, None, white_box_of(name),
-        f"With another seed outputs differ by up to {drawn:.3g} (allowed: {SAME:.3g}): gradients of one draw mislead.",
-    )  # fmt: skip
-    if drawn <= SAME:
-        order = list(reversed(range(len(images))))
-        turned = outputs(tried[order], {key: value[order] for key, value in condition.items()})[order]
-        alone = torch.cat([outputs(tried[i : i + 1], _rows(condition, [i])) for i in range(len(tried))])
-        among = outputs(torch.cat([tried, whole.images[len(tried) :]]), whole.of(name))[: len(tried)]
-        moved = max(float((one - usual).abs().max()) for one in (turned, alone, among))
-        yield Check(
-            "depends-on-the-batch", moved <= SAME, name, None, KNOWLEDGE,
-            f"In another order, alone, or in a batch of {len(whole)}, the same photos give outputs that differ by up "
-            f"to {moved:.3g} (allowed: {SAME:.3g}).",
-        )  # fmt: skip
-        for words, photos, was in seen:
-            given = outputs(photos, _rows(condition, list(range(len(photos)))))
-            now = mean_squared_error(as_saved(name, given, photos), target[: len(photos)]).cpu()
-            off, most = float((now - was).abs().mean()), float(torch.maximum(now, was).mean())
-            yield Check(
-                "outputs-not-repeatable", off <= AGAIN * most + 1e-3, name, None, KNOWLEDGE,
-                f"Of the very photos ({words}) on which the audit has found an MSE of {float(was.mean()):.4f}, it "
-                f"makes {float(now.mean()):.4f} at the end.",
-            )  # fmt: skip
-    yield from _edits(subjects, name, outputs, batch, first, target, attacked)
+    yield from _same_again(name, outputs, batch, target, whole, eps, seen)
+    yield from _edits(subjects, name, outputs, batch, outputs(images, condition), target, attacked)
     found = {
         f"within {EDGE[1]:g} of photos": slopes(network, whole.images, whole.of(name), len(images)),
         f"of PGD's loss where it ends, with a budget of {eps:g},": slopes_under_attack(
@@ -191,6 +159,51 @@ def _generator_checks(
             "gradients-do-not-fit", fits(fit), name, None, white_box_of(name),
             f"Slopes {where} that gradients give and those that are measured have a correlation of {fit[0]:.2f} (at "
             f"least {CORRELATION}) and a ratio of {fit[1]:.2f} ({RATIO} to {1 / RATIO:.2f}).",
+        )  # fmt: skip
+
+
+def _same_again(
+    name: str,
+    outputs: Callable[..., Tensor],
+    batch: Batch,
+    target: Tensor,
+    whole: Batch,
+    eps: float,
+    seen: Sequence[tuple[str, Tensor, Tensor]],
+) -> Iterator[Check]:
+    """Whether photos, half of them with noise, give the same again: with other draws, beside others, and at the end."""
+    tried, condition = half_noisy(batch.images, eps), batch.of(name)
+    usual = outputs(tried, condition)
+    again = float((outputs(tried, condition) - usual).abs().max())
+    yield Check(
+        "outputs-not-repeatable", again <= SAME, name, None, KNOWLEDGE,
+        f"The same photos with the same seed give outputs that differ by up to {again:.3g} (allowed: {SAME:.3g}).",
+    )  # fmt: skip
+    drawn = float((outputs(tried, condition, seed=1) - usual).abs().max())
+    yield Check(
+        "random-generator", drawn <= SAME, name, None, white_box_of(name),
+        f"With another seed outputs differ by up to {drawn:.3g} (allowed: {SAME:.3g}): gradients of one draw mislead.",
+    )  # fmt: skip
+    if drawn > SAME:
+        return
+    order = list(reversed(range(len(tried))))
+    turned = outputs(tried[order], _rows(condition, order))[order]
+    alone = torch.cat([outputs(tried[i : i + 1], _rows(condition, [i])) for i in range(len(tried))])
+    among = outputs(torch.cat([tried, whole.images[len(tried) :]]), whole.of(name))[: len(tried)]
+    moved = max(float((one - usual).abs().max()) for one in (turned, alone, among))
+    yield Check(
+        "depends-on-the-batch", moved <= SAME, name, None, KNOWLEDGE,
+        f"In another order, alone, or in a batch of {len(whole)}, the same photos give outputs that differ by up "
+        f"to {moved:.3g} (allowed: {SAME:.3g}).",
+    )  # fmt: skip
+    for words, photos, was in seen:
+        given = outputs(photos, _rows(condition, list(range(len(photos)))))
+        now = mean_squared_error(as_saved(name, given, photos), target[: len(photos)]).cpu()
+        off, most = float((now - was).abs().mean()), float(torch.maximum(now, was).mean())
+        yield Check(
+            "outputs-not-repeatable", off <= AGAIN * most + 1e-3, name, None, KNOWLEDGE,
+            f"On the very photos ({words}) on which the audit has found an MSE of {float(was.mean()):.4f}, it is "
+            f"{float(now.mean()):.4f} at the end.",
         )  # fmt: skip
 
 

@@ -246,8 +246,7 @@ class Run:
                 anew.append(f"{name}, as it was probed")
             self.store.write(key, made, {})
 
-        controls = [job.treatment for job in self.jobs if job.treatment.knowledge == "noise"]
-        eps = max((one.eps for one in controls if one.role == "main" and one.eps is not None), default=USUAL)
+        eps = self._largest_budget()
 
         @cache
         def attacked() -> Attacked:
@@ -259,8 +258,16 @@ class Run:
             return probe_generator(self.subjects, name, sample, target, whole, attacked, eps, seen)
 
         def of_defense(job: Job) -> dict[str, Any]:
-            target = clean.target(job.crafted_on)[: len(sample)]
-            checks, objective = probe_defense(self.craft, job, sample, target, self._seen(job, whole, len(sample)))
+            tried = (
+                self.craft,
+                job,
+                sample,
+                clean.target(job.crafted_on)[: len(sample)],
+                self._seen(job, whole, len(sample)),
+            )
+            if job.treatment.knowledge == "leak":
+                return _listed(probe_leak(*tried))
+            checks, objective = probe_defense(*tried)
             return {**_listed(checks), "defense": job.treatment.defense, "objective": objective}
 
         for name in self.subjects.names:
@@ -278,16 +285,15 @@ class Run:
                 outputs = (clean.saved(UNTOUCHED), clean.target(name), clean.saved(name))
                 probe(key, name, partial(probe_stamp, name, detector, *outputs))
         for job in self.jobs:
-            kind = job.treatment.role, job.treatment.knowledge, job.seed
-            if kind == ("main", "no-leak", self.jobs[0].seed) and job.treatment.defense not in sample.given:
-                key = key_of("probe", self.names.piece(job, sample))
-                probe(key, job.treatment.defense, partial(of_defense, job))
-            if kind == ("main", "leak", self.jobs[0].seed):
-                key = key_of("probe", self.names.piece(job, sample))
-                target = clean.target(job.crafted_on)[: len(sample)]
-                seen = self._seen(job, whole, len(sample))
-                probe(key, job.treatment.defense, partial(probe_leak, self.craft, job, sample, target, seen))
+            treatment, first = job.treatment, job.seed == self.jobs[0].seed and job.treatment.role == "main"
+            if first and treatment.knowledge in ("no-leak", "leak") and treatment.defense not in sample.given:
+                probe(key_of("probe", self.names.piece(job, sample)), treatment.defense, partial(of_defense, job))
         return keys
+
+    def _largest_budget(self) -> float:
+        """Of noise, and so of every defense whose budget is L-infinity."""
+        noise = [job.treatment for job in self.jobs if job.treatment.knowledge == "noise"]
+        return max((one.eps for one in noise if one.role == "main" and one.eps is not None), default=USUAL)
 
     def _seen(self, job: Job, whole: Batch, count: int) -> Tensor | None:
         """The MSE that was found on the first photos of a batch; None where nobody has looked yet."""
