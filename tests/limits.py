@@ -30,7 +30,7 @@ def at_most(monkeypatch: pytest.MonkeyPatch, cls: type, **limits: int) -> None:
 
 def short_probes(monkeypatch: pytest.MonkeyPatch) -> None:
     """An audit compares slopes along 2 directions for each photo, in place of 8: most of what a tiny audit takes."""
-    monkeypatch.setattr("loraguard.audit.probes.DIRECTIONS", 2)
+    monkeypatch.setattr("loraguard.audit.slopes.DIRECTIONS", 2)
 
 
 def no_probes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,6 +48,9 @@ FALSE_STAMPS = 0.05
 MOVES = 5.0
 """A defense that raises the MSE to so many times what noise does moves outputs, whatever the threshold of success."""
 
+HARD_TO_SEE = 35.0
+"""In dB: outputs that are as near as this to what they should be look like it."""
+
 CLEAN_DSR = 0.05
 """Where more of the clean outputs than this are spoilt, a patch is none."""
 
@@ -113,10 +116,12 @@ def _of_defenses(result: AuditResult, generator: str) -> Iterator[Check]:
     for defense in result.defenses:
         no_leak, leak = rows["no-leak", defense], rows.get(("leak", defense))
         if generator == UNTOUCHED and noise:
-            yield _reachable(result, no_leak, noise.get(no_leak.treatment.eps or 0.0) or noise[max(noise)])
             own = defense in result.settings["own_budgets"]
             same = None if own else noise.get(no_leak.treatment.eps or 0.0)
-            beaten, words = beats(no_leak, same or noise[max(noise)])
+            control = next(iter(result.find(role="control", defense=defense)), same or noise[max(noise)])
+            yield _reachable(result, no_leak, control)
+            yield from _visible(result, no_leak)
+            beaten, words = beats(no_leak, control)
             yield Check("no-better-than-noise", beaten, generator, defense, ("no-leak", *WHITE_BOX), words)
         elif leak is not None:
             beaten, words = beats(no_leak, leak)
@@ -138,6 +143,20 @@ def _reachable(result: AuditResult, row: Situation, noise: Situation) -> Check:
         f"It raises the MSE to {mse:.3g}, {mse / most:.0f} times what noise does ({most:.3g}), and {_share(row):.1%} "
         f"of the outputs are over the threshold of success ({result.settings.get('success', SUCCESS)}).",
     )  # fmt: skip
+
+
+def _visible(result: AuditResult, row: Situation) -> Iterator[Check]:
+    """Whether what counts as spoilt, by pixels, can be seen at all."""
+    success = result.settings.get("success", SUCCESS)
+    psnr = row.values["psnr"][row.values["dsr"] > 0].double()
+    if success.partition(":")[0] in ("mse", "ssim", "lpips", "noise") and len(psnr):
+        finite = psnr[psnr.isfinite()]
+        kept = finite.mean().item() if len(finite) else float("inf")
+        yield Check(
+            "threshold-too-low", kept <= HARD_TO_SEE, UNTOUCHED, row.treatment.defense, ("no-leak", *WHITE_BOX),
+            f"Outputs that count as spoilt ({success}) keep {kept:.1f} dB (PSNR) to what they should be (at most "
+            f"{HARD_TO_SEE:g} dB).",
+        )  # fmt: skip
 
 
 def _of_outputs(result: AuditResult, generator: str) -> Iterator[Check]:
@@ -245,14 +264,27 @@ def _of_attacks(result: AuditResult, generator: str, defense: str, tried: Mappin
 
 
 def _of_channels(result: AuditResult, generator: str) -> Iterator[Check]:
-    """What attacks through a channel say of the rows of defenses that were crafted through it, at the same budget."""
+    """What a channel does by itself, and what knowing it, and attacks through it, say of rows behind it."""
+    without = _share(result[generator, "clean"])
+    for row in result.find(generator=generator, role="main", knowledge="clean"):
+        if row.channel != NO_CHANNEL:
+            yield Check(
+                "channel-spoils-outputs", _share(row) <= without + CLEAN_DSR, generator, None, KNOWLEDGE,
+                f"Behind {row.channel} {_share(row):.1%} of the outputs are over the threshold on photos that nobody "
+                f"perturbed, and {without:.1%} without it (allowed: {CLEAN_DSR:.0%} more).", row.channel,
+            )  # fmt: skip
+    plain = "no-leak" if generator == UNTOUCHED else "leak"
     for row in result.find(generator=generator, role="main", knowledge="leak+channel"):
         treatment = row.treatment
+        concerned = (generator, treatment.defense, ("leak+channel",))
+        unaware = {"role": "main", "knowledge": plain, "defense": treatment.defense, "channel": row.channel}
+        for other in result.find(generator=generator, **unaware):
+            beaten, words = beats(other, row)
+            yield Check("transfer-beats-white-box", not beaten, *concerned, words, row.channel)
         same = {"role": "check", "knowledge": "leak+channel", "channel": row.channel, "eps": treatment.eps}
         tried = {one.treatment.defense: one for one in result.find(generator=generator, **same)}
         if not tried or treatment.defense in result.settings["own_budgets"]:
             continue
-        concerned = (generator, treatment.defense, ("leak+channel",))
         beaten, words = beats(max(tried.values(), key=_mean_mse), row)
         yield Check("stronger-attack-found", not beaten, *concerned, words, row.channel)
         if "pgd-averaged" in tried:
@@ -307,6 +339,8 @@ def _main(result: AuditResult, generator: str) -> list[Situation]:
 def _named(situation: Situation) -> str:
     photo = situation.treatment
     steps = f", {photo.steps} steps" if photo.role == "steps" else ""
+    if photo.role == "control":
+        return photo.words
     return photo.defense if photo.role == "check" else f"{photo.defense} ({photo.knowledge}{steps})"
 
 

@@ -1,7 +1,8 @@
 """What an audit's figures allow to be said in one sentence, with the evidence that each word needs.
 
 Words follow intervals, not means: a defense "works", an adversary "undoes" something, only where 95% intervals over
-photos say so, corrected (Bonferroni) for how many defenses the best was picked from.
+photos say so, corrected (Bonferroni) for how many defenses, adversaries and channels the one was picked from. Flags on
+the figures are part of the sentence.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from .situation import NO_CHANNEL, UNTOUCHED, Situation
 
 LEAST_PHOTOS = 10
 """On fewer photos nothing is concluded: of 9 photos a share of 100% may be 66%."""
+
+MUCH = 0.4
+"""An adversary or a channel that takes more than this part of the spoilt edits undoes much of the protection."""
 
 NO_ADVERSARY = ("clean-output-changed", "does-not-edit", "only-known-photos", "outputs-not-repeatable",
                 "depends-on-the-batch", "trained-on-these-photos")  # fmt: skip
@@ -37,7 +41,8 @@ def claim(result: AuditResult) -> tuple[str, str]:
     start = f"{best} spoils {share:.1%} of the untouched generator's edits"
     if len(result.defenses) > 1:
         start = f"the best of {len(result.defenses)} defenses, {start}"
-    noise = max(rows_of(result, UNTOUCHED, "noise"), key=dsr_of, default=None)
+    controls = [*rows_of(result, UNTOUCHED, "noise"), *result.find(role="control", defense=best)]
+    noise = max(controls, key=dsr_of, default=None)
     control = "" if noise is None else f", random noise {dsr_of(noise):.1%}"
     low, high = _interval(row, confidence)
     unsure = f" On so few photos that may be anything from {low:.1%} to {high:.1%}."
@@ -52,21 +57,50 @@ def claim(result: AuditResult) -> tuple[str, str]:
     if "threshold-out-of-reach" in result.flags(row):
         reads = "The threshold of success says nothing about this generator"
         return reads, f"{start}{control}, although outputs move far more than with noise. Choose another (--success)."
+    if "threshold-too-low" in result.flags(row):
+        reads = "The threshold of success counts what nobody sees"
+        return reads, f"{start}{control}, and spoilt outputs look as they should. Choose another (--success)."
     if high < 0.5 or beaten or (share < 0.5 and noise is not None and dsr_of(noise) >= share):
-        caution = unsure if low < 0.5 <= high else ""
-        return "No protection to speak of, even where nobody adapts", f"{start}{control}.{caution}"
+        more = unsure if low < 0.5 <= high else ""
+        doubts = _caution(one for one in result.flags(row) if one != "no-better-than-noise")  # which is said already
+        return "No protection to speak of, even where nobody adapts", f"{start}{control}.{more}{doubts}"
+    caution = _caution(result.flags(row))
     if low < 0.5:
-        return "Not clear whether it protects, even where nobody adapts", f"{start}{control}.{unsure}"
+        return "Not clear whether it protects, even where nobody adapts", f"{start}{control}.{unsure}{caution}"
+    lost = _lost_on_the_way(result, row, confidence)
+    start += "" if lost is None else f", and {dsr_of(lost):.1%} behind {lost.channel}"
+    but = "" if lost is None else ", but only where photos stay as they are"
     name = hardest(result)
     if name is None:
         return (
-            "It works where nobody adapts",
-            f"{start}; no patch that keeps clean outputs was audited, so nothing is said of an adversary who adapts.",
+            f"It works where nobody adapts{but}",
+            f"{start}; no patch that keeps clean outputs was audited, so nothing is said of an adversary who adapts."
+            + caution,
         )
-    return _adapted(result, row, name, start, confidence)
+    return _adapted(result, row, name, start, confidence, but)
 
 
-def _adapted(result: AuditResult, row: Situation, name: str, start: str, confidence: float) -> tuple[str, str]:
+def _caution(flags: Iterable[str]) -> str:
+    """What a sentence says of the flags that its figures stand under; nothing where there are none."""
+    names = list(dict.fromkeys(flags))
+    return f" {flagged_words(names)}: these figures may not be what they seem." if names else ""
+
+
+def _lost_on_the_way(result: AuditResult, row: Situation, confidence: float) -> Situation | None:
+    """What is left of a defense behind the channel that costs it most, if that costs it much, beyond chance."""
+    same = {"generator": row.generator, "knowledge": row.treatment.knowledge, "defense": row.treatment.defense}
+    behind = [one for one in result.find(role="main", **same) if one.channel != NO_CHANNEL]
+    if not behind:
+        return None
+    left = min(behind, key=dsr_of)
+    sure = 1 - (1 - confidence) / len(behind)
+    found = paired_difference(row.values["dsr"], left.values["dsr"], share=True, confidence=sure)
+    return left if found.low is not None and found.low > MUCH * dsr_of(row) else None
+
+
+def _adapted(
+    result: AuditResult, row: Situation, name: str, start: str, confidence: float, but: str
+) -> tuple[str, str]:
     """What is left of the best defense, and of any, against the adversary who adapts best."""
     (other, unknown), (strongest, known) = best_of(result, name, "no-leak"), best_of(result, name, "leak", "no-leak")
     share, several = dsr_of(row), len(result.defenses) > 1
@@ -78,30 +112,33 @@ def _adapted(result: AuditResult, row: Situation, name: str, start: str, confide
         whose = f" ({strongest})" if several else ""
         figures += f", and {known:.1%}{whose} if the defender has that generator as well"
     left = result[name, "no-leak", other]
-    found = paired_difference(row.values["dsr"], left.values["dsr"], share=True, confidence=confidence)
+    sure = 1 - (1 - confidence) / len(_adversaries(result))
+    found = paired_difference(row.values["dsr"], left.values["dsr"], share=True, confidence=sure)
     least, most = (0.0 if end is None else end / share for end in (found.low, found.high))
     if least > 0.05:
-        amount = "nearly all" if least > 0.8 else "much" if least > 0.4 else "some"
+        amount = "nearly all" if least > 0.8 else "much" if least > MUCH else "some"
         reads = f"An adversary who adapts undoes {amount} of it"
-        if least > 0.4 and known >= 0.5 * share:
+        if least > MUCH and known >= 0.5 * share:
             reads += ", unless the defender has the adapted generator"
     elif most < 0.25:
-        reads = "The protection holds against what was tried"
+        reads = f"The protection holds against what was tried{but}"
     else:
-        reads = "It works where nobody adapts, and too few photos tell what an adversary who adapts undoes"
-    flagged = list(dict.fromkeys([*result.flags(row), *flags_of(result, name)]))
-    caution = f" {flagged_words(flagged)}: these figures may not be what they seem." if flagged else ""
-    return reads, f"{figures}.{caution}"
+        reads = f"It works where nobody adapts{but}, and too few photos tell what an adversary who adapts undoes"
+    return reads, f"{figures}.{_caution([*result.flags(row), *flags_of(result, name)])}"
 
 
 def hardest(result: AuditResult) -> str | None:
     """The generator that an adversary adapts best, of those that still edit clean photos as they should."""
-    adapted = [name for name in _standard(result) if not set(NO_ADVERSARY) & set(flags_of(result, name))]
 
     def left(name: str) -> tuple[float, float]:
         return best_of(result, name, "no-leak")[1], best_of(result, name, "leak", "no-leak")[1]
 
-    return min(adapted, key=left, default=None)
+    return min(_adversaries(result), key=left, default=None)
+
+
+def _adversaries(result: AuditResult) -> list[str]:
+    """Generators that somebody has adapted and that still edit clean photos as they should."""
+    return [name for name in _standard(result) if not set(NO_ADVERSARY) & set(flags_of(result, name))]
 
 
 def _interval(row: Situation, confidence: float) -> tuple[float, float]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import isclose, sqrt
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -57,7 +57,8 @@ class Comparison:
         only_first: those that the first alone has, in words; without the attacks of its checks.
         only_second: those that the second alone has, likewise.
         differences: what else differs between the audits, in words: weights, settings of what both have, seeds, the
-            threshold of success, detectors, versions. A difference between figures may come from any of these.
+            threshold of success, detectors, versions, flags of what they share, and what could not be looked into. A
+            difference between figures may come from any of these.
     """
 
     paired: bool
@@ -85,7 +86,8 @@ def compare(
 
     Raises:
         FileNotFoundError: if a file is not there.
-        ValueError: if a file is none of an audit, they share no situation, or the metric or a name is not there.
+        ValueError: if a file is none of an audit, its means are not those of its images, they share no situation, or
+            the metric or a name is not there.
     """
     audits = [_Audit(Path(first), {}), _Audit(Path(second), rename or {})]
     paired = audits[0].data == audits[1].data
@@ -107,7 +109,19 @@ def compare(
         [words(row) for key, row in audit.rows.items() if key not in keys and row["role"] != "check"]
         for audit in audits
     ]
-    return Comparison(paired, found, alone[0], alone[1], differing(audits[0].settings, audits[1].settings))
+    differences = [*differing(audits[0].settings, audits[1].settings), *_unlike(audits, keys)]
+    return Comparison(paired, found, alone[0], alone[1], differences)
+
+
+def _unlike(audits: Sequence[_Audit], keys: Sequence[Key]) -> Iterator[str]:
+    """In words, flags of shared situations that one audit has, and what neither can tell apart."""
+    for name in sorted({key[0] for key in keys}):
+        rows = [[audit.rows[key] for key in keys if key[0] == name] for audit in audits]
+        flags = [sorted({flag for row in part for flag in row.get("flags", ())}) for part in rows]
+        if flags[0] != flags[1]:
+            yield f"flags of {name}: {' and '.join(', '.join(one) or 'none' for one in flags)}"
+    for name in sorted({one for audit in audits for one in audit.settings.get("not_described", ())}):
+        yield f"{name}: what it does cannot be told from its code, in one of them at least"
 
 
 def words(row: Mapping[str, Any]) -> str:
@@ -147,7 +161,7 @@ def _renamed(settings: Mapping[str, Any], rename: Mapping[str, str]) -> dict[str
     return {
         key: {rename.get(name, name): one for name, one in value.items()} if key in named else value
         for key, value in settings.items()
-    }
+    } | {"not_described": [rename.get(name, name) for name in settings.get("not_described", ())]}
 
 
 class _Audit:
@@ -156,7 +170,7 @@ class _Audit:
     def __init__(self, path: Path, rename: Mapping[str, str]) -> None:
         from pyarrow import parquet
 
-        folder = path.parent if path.name == "audit.json" else path
+        self.folder = folder = path.parent if path.name == "audit.json" else path
         for name in ("audit.json", "images.parquet"):
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"There is no {folder / name}; `loraguard audit` writes it.")
@@ -188,7 +202,21 @@ class _Audit:
         by_seed: dict[int, list[float]] = {}
         for row in sorted(self.images[key], key=lambda row: (row["seed"], row["image"])):
             by_seed.setdefault(row["seed"], []).append(row[metric])
-        return torch.tensor(list(by_seed.values()), dtype=torch.float64)
+        row, sizes = self.rows[key], {len(one) for one in by_seed.values()}
+        values = torch.tensor(list(by_seed.values()) if len(sizes) == 1 else [[]], dtype=torch.float64)
+        means, told = values.mean(0), row["metrics"][metric]
+        finite = means[means.isfinite()]
+        mean = float(finite.mean()) if len(finite) else None
+        same = mean == told["mean"]  # both None where no value is finite
+        if mean is not None and told["mean"] is not None:
+            same = isclose(mean, told["mean"], rel_tol=1e-4, abs_tol=1e-6)
+        if not same or len(means) != told["n"]:
+            raise ValueError(
+                f"{self.folder} cannot be compared: of {words(row)} audit.json says {metric} {told['mean']} on "
+                f"{told['n']} photos, and images.parquet {mean} on {len(means)}. One of the two was changed, or is of "
+                "another audit; run the audit again."
+            )
+        return values
 
 
 def independent_difference(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pickle
 import random
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,8 @@ MOVED = 1 / LEVELS_PER_UNIT
 TOLERANCE = 1e-4
 """By so much a perturbation may pass its budget or its range for rounding: a hundredth of a level of 8 bits."""
 
+_BEYOND = 0x5BD1E995
+
 
 @dataclass(frozen=True)
 class Crafted:
@@ -51,9 +53,17 @@ class Crafted:
     moved: Tensor
 
 
+def drawn_beyond(seed: int, start: int) -> int:
+    """The seed of what channels and generators draw on a batch: whoever crafted its photos has drawn nothing of it.
+
+    From the same seed noise and a channel's noise would be the same, so that one adds to the other or takes it away.
+    """
+    return mixed(seed, start) ^ _BEYOND
+
+
 def must_fit(job: Job) -> bool:
     """Whether a job's defense is to be fitted: one that was fitted beforehand is taken so for its own main job."""
-    as_it_is = job.treatment.knowledge == "no-leak" and job.treatment.role == "main"
+    as_it_is = (job.treatment.knowledge, job.treatment.role) in (("no-leak", "main"), ("noise", "control"))
     if not isinstance(job.defense, Fittable):
         return False
     return job.defense.must_be_fitted or not (as_it_is or job.defense.fits_every_generator)
@@ -102,6 +112,11 @@ class Crafter:
             ValueError: for a defense that does not keep to the threat model; the message names it.
         """
         images, name = batch.images, job.treatment.defense
+        if job.treatment.role == "control":
+            own = replace(job, treatment=replace(job.treatment, knowledge="no-leak", role="main"))
+            with seeded(drawn_beyond(job.seed, batch.start)):
+                noise = as_noise(self(own, batch, target).photos, images)
+            return Crafted(noise, farthest(noise, images))
         if name in batch.given:
             given = batch.given[name]
             return Crafted(quantize(given), farthest(given, images))
@@ -141,7 +156,8 @@ class Crafter:
             condition = {key: value.clone() for key, value in batch.of(job.crafted_on).items()}
             with seeded(mixed(job.seed, batch.start)):  # the same random start whatever else is audited
                 before = _states(batch.images.device)
-                perturbed = defense(generator, batch.images.clone(), condition, clean=target.clone())
+                with nullcontext() if trusted else self.subjects.watched(job.crafted_on, who):
+                    perturbed = defense(generator, batch.images.clone(), condition, clean=target.clone())
                 self.drew = _states(batch.images.device) != before
         self.unharmed.check(who)
         if not trusted:
@@ -177,10 +193,11 @@ class Crafter:
         key = (id(job.defense), job.crafted_on, job.through, job.seed)
         if key not in self.fits:
             assert self.fit_on is not None
-            with seeded(mixed(job.seed, 2**31)):
+            who = f"Fitting the defense {job.treatment.defense!r}"
+            with seeded(mixed(job.seed, 2**31)), self.subjects.watched(job.crafted_on, who):
                 conditions = None if job.crafted_on in self.subjects.others else self.conditions
                 self.fits[key] = job.defense.fit(generator, self.fit_on, conditions, disable_tqdm=self.silent)
-            self.unharmed.check(f"Fitting the defense {job.treatment.defense!r}")
+            self.unharmed.check(who)
         return self.fits[key]
 
 
@@ -199,6 +216,26 @@ def farthest(perturbed: Tensor, images: Tensor) -> Tensor:
         tensor([0.2500, 0.2500])
     """
     return (perturbed - images).abs().flatten(1).amax(1).cpu()
+
+
+def as_noise(photos: Tensor, images: Tensor) -> Tensor:
+    """Noise of the size of a perturbation: each photo's changes at random places, up or down at random.
+
+    Args:
+        photos: perturbed, 8 bits a value, (N, 3, H, W) in [-1, 1].
+        images: the originals.
+
+    Example:
+        >>> images = torch.zeros(1, 3, 4, 4)
+        >>> noise = as_noise(images + torch.tensor([0.0, 0.2]).repeat(24).reshape(1, 3, 4, 4), images)
+        >>> (noise - quantize(images)).abs().unique(return_counts=True)[1].tolist()
+        [24, 24]
+    """
+    original = quantize(images)
+    sizes = (photos - original).flatten(1)
+    places = torch.rand(sizes.shape).argsort(1).to(sizes.device)
+    signs = torch.randint(0, 2, sizes.shape).to(sizes) * 2 - 1
+    return (original + (sizes.gather(1, places) * signs).view_as(images)).clamp(-1, 1)
 
 
 def check_perturbed(name: str, perturbed: Any, images: Tensor) -> None:

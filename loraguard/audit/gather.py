@@ -69,7 +69,7 @@ def gather(run: Run, log: Log, defenses: Mapping[str, Any], seeds: Sequence[int]
     }
     noise = _noise(values)
     situations = [
-        Situation(row[0], row[1], row[2], _judged(figures, success, noise(row[1].eps)), _frechet(features.get(row)))
+        Situation(row[0], row[1], row[2], _judged(figures, success, noise(row[1])), _frechet(features.get(row)))
         for row, figures in values.items()
     ]
     probes = [run.store.read(key) or {} for key in log.probes]
@@ -93,14 +93,24 @@ def gather(run: Run, log: Log, defenses: Mapping[str, Any], seeds: Sequence[int]
     )
 
 
-def _noise(values: Mapping[Row, Mapping[str, Tensor]]) -> Callable[[float | None], Tensor | None]:
-    """By budget, the MSE under random noise of the same budget, or of the largest where there is none."""
-    there = {
-        treatment.eps or 0.0: figures["mse"]
-        for (generator, treatment, channel), figures in values.items()
-        if (generator, treatment.knowledge, channel) == (UNTOUCHED, "noise", NO_CHANNEL)
-    }
-    return lambda eps: there.get(eps or 0.0, there[max(there)]) if there else None
+def _noise(values: Mapping[Row, Mapping[str, Tensor]]) -> Callable[[Treatment], Tensor | None]:
+    """By treatment, the MSE under random noise of its size, or of its budget, or of the largest where there is none."""
+    there: dict[float, Tensor] = {}
+    of_size: dict[tuple[str, float | None], Tensor] = {}
+    for (generator, treatment, channel), figures in values.items():
+        if (generator, treatment.knowledge, channel) == (UNTOUCHED, "noise", NO_CHANNEL):
+            if treatment.role == "control":
+                of_size[treatment.defense, treatment.eps] = figures["mse"]
+            else:
+                there[treatment.eps or 0.0] = figures["mse"]
+
+    def noise(treatment: Treatment) -> Tensor | None:
+        same = of_size.get((treatment.defense, treatment.eps))
+        if same is not None or not there:
+            return same
+        return there.get(treatment.eps or 0.0, there[max(there)])
+
+    return noise
 
 
 def _judged(figures: dict[str, Tensor], success: Success, noise: Tensor | None) -> dict[str, Tensor]:
@@ -135,7 +145,7 @@ def _settings(run: Run, defenses: Mapping[str, Any], seeds: Sequence[int]) -> di
         "budget": budget_words(defenses),
         "own_budgets": [name for name, one in defenses.items() if isinstance(one, Defense) and one.budget is not None],
         "defenses": {name: _described(one, run.names.defenses.get(id(one))) for name, one in defenses.items()},
-        "fit_on": None if run.fit_on is None else describe(run.fit_on),
+        "fit_on": None if run.fit_on is None else describe(run.fit_on) | run.names.fitted_on,
         "channels": {name: describe(one) for name, one in run.channels.items() if name != NO_CHANNEL},
         "patches": {
             name: None if one is None else describe(one)
@@ -144,6 +154,7 @@ def _settings(run: Run, defenses: Mapping[str, Any], seeds: Sequence[int]) -> di
         },
         "adapters": run.names.patches,
         "code_sha256": run.names.code,
+        "measured_by": run.names.measured_by,
         "networks": list(subjects.networks),
         "others": list(subjects.others),
         "weights_sha256": run.names.hashes,

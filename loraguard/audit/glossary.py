@@ -31,6 +31,8 @@ FLAG_HELP = {
     "blinds the attack.",
     "threshold-out-of-reach": "The defense moves outputs far more than noise does, and yet hardly one reaches the "
     "threshold of success: it is not made for a generator of so small changes.",
+    "threshold-too-low": "Outputs that count as spoilt look as they should: the threshold of success counts what "
+    "nobody sees.",
     "one-draw-is-not-enough": "Something draws at random, and an attack along the mean of 16 draws of each gradient "
     "beats one along single draws.",
     "over-budget": "The defense moves photos by more than it says; they were brought back into its budget.",
@@ -60,9 +62,13 @@ FLAG_HELP = {
     "perturbed-by-another": "Photos under this name are those of another name: two rows of one defense.",
     "same-photos-twice": "Audited photos are versions of one another: they are fewer than they seem, and intervals are "
     "too narrow.",
+    "channel-spoils-outputs": "Behind the channel outputs are spoilt on photos that nobody perturbed: what is spoilt "
+    "there is the channel's doing, and no defense's.",
     "channel-does-nothing": "The channel leaves photos what they are: its rows say nothing that those without it do "
     "not.",
     "stamp-not-found": "The detector does not find the stamp where it was laid: low rates say nothing.",
+    "stamp-not-there": "The detector finds the stamp on outputs on which hardly any of it is: its rates are none of "
+    "what people see.",
     "stamp-found-everywhere": "The detector finds the stamp on outputs that have none: its rates say nothing.",
     "stronger-attack-found": "Another attack of the same budget spoils more: the figure says what this defense is "
     "worth, not what a defender could reach.",

@@ -10,6 +10,7 @@ import copyreg
 import functools
 import hashlib
 import inspect
+import json
 import re
 import sys
 import types
@@ -45,8 +46,9 @@ def identity(thing: Any) -> Identity:
 
     It holds the SHA-256 of the code, attributes, closures, tensors and weights that the thing's behaviour depends on,
     as far as Python shows them; of an object that is made in C, what it would be pickled as. Code of an installed
-    package counts by the package's version. Of something that cannot be looked into (a generator, an open file) the
-    identity is one of this process, so that no other run takes it for its own; `opaque` names what it was.
+    package counts by the package's version, unless it is installed so that it can be edited. Of something that cannot
+    be looked into (a generator, an open file) the identity is one of this process, so that no other run takes it for
+    its own; `opaque` names what it was.
 
     Args:
         thing: anything.
@@ -354,7 +356,18 @@ def _all_distributions() -> Mapping[str, list[str]]:
 def _installed(module: str | None) -> bool:
     """Whether code is of Python itself or of an installed package, so that a version says what it is."""
     package = _package(module)
-    return package in sys.stdlib_module_names - {"__main__"} or package == _OWN or bool(_distributions(package))
+    if package in sys.stdlib_module_names - {"__main__"} or package == _OWN:
+        return True
+    names = _distributions(package)
+    return bool(names) and not any(map(_is_worked_on, names))
+
+
+def _is_worked_on(name: str) -> bool:
+    """Whether what was installed is a folder in which somebody works: its code changes and its version does not."""
+    there = distribution(name)
+    editable = json.loads(there.read_text("direct_url.json") or "{}").get("dir_info", {}).get("editable", False)
+    in_place = there.read_text("PKG-INFO") is not None and "-packages" not in str(there.locate_file(""))
+    return bool(editable) or in_place
 
 
 @functools.cache

@@ -47,7 +47,7 @@ class Names:
         self.patches = {name: settings_of(subjects.adapters[name]) for name in subjects.patched}
         self.defenses = {id(job.defense): _named(job.treatment.defense, job.defense) for job in jobs}
         self.channels = {name: _named(name, one) for name, one in channels.items()}
-        self.fit_on = None if fit_on is None else [identity(fit_on), len(fit_on)]  # type: ignore[arg-type]
+        self.fit_on: list[Any] | None = None if fit_on is None else [identity(fit_on), len(fit_on)]  # type: ignore[arg-type]
         self.measures = [measures.settings(), *map(identity, measures.made_by)]
 
     @property
@@ -61,6 +61,18 @@ class Names:
         everything = {UNTOUCHED: self.base, **self.networks, **{name: one[-1] for name, one in self.channels.items()}}
         return {name: one["sha256"] for name, one in everything.items() if not one.get("opaque")}
 
+    @property
+    def fitted_on(self) -> dict[str, Any]:
+        """What the photos for fitting are, where that can be told."""
+        told = self.fit_on is not None and not self.fit_on[0].get("opaque")
+        return {"sha256": self.fit_on[0]["sha256"], "n": self.fit_on[1]} if self.fit_on is not None and told else {}
+
+    @property
+    def measured_by(self) -> str | None:
+        """The hash of what computes the figures, its code and weights, where it can be told."""
+        makers = self.measures[1:]
+        return None if any(one.get("opaque") for one in makers) else key_of(*(one["sha256"] for one in makers))
+
     def _all(self) -> Iterator[tuple[str, Any]]:
         yield UNTOUCHED, self.base
         yield from self.networks.items()
@@ -72,8 +84,9 @@ class Names:
 
     def piece(self, job: Job, batch: Batch) -> str:
         """Of what a job finds on a batch."""
+        control = ["control"] if job.treatment.role == "control" else []
         if (given := batch.given.get(job.treatment.defense)) is not None:
-            return key_of(_SCHEMA, batch.hashes, digest({"image": given}), job.seed)
+            return key_of(_SCHEMA, batch.hashes, digest({"image": given}), job.seed, *control)
         return key_of(
             _SCHEMA,
             torch.__version__,
@@ -83,6 +96,7 @@ class Names:
             self.channels[job.through],
             job.seed,
             self.fit_on if must_fit(job) else None,
+            *control,
         )
 
     def forward(self, generator: str, channel: str, batch: Batch) -> str:

@@ -127,6 +127,7 @@ class Measures:
         if self.identity is not None:
             kept = encoded or (lambda network, of: network(target if of == "target" else images))
             mine, wanted, photo = self.identity(preds), kept(self.identity, "target"), kept(self.identity, "photo")
+            check_encoder("identity", photo, images)
             found["identity"] = cosine_similarity(mine, wanted)
             found["cidr"] = identity_disruption(mine, wanted, photo)
         if self.clip is not None:
@@ -183,6 +184,31 @@ def check_figures(generator: str, figures: Mapping[str, Tensor]) -> None:
                 f"({float(values[first])} on photo {first} of its batch). What computes it must give one for each "
                 "photo; look at its network on this photo, or leave it out."
             )
+
+
+def check_encoder(name: str, codes: Tensor, images: Tensor) -> None:
+    """Refuse an encoder that tells no photos apart: everything would be alike to it.
+
+    Args:
+        name: what it measures.
+        codes: what it gives for the images, (N, D).
+        images: (N, C, H, W).
+
+    Raises:
+        ValueError: if images differ, and what it gives does not.
+
+    Example:
+        >>> check_encoder("identity", torch.ones(2, 4), torch.rand(2, 3, 8, 8))
+        Traceback (most recent call last):
+        ...
+        ValueError: The encoder of identity gives the same for 2 different photos, so that its figures would say ...
+    """
+    alike = (codes - codes[:1]).abs().max() <= 1e-6 * codes.abs().max()
+    if bool(alike) and not torch.equal(images, images[:1].expand_as(images)):
+        raise ValueError(
+            f"The encoder of {name} gives the same for {len(images)} different photos, so that its figures would say "
+            "that nothing ever changes. Are its weights loaded, and does it take images in [-1, 1]? Give another one."
+        )
 
 
 def _without_cast(preds: Tensor, target: Tensor) -> Tensor:

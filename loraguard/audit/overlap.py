@@ -47,6 +47,7 @@ def overlaps(
     trained_on: Mapping[str, PhotoHashes],
     fitted_on: PhotoHashes | None,
     generators: Sequence[str],
+    fitted: Mapping[str, PhotoHashes] | None = None,
 ) -> Iterator[Check]:
     """Checks of which photos are audited, and of what networks, defenses and detectors have seen.
 
@@ -59,6 +60,7 @@ def overlaps(
         trained_on: by network, hashes of the photos that it was trained on.
         fitted_on: those that defenses are fitted on, detectors calibrated on and adversaries trained on.
         generators: all names.
+        fitted: by defense, hashes of those that it was fitted on before the audit.
     """
     for name in generators:
         yield Check(
@@ -71,6 +73,13 @@ def overlaps(
             "trained-on-these-photos", apart, name, None, KNOWLEDGE,
             f"{counts} the {len(known)} that it was trained on.",
         )  # fmt: skip
+    for defense, known in (fitted or {}).items():
+        apart, counts = _apart(photos, known)
+        for name in generators:
+            yield Check(
+                "fitted-on-these-photos", apart, name, defense, KNOWLEDGE,
+                f"{counts} the {len(known)} that {defense} was fitted on before.",
+            )  # fmt: skip
     if fitted_on is not None:
         apart, counts = _apart(photos, fitted_on)
         for name in generators:

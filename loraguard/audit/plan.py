@@ -72,7 +72,8 @@ def plan(
     """Every job of an audit, the most important ones first.
 
     Photos as they are, noise, and each defense at its own budget and steps go through every channel and every
-    generator, without a leak and with it. Further budgets and steps, and the checks, go without a channel.
+    generator, without a leak and with it. Further budgets and steps, and the checks, go without a channel. Where a
+    budget is not L-infinity, or unknown, noise is also made of the very size of the defense's own perturbations.
 
     Args:
         defenses: by name.
@@ -108,6 +109,9 @@ def plan(
         eps, steps = _stated(defense)
         passes = [(generator, channel) for generator in generators for channel in channels]
         add(Treatment(name, "no-leak", eps, steps, role), defense, UNTOUCHED, passes)
+        if role == "main" and (not isinstance(defense, Defense) or defense.budget is not None):
+            control = Treatment(name, "noise", eps, steps, "control")  # once; its size is nobody's but this defense's
+            jobs.append(Job(control, defense, UNTOUCHED, NO_CHANNEL, seeds[0], ((UNTOUCHED, NO_CHANNEL),)))
         for patched in () if name in fixed else generators[1:]:
             others = transfer if role == "main" and patched in transfer else ()
             own = [(patched, channel) for channel in channels]

@@ -12,47 +12,32 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from loraguard.channels import Channel, published
+from loraguard.channels import Channel
 from loraguard.defenses import Disrupting
-from loraguard.defenses.base import undisturbed
 from loraguard.generators import Condition
 from loraguard.metrics import mean_squared_error
 from loraguard.pixels import LEVELS_PER_UNIT
-from loraguard.training.sampling import mixed
 
 from .checks import WHITE_BOX, Check, white_box_of
-from .craft import Crafter, seeded
+from .craft import Crafter, drawn_beyond, seeded
 from .measure import as_saved
 from .photos import Batch
 from .plan import USUAL, Job
 from .situation import KNOWLEDGE, UNTOUCHED
+from .slopes import CORRELATION, EDGE, RATIO, fits, slopes, slopes_under_attack
 from .subjects import Subjects
 
 SAME = 2 / LEVELS_PER_UNIT
 """Outputs of one photo may differ by two levels of 8 bits where only the order of sums differs."""
 
-DIRECTIONS = 8
-"""Directions in which slopes are compared."""
-
-STEPS = (0.1 / LEVELS_PER_UNIT, 1 / LEVELS_PER_UNIT)
-"""How far a photo is moved to measure a slope, in units of images in [-1, 1]: a tenth of a level of 8 bits, where
-outputs are nearly straight (between the kinks of a max pooling, too), and a whole level, for networks that round."""
-
-CORRELATION, RATIO = 0.95, 0.9
-"""The least correlation between slopes measured and slopes that gradients say, and the least ratio of their sizes."""
-
-INSIDE, EDGE = (0.0, 0.03), (0.04, 0.05)
-"""Slopes are compared where attacks are: half of the photos are moved a little, the others to the edge of the usual
-budget, every value by something between these. (On photos themselves equal values lie side by side, on which a max
-pooling has no slope.)"""
-
-STAMPS = 0.95
-"""A detector finds a stamp on at least this part of the outputs that it was laid onto."""
-
 EDITS, MADE = 0.5, 0.9
 """A network that edits leaves at most this part of the difference that doing nothing leaves, and makes at least this
 part of the edit."""
+
+AGAIN = 0.1
+"""By this part the MSE on the very same photos may differ between the audit and its end."""
 
 WORSE = 0.25
 """By so much more of an attack, in parts of what it does to the untouched generator, may be left on photos that nobody
@@ -76,15 +61,40 @@ class Attacked:
     @classmethod
     def of(cls, subjects: Subjects, batch: Batch, eps: float) -> Attacked:
         """By PGD with ten steps of this budget."""
-        unseen = (batch.images + batch.images.roll(1, 0)).flip(1, 3) / 2
+        unseen = unseen_of(batch.images)
         attack = Disrupting(eps)
         with subjects.one(UNTOUCHED) as network, seeded(0):
-            known, perturbed = (attack(network, images, batch.condition) for images in (batch.images, unseen))
+            known, perturbed = (attack(network, one.clone(), batch.condition) for one in (batch.images, unseen))
         return cls(known, unseen, perturbed)
 
 
+def unseen_of(images: Tensor) -> Tensor:
+    """Photos that nobody has seen: the mean of each photo and the next one, mirrored, with red and blue exchanged."""
+    return (images + images.roll(1, 0)).flip(1, 3) / 2
+
+
+def half_noisy(images: Tensor, eps: float = USUAL) -> Tensor:
+    """Every second photo with noise of the budget: a network may do otherwise where photos are perturbed.
+
+    Example:
+        >>> half_noisy(torch.zeros(2, 3, 4, 4)).abs().amax((1, 2, 3))
+        tensor([0.0000, 0.0500])
+    """
+    noisy = images.clone()
+    signs = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).sign().to(images)
+    noisy[1::2] += eps * signs[1::2]
+    return noisy.clamp(-1, 1)
+
+
 def probe_generator(
-    subjects: Subjects, name: str, batch: Batch, target: Tensor, whole: Batch, attacked: Callable[[], Attacked]
+    subjects: Subjects,
+    name: str,
+    batch: Batch,
+    target: Tensor,
+    whole: Batch,
+    attacked: Callable[[], Attacked],
+    eps: float,
+    seen: Sequence[tuple[str, Tensor, Tensor]] = (),
 ) -> list[Check]:
     """Try a generator on some photos.
 
@@ -95,9 +105,11 @@ def probe_generator(
         target: what it should give, (N, 3, H', W') in [-1, 1].
         whole: the audit's batch that begins with them.
         attacked: gives the photos as an attack perturbs them.
+        eps: the audit's largest budget.
+        seen: photos on which the audit has tried it: what they are, they themselves, and the MSE that it found.
     """
     with subjects.one(name) as network:
-        return list(_generator_checks(subjects, name, network, batch, target, whole, attacked))
+        return list(_generator_checks(subjects, name, network, batch, target, whole, attacked, eps, seen))
 
 
 def what_draws(subjects: Subjects, channels: Mapping[str, Channel], batch: Batch) -> set[str]:
@@ -110,9 +122,11 @@ def what_draws(subjects: Subjects, channels: Mapping[str, Channel], batch: Batch
                 drawn.append(call())
         return float((drawn[0] - drawn[1]).abs().max())
 
-    networks = {name: partial(subjects.outputs, name, batch.images, batch.of(name)) for name in subjects.names}
+    photos = half_noisy(batch.images)
+    networks = {name: partial(subjects.outputs, name, photos, batch.of(name)) for name in subjects.names}
     random = {name for name, call in networks.items() if moved(call) > SAME}
-    return random | {name for name, channel in channels.items() if moved(partial(channel, batch.images)) > 0}
+    drawn = {name: lambda channel=channel: channel(photos.clone()) for name, channel in channels.items()}
+    return random | {name for name, call in drawn.items() if moved(call) > 0}
 
 
 def _generator_checks(
@@ -123,43 +137,74 @@ def _generator_checks(
     target: Tensor,
     whole: Batch,
     attacked: Callable[[], Attacked],
+    eps: float,
+    seen: Sequence[tuple[str, Tensor, Tensor]],
 ) -> Iterator[Check]:
     images, condition = batch.images, batch.of(name)
 
     def outputs(images: Tensor, condition: Condition, seed: int = 0) -> Tensor:
         with seeded(seed), torch.no_grad():
-            return network(images, **condition)
+            return network(images.clone(), **condition)
 
-    first = outputs(images, condition)
-    again = float((outputs(images, condition) - first).abs().max())
+    yield from _same_again(name, outputs, batch, target, whole, eps, seen)
+    yield from _edits(subjects, name, outputs, batch, outputs(images, condition), target, attacked)
+    found = {
+        f"within {EDGE[1]:g} of photos": slopes(network, whole.images, whole.of(name), len(images)),
+        f"of PGD's loss where it ends, with a budget of {eps:g},": slopes_under_attack(
+            network, images, condition, target, eps
+        ),
+    }
+    for where, fit in found.items():
+        yield Check(
+            "gradients-do-not-fit", fits(fit), name, None, white_box_of(name),
+            f"Slopes {where} that gradients give and those that are measured have a correlation of {fit[0]:.2f} (at "
+            f"least {CORRELATION}) and a ratio of {fit[1]:.2f} ({RATIO} to {1 / RATIO:.2f}).",
+        )  # fmt: skip
+
+
+def _same_again(
+    name: str,
+    outputs: Callable[..., Tensor],
+    batch: Batch,
+    target: Tensor,
+    whole: Batch,
+    eps: float,
+    seen: Sequence[tuple[str, Tensor, Tensor]],
+) -> Iterator[Check]:
+    """Whether photos, half of them with noise, give the same again: with other draws, beside others, and at the end."""
+    tried, condition = half_noisy(batch.images, eps), batch.of(name)
+    usual = outputs(tried, condition)
+    again = float((outputs(tried, condition) - usual).abs().max())
     yield Check(
         "outputs-not-repeatable", again <= SAME, name, None, KNOWLEDGE,
         f"The same photos with the same seed give outputs that differ by up to {again:.3g} (allowed: {SAME:.3g}).",
     )  # fmt: skip
-    drawn = float((outputs(images, condition, seed=1) - first).abs().max())
+    drawn = float((outputs(tried, condition, seed=1) - usual).abs().max())
     yield Check(
         "random-generator", drawn <= SAME, name, None, white_box_of(name),
         f"With another seed outputs differ by up to {drawn:.3g} (allowed: {SAME:.3g}): gradients of one draw mislead.",
     )  # fmt: skip
-    if drawn <= SAME:
-        order = list(reversed(range(len(images))))
-        turned = outputs(images[order], {key: value[order] for key, value in condition.items()})[order]
-        alone = torch.cat([outputs(images[i : i + 1], _rows(condition, [i])) for i in range(len(images))])
-        among = outputs(whole.images, whole.of(name))[: len(images)]
-        moved = max(float((one - first).abs().max()) for one in (turned, alone, among))
-        yield Check(
-            "depends-on-the-batch", moved <= SAME, name, None, KNOWLEDGE,
-            f"In another order, alone, or in a batch of {len(whole)}, the same photos give outputs that differ by up "
-            f"to {moved:.3g} (allowed: {SAME:.3g}).",
-        )  # fmt: skip
-    yield from _edits(subjects, name, outputs, batch, first, target, attacked)
-    correlation, ratio = slopes(network, whole.images, whole.of(name), len(images))
+    if drawn > SAME:
+        return
+    order = list(reversed(range(len(tried))))
+    turned = outputs(tried[order], _rows(condition, order))[order]
+    alone = torch.cat([outputs(tried[i : i + 1], _rows(condition, [i])) for i in range(len(tried))])
+    among = outputs(torch.cat([tried, whole.images[len(tried) :]]), whole.of(name))[: len(tried)]
+    moved = max(float((one - usual).abs().max()) for one in (turned, alone, among))
     yield Check(
-        "gradients-do-not-fit", correlation >= CORRELATION and RATIO <= ratio <= 1 / RATIO, name, None,
-        white_box_of(name),
-        f"Along {DIRECTIONS} directions the slopes that gradients give and those that outputs show have a correlation "
-        f"of {correlation:.2f} (at least {CORRELATION}) and a ratio of {ratio:.2f} ({RATIO} to {1 / RATIO:.2f}).",
+        "depends-on-the-batch", moved <= SAME, name, None, KNOWLEDGE,
+        f"In another order, alone, or in a batch of {len(whole)}, the same photos give outputs that differ by up "
+        f"to {moved:.3g} (allowed: {SAME:.3g}).",
     )  # fmt: skip
+    for words, photos, was in seen:
+        given = outputs(photos, _rows(condition, list(range(len(photos)))))
+        now = mean_squared_error(as_saved(name, given, photos), target[: len(photos)]).cpu()
+        off, most = float((now - was).abs().mean()), float(torch.maximum(now, was).mean())
+        yield Check(
+            "outputs-not-repeatable", off <= AGAIN * most + 1e-3, name, None, KNOWLEDGE,
+            f"On the very photos ({words}) on which the audit has found an MSE of {float(was.mean()):.4f}, it is "
+            f"{float(now.mean()):.4f} at the end.",
+        )  # fmt: skip
 
 
 def _edits(
@@ -172,13 +217,24 @@ def _edits(
     attacked: Callable[[], Attacked],
 ) -> Iterator[Check]:
     """Whether a network edits, and photos that it cannot know as well."""
-    if name == UNTOUCHED or name in subjects.others or first.shape != batch.images.shape:
+    if first.shape[1] != batch.images.shape[1]:
+        return
+    idle = _sized(batch.images, first)
+    if name == UNTOUCHED or name in subjects.others:
+        off = float((as_saved(name, first, idle) - idle).square().mean().sqrt())
+        other = outputs(batch.images.roll(1, 0), batch.of(name))
+        same = len(first) > 1 and float((other - first).abs().max()) <= SAME
+        yield Check(
+            "does-not-edit", off > 1 / LEVELS_PER_UNIT and not same, name, None, KNOWLEDGE,
+            f"On clean photos its outputs differ from the photos by {off * LEVELS_PER_UNIT:.2f} of 255 levels (root "
+            f"mean square), and {'do not differ' if same else 'differ'} from one another's where photos are exchanged.",
+        )  # fmt: skip
         return
     tried = attacked()
-    nothing = mean_squared_error(as_saved(name, batch.images, batch.images), target).mean().item()
+    nothing = mean_squared_error(as_saved(name, idle, batch.images), target).mean().item()
     left = mean_squared_error(as_saved(name, first, batch.images), target).mean().item()
-    edit = target - batch.images
-    made = float(((first - batch.images) * edit).sum() / edit.square().sum().clamp_min(1e-12))
+    edit = target - idle
+    made = float(((first - idle) * edit).sum() / edit.square().sum().clamp_min(1e-12))
     yield Check(
         "does-not-edit", left <= EDITS * nothing and made >= MADE, name, None, KNOWLEDGE,
         f"On clean photos its outputs are {left:.4f} (MSE) from what they should be, and the photos themselves "
@@ -192,7 +248,7 @@ def _edits(
     plain = given(UNTOUCHED, tried.unseen)
     wanted = subjects.target(name, plain)
     unseen = mean_squared_error(given(name, tried.unseen), wanted).mean().item()
-    nothing = mean_squared_error(tried.unseen, wanted).mean().item()
+    nothing = mean_squared_error(_sized(tried.unseen, wanted), wanted).mean().item()
     yield Check(
         "only-known-photos", unseen <= max(EDITS * nothing, 2 * left), name, None, KNOWLEDGE,
         f"On means of two photos, mirrored and with red and blue exchanged, as nobody has seen them, its outputs are "
@@ -209,99 +265,6 @@ def _edits(
         f"Of what PGD does to the untouched generator {parts[0]:.0%} is left on photos of the audit, and "
         f"{parts[1]:.0%} on means of two photos that nobody has seen (allowed: twice as much and {WORSE:.0%}).",
     )  # fmt: skip
-
-
-def slopes(
-    network: nn.Module, images: Tensor, condition: Condition, count: int | None = None, seed: int = 0
-) -> tuple[float, float]:
-    """How well a network's gradients say what its outputs do.
-
-    The slope of `sum(R * G(x, c))` for fixed random weights R is measured along directions of random signs by central
-    differences, and taken from the gradient; by those of :data:`STEPS` at which the two agree best. Photos are moved
-    within the usual budget first, as an attack does (:data:`INSIDE`, :data:`EDGE`). Then the gradient is taken once
-    more as an attack takes it: of all images at once, of a sum as small as a mean over all values, and of images that
-    come from something else.
-
-    Args:
-        network: from images to images.
-        images: (N, 3, H, W) in [-1, 1].
-        condition: the edit of each.
-        count: of how many of the first images slopes are measured; None for all.
-        seed: of weights and directions.
-
-    Returns:
-        The correlation of the two over directions and images, and the size of the gradient's slopes in units of the
-        measured ones (root mean squares); of photos that were moved little, of those that were moved far, and of the
-        gradient as an attack takes it beside the first one, where they fit worst. Both are 1 for exact gradients; where
-        outputs do not move at all, 0 and 0, or 1 and 1 where the gradient says so too.
-
-    Example:
-        >>> from loraguard.data import DemoFaces
-        >>> from loraguard.generators import DemoEditor
-        >>> images = torch.stack([face["image"] for face in DemoFaces(2)])
-        >>> correlation, ratio = slopes(DemoEditor.pretrained().eval(), images, {"labels": torch.zeros(2, 5)})
-        >>> correlation > CORRELATION, RATIO < ratio < 1 / RATIO
-        (True, True)
-    """
-    draws = torch.Generator().manual_seed(seed)
-    points = _moved(images, draws)
-    count = len(points) if count is None else count
-    some, edits = points[:count], _rows(condition, list(range(count)))
-    with undisturbed(network), seeded(seed):
-        leaf = some.clone().requires_grad_()
-        with torch.enable_grad():
-            given = network(leaf, **edits)
-            weights = torch.randn(given.shape, generator=draws).to(given) / given[0].numel() ** 0.5
-            gradient = _gradient((weights * given).sum(), leaf)
-    with undisturbed(network), seeded(seed):
-        leaf = points.clone().requires_grad_()
-        with torch.enable_grad():
-            total = (weights * network(leaf * 1, **condition)[:count]).sum()
-            scale = 1 / (weights.numel() * given[0].numel() ** 0.5)
-            attacked = _gradient(scale * total, leaf)[:count] / scale
-    signs = [torch.randint(0, 2, some.shape, generator=draws).to(images) * 2 - 1 for _ in range(DIRECTIONS)]
-    said = torch.stack([(gradient.double() * one).flatten(1).sum(1) for one in signs])
-
-    @torch.no_grad()
-    def total_of(moved: Tensor) -> Tensor:
-        with seeded(seed):
-            return (weights * network(moved, **edits)).double().flatten(1).sum(1)
-
-    fits = []
-    for step in STEPS:
-        ends = [(total_of(some + step * one), total_of(some - step * one)) for one in signs]
-        seen = torch.stack([(up - down) / (2 * step) for up, down in ends])
-        fits.append([_fit(said[:, part::2], seen[:, part::2]) for part in range(min(2, count))])
-    per_part = [max(fits_of_part, key=_goodness) for fits_of_part in zip(*fits, strict=True)]
-    return min([*per_part, _fit(attacked.double(), gradient.double())], key=_goodness)
-
-
-def _moved(images: Tensor, draws: torch.Generator) -> Tensor:
-    """Images within the usual budget of these, every second one at its edge."""
-    points = images.detach().clone()
-    for part, (least, most) in enumerate((INSIDE, EDGE)):
-        drawn = 2 * torch.rand(points[part::2].shape, generator=draws) - 1
-        points[part::2] += (drawn.sign() * (least + (most - least) * drawn.abs())).to(points)
-    return points.clamp(-1, 1)
-
-
-def _gradient(total: Tensor, leaf: Tensor) -> Tensor:
-    """Zeros where nothing depends on the leaf."""
-    found = torch.autograd.grad(total, leaf, allow_unused=True)[0] if total.requires_grad else None
-    return torch.zeros_like(leaf) if found is None else found
-
-
-def _goodness(fit: tuple[float, float]) -> float:
-    return min(fit[0], fit[1], 1 / max(fit[1], 1e-9))
-
-
-def _fit(said: Tensor, seen: Tensor) -> tuple[float, float]:
-    sizes = said.square().mean().sqrt(), seen.square().mean().sqrt()
-    if float(sizes[1]) <= 1e-9:
-        silent = float(sizes[0]) <= 1e-9
-        return float(silent), float(silent)
-    correlation = (said * seen).mean() / (sizes[0] * sizes[1]).clamp_min(1e-30)
-    return float(correlation), float(sizes[0] / sizes[1])
 
 
 def probe_defense(
@@ -339,7 +302,7 @@ def probe_defense(
         b = float(_spoilt(craft, job, batch, alone, target).mean())
         checks.append(
             Check(
-                "crafted-otherwise-alone", min(a, b) >= 0.5 * max(a, b) or max(a, b) < 1e-3, on, name, knowledge,
+                "crafted-otherwise-alone", _alike(a, b), on, name, knowledge,
                 f"Crafted in a batch, as the audit does, its photos spoil outputs by {a:.4f} (MSE); crafted one by "
                 f"one, later, by {b:.4f} (allowed: twice as much).",
             )
@@ -349,33 +312,42 @@ def probe_defense(
     return checks, objective
 
 
-def probe_channel(name: str, channel: Channel, batch: Batch, generators: Sequence[str]) -> Iterator[Check]:
-    """Whether a channel does anything to photos, as they are published with noise of the usual budget on them."""
-    with seeded(0):
-        photos = published((batch.images + USUAL * torch.randn_like(batch.images).sign()).clamp(-1, 1), batch.images)
-        moved = float((channel(photos) - photos).abs().max())
-    for generator in generators:
+def probe_leak(craft: Crafter, job: Job, batch: Batch, target: Tensor, seen: Tensor | None) -> Iterator[Check]:
+    """Whether a defense that has the very generator spoils as much when it is crafted again, at the end.
+
+    Args:
+        craft: what makes its photos.
+        job: of the defense.
+        batch: photos with their edits.
+        target: what the generator that is attacked should give.
+        seen: the MSE of the outputs on these photos as the audit has crafted them, (N,); None where nobody has.
+    """
+    if seen is not None:
+        photos = craft.perturbed(job, batch, target)
+        a, b = float(seen.mean()), float(_spoilt(craft, job, batch, photos, target).mean())
         yield Check(
-            "channel-does-nothing", moved > 1.01 / LEVELS_PER_UNIT, generator, None, KNOWLEDGE,
-            f"{name} changes values by at most {moved * LEVELS_PER_UNIT:.2f} of 255 levels: its rows are those without "
-            "a channel.", name,
+            "crafted-otherwise-alone", _alike(a, b), job.crafted_on, job.treatment.defense, WHITE_BOX,
+            f"Crafted on {job.crafted_on}, its photos spoil outputs by {a:.4f} (MSE) in the audit, and when the first "
+            f"of them are crafted again, at the end, by {b:.4f} (allowed: twice as much).",
         )  # fmt: skip
 
 
-def probe_stamp(name: str, rate: float) -> Iterator[Check]:
-    """Whether a generator's detector finds the stamp where it was laid onto outputs; `rate` is on how many."""
-    yield Check(
-        "stamp-not-found", rate >= STAMPS, name, None, KNOWLEDGE,
-        f"With the stamp itself laid onto the untouched generator's outputs, the detector finds it on {rate:.1%} (at "
-        f"least {STAMPS:.0%}).",
-    )  # fmt: skip
+def _alike(a: float, b: float) -> bool:
+    """Whether two figures are within a factor of two, or both too small to tell."""
+    return min(a, b) >= 0.5 * max(a, b) or max(a, b) < 1e-3
 
 
 def _spoilt(craft: Crafter, job: Job, batch: Batch, photos: Tensor, target: Tensor) -> Tensor:
-    with seeded(mixed(job.seed, batch.start)):
+    with seeded(drawn_beyond(job.seed, batch.start)):
         held = craft.held(job, photos, batch.images).photos
         outputs = craft.subjects.outputs(job.crafted_on, held, batch.of(job.crafted_on))
     return mean_squared_error(as_saved(job.crafted_on, outputs, photos), target)
+
+
+def _sized(photos: Tensor, outputs: Tensor) -> Tensor:
+    """Photos as large as outputs: what doing nothing would give."""
+    size = outputs.shape[-2:]
+    return photos if photos.shape[-2:] == size else F.interpolate(photos, size, mode="bilinear", antialias=True)
 
 
 def _rows(condition: Condition, rows: list[int]) -> Condition:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -129,13 +129,24 @@ def run_audit(
     result.settings["power"] = planned(len(photos), len(options.defenses))
     known, kept = dict(options.trained_on or {}), None if options.fit_on is None else hashes_in(options.fit_on)
     result.settings["trained_on"] = {name: len(one) for name, one in known.items()}
+    adapted = [name for name in subjects.names[1:] if name not in subjects.others]
+    seen = _fitted_before(options.defenses)
+    fitted = {name: hashes_in(photos) for name, photos in seen.items() if photos is not None}
+    learned = {**known, **fitted}
+    result.settings["unknown_photos"] = [name for name in (*adapted, *seen) if not learned.get(name)]
     result.checks += subjects.made_for_others(run.names.hashes)
     audited = PhotoVersions.joined(log.likeness[start] for start in sorted(log.likeness))
     result.settings["distinct_photos"] = once = distinct(audited)
-    result.checks += overlaps(audited, once, known, kept, subjects.names)
+    result.checks += overlaps(audited, once, known, kept, subjects.names, fitted)
     result.checks += given_twice([log.alike[start] for start in sorted(log.alike)], subjects.names)
     result.checks += examine(result)
     return result
+
+
+def _fitted_before(defenses: Mapping[str, Any]) -> dict[str, Dataset[Any] | None]:
+    """By defense that was fitted before the audit, the photos that it was fitted on; None where nobody knows them."""
+    ready = {name: one for name, one in defenses.items() if isinstance(one, Fittable) and one.fitted is not None}
+    return {name: getattr(one, "seen", None) for name, one in ready.items()}
 
 
 def carried(wanted: Sequence[str], there: Sequence[str]) -> list[str]:

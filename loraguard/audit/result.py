@@ -85,8 +85,9 @@ class AuditResult:
         return found | ({"detections": [asdict(one) for one in self.detections]} if self.detections else {})
 
     def flags(self, situation: Situation) -> list[str]:
-        """The names of the failed checks that a situation's figures stand under."""
-        return [check.name for check in self.checks if not check.passed and check.concerns(situation)]
+        """The names of the failed checks that a situation's figures stand under, each once."""
+        failed = (check.name for check in self.checks if not check.passed and check.concerns(situation))
+        return list(dict.fromkeys(failed))
 
     def per_image(self) -> Iterator[dict[str, Any]]:
         """A row for each situation, seed and image."""

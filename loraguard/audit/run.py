@@ -18,18 +18,18 @@ from loraguard.channels import Channel, Identity, quantize
 from loraguard.data import PhotoVersions
 from loraguard.generators import Conditions
 from loraguard.metrics import psnr
-from loraguard.pixels import to_bytes
-from loraguard.training.sampling import mixed
+from loraguard.pixels import from_bytes, to_bytes
 
 from .again import agree, alike, flagged
+from .channel_probes import probe_channel, probe_stamp
 from .checks import Check
-from .craft import Crafter, check_likeness, farthest, seeded
+from .craft import Crafter, check_likeness, drawn_beyond, farthest, seeded
 from .keys import Names
-from .measure import Measures, as_saved
+from .measure import Measures, as_saved, check_encoder
 from .overlap import perturbed_alike
 from .photos import Batch, Photos
 from .plan import USUAL, Job
-from .probes import Attacked, probe_channel, probe_defense, probe_generator, probe_stamp
+from .probes import Attacked, probe_defense, probe_generator, probe_leak
 from .share import Share
 from .situation import NO_CHANNEL, UNTOUCHED
 from .store import Store, jsonable, key_of, number
@@ -246,18 +246,28 @@ class Run:
                 anew.append(f"{name}, as it was probed")
             self.store.write(key, made, {})
 
+        eps = self._largest_budget()
+
         @cache
         def attacked() -> Attacked:
-            budgets = [job.treatment.eps for job in self.jobs if job.treatment.knowledge == "noise"]
-            return Attacked.of(self.subjects, sample, max((eps for eps in budgets if eps is not None), default=USUAL))
+            return Attacked.of(self.subjects, sample, eps)
 
         def of_generator(name: str) -> list[Check]:
             target = clean.target(name)[: len(sample)]
-            return probe_generator(self.subjects, name, sample, target, whole, attacked)
+            seen = list(self._earlier(name, whole, len(sample)))
+            return probe_generator(self.subjects, name, sample, target, whole, attacked, eps, seen)
 
         def of_defense(job: Job) -> dict[str, Any]:
-            target = clean.target(job.crafted_on)[: len(sample)]
-            checks, objective = probe_defense(self.craft, job, sample, target, self._seen(job, whole, len(sample)))
+            tried = (
+                self.craft,
+                job,
+                sample,
+                clean.target(job.crafted_on)[: len(sample)],
+                self._seen(job, whole, len(sample)),
+            )
+            if job.treatment.knowledge == "leak":
+                return _listed(probe_leak(*tried))
+            checks, objective = probe_defense(*tried)
             return {**_listed(checks), "defense": job.treatment.defense, "objective": objective}
 
         for name in self.subjects.names:
@@ -266,24 +276,42 @@ class Run:
         names = self.subjects.names
         for name, channel in self.channels.items():
             if name != NO_CHANNEL:
-                key = key_of("probe", self.names.channels[name], sample.hashes, names)
-                probe(key, name, partial(probe_channel, name, channel, sample, names))
+                through = any(job.through == name for job in self.jobs)
+                key = key_of("probe", self.names.channels[name], sample.hashes, names, through)
+                probe(key, name, partial(probe_channel, name, channel, sample, names, through))
         for name, stamp in self.subjects.stamps.items():
             if stamp is not None and (detector := self.measures.detectors.get(name)) is not None:
                 key = key_of("probe", self.names.forward(name, NO_CHANNEL, whole), whole.hashes)
-                probe(key, name, partial(probe_stamp, name, detector(clean.target(name)).float().mean().item()))
+                outputs = (clean.saved(UNTOUCHED), clean.target(name), clean.saved(name))
+                probe(key, name, partial(probe_stamp, name, detector, *outputs))
         for job in self.jobs:
-            kind = job.treatment.role, job.treatment.knowledge, job.seed
-            if kind == ("main", "no-leak", self.jobs[0].seed) and job.treatment.defense not in sample.given:
-                key = key_of("probe", self.names.piece(job, sample))
-                probe(key, job.treatment.defense, partial(of_defense, job))
+            treatment, first = job.treatment, job.seed == self.jobs[0].seed and job.treatment.role == "main"
+            if first and treatment.knowledge in ("no-leak", "leak") and treatment.defense not in sample.given:
+                probe(key_of("probe", self.names.piece(job, sample)), treatment.defense, partial(of_defense, job))
         return keys
+
+    def _largest_budget(self) -> float:
+        """Of noise, and so of every defense whose budget is L-infinity."""
+        noise = [job.treatment for job in self.jobs if job.treatment.knowledge == "noise"]
+        return max((one.eps for one in noise if one.role == "main" and one.eps is not None), default=USUAL)
 
     def _seen(self, job: Job, whole: Batch, count: int) -> Tensor | None:
         """The MSE that was found on the first photos of a batch; None where nobody has looked yet."""
         stored = self.store.read(self.names.piece(job, whole)) or {"passes": {}}
         found = stored["passes"].get(self.names.forward(job.crafted_on, NO_CHANNEL, whole))
         return None if found is None else torch.tensor([number(one) for one in found["mse"][:count]])
+
+    def _earlier(self, generator: str, whole: Batch, count: int) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """Photos on which a generator was tried, of the first of a batch: what they are, (n, 3, H, W), and the MSE."""
+        for job in self.jobs:
+            known = job.treatment.knowledge in ("clean", "no-leak") and job.seed == self.jobs[0].seed
+            if known and job.treatment.role == "main" and (generator, NO_CHANNEL) in job.passes:
+                key = self.names.piece(job, whole)
+                stored, photos = self.store.read(key) or {"passes": {}}, self.store.pictures(key).get("photo")
+                found = stored["passes"].get(self.names.forward(generator, NO_CHANNEL, whole))
+                if found is not None and photos is not None:
+                    mse = torch.tensor([number(one) for one in found["mse"][: len(photos)]])
+                    yield job.treatment.words, from_bytes(photos[:count]).to(whole.images), mse[:count]
 
     def _found(self, piece: Piece, whole: Batch, clean: Clean) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """What a job finds on a batch: figures, and pictures and features as tensors."""
@@ -297,8 +325,9 @@ class Run:
         for (generator, channel), name in piece.passes.items():
             if name in passes:
                 continue
-            with seeded(mixed(job.seed, batch.start)):
-                outputs = self.subjects.outputs(generator, self.channels[channel](photos), batch.of(generator))
+            with seeded(drawn_beyond(job.seed, batch.start)):
+                sent = self.channels[channel](photos.clone())  # a copy: a channel may work in place
+                outputs = self.subjects.outputs(generator, sent, batch.of(generator))
             preds = as_saved(generator, outputs, batch.images)
             target = clean.target(generator)[: len(batch)]
             encoded = partial(clean.encoded, generator, len(batch))
@@ -311,6 +340,7 @@ class Run:
                 with torch.no_grad():
                     features |= {f"is {name}": self.measures.features(preds).cpu().float()}
                 features |= {f"ought {name}": encoded(self.measures.features, "target").cpu().float()}
+                check_encoder("features", encoded(self.measures.features, "photo"), batch.images)
         pictures = {name: to_bytes(images[: self.pictures - batch.start]).cpu() for name, images in shown.items()}
         on_photos = {
             "photo_linf": farthest(photos, batch.images),

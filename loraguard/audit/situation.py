@@ -32,9 +32,9 @@ KNOWLEDGE_WORDS = {
     "transfer": "crafted on another",
 }
 
-ROLES = ("main", "budget", "steps", "check", "transfer")
+ROLES = ("main", "budget", "steps", "check", "transfer", "control")
 """Why a situation was looked at: for itself, as a point of a curve over budgets or over steps, to check whether the
-others can be trusted, or for the transfer matrix."""
+others can be trusted, for the transfer matrix, or as noise of the size of one defense's perturbations."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,8 @@ class Treatment:
     @property
     def words(self) -> str:
         """What was done to it: "random noise", or "disrupting, no leak"."""
+        if self.role == "control":
+            return f"noise as large as {self.defense}"
         if self.crafted_on is not None:
             return f"{self.defense}, crafted on {self.crafted_on}"
         words = KNOWLEDGE_WORDS[self.knowledge]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
-from typing import cast
+from typing import Any, cast
 
 import torch
 from peft import PeftConfig, PeftModel
@@ -95,6 +95,32 @@ class Subjects:
                     self._switch(self._on[-1])
 
     @contextmanager
+    def watched(self, name: str, who: str) -> Iterator[None]:
+        """Within the block the model is called as the generator of this name alone.
+
+        Raises:
+            ValueError: if `who` has switched a patch on or off meanwhile, and called what it is not to know of.
+        """
+        called: list[str] = []
+        expected = [] if name == UNTOUCHED or name in self.networks else [name]
+
+        def look(layer: Any, given: Any) -> None:
+            if (on := [] if layer.disable_adapters else list(layer.active_adapters)) != expected:
+                called.extend(on or ["the generator without any"])
+
+        hooks = [one.register_forward_pre_hook(look) for one in self._switches]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if called:
+            raise ValueError(
+                f"{who} was to know of {name!r} alone, and has called the generator with patches switched otherwise "
+                f"({called[0]}): its figures would be those of a defender who knows more. Let it leave adapters alone."
+            )
+
+    @contextmanager
     def _switched_back(self) -> Iterator[None]:
         """Afterwards adapters are on or off as they were."""
         off = [one.disable_adapters for one in self._switches]
@@ -118,9 +144,9 @@ class Subjects:
 
     @torch.no_grad()
     def outputs(self, name: str, images: Tensor, condition: Condition) -> Tensor:
-        """What it makes of images."""
+        """What it makes of images, which it gets copies of: a network may work in place."""
         with self.one(name) as network:
-            return network(images, **condition)
+            return network(images.clone(), **{key: value.clone() for key, value in condition.items()})
 
     def target(self, name: str, untouched: Tensor) -> Tensor:
         """What it should make, from the untouched generator's outputs on clean photos: these, or stamped."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as every
 
 from .identity import HOOKS
 
@@ -23,6 +24,7 @@ class Unharmed:
     def __init__(self, networks: Iterable[nn.Module]) -> None:
         self.networks = list(networks)
         self.tensors = [{name: value.detach().clone() for name, value in _tensors(one)} for one in self.networks]
+        self.everywhere = _global_hooks()
         self.layers = {
             layer: (name or "the network", layer.training, _hooks(layer), _methods(layer))
             for one in self.networks
@@ -59,6 +61,12 @@ class Unharmed:
                     delattr(layer, key)
                 for key, before in methods.items():
                     setattr(layer, key, before)
+        if (now := _global_hooks()) != self.everywhere:
+            changed.append("a hook on every network")
+            for kind in now:
+                there = getattr(every, kind)
+                there.clear()
+                there.update(self.everywhere[kind])
         if changed:
             more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
             raise ValueError(
@@ -83,9 +91,13 @@ def settings_kept() -> Iterator[None]:
         torch.is_deterministic_algorithms_warn_only_enabled(),
     )
     folder = os.getcwd()
+    autocast = {kind: (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda")}
     try:
         yield
     finally:
+        for kind, (enabled, narrow) in autocast.items():
+            torch.set_autocast_enabled(kind, enabled)
+            torch.set_autocast_dtype(kind, narrow)
         torch.set_default_dtype(dtype)
         torch.set_grad_enabled(grad)
         if torch.get_num_threads() != threads:
@@ -108,6 +120,11 @@ def _same(value: Tensor, was: Tensor) -> bool:
 
 def _hooks(layer: nn.Module) -> dict[str, dict[int, Any]]:
     return {kind: dict(getattr(layer, kind)) for kind in HOOKS}
+
+
+def _global_hooks() -> dict[str, dict[int, Any]]:
+    """Hooks that torch calls for whatever network is called."""
+    return {f"_global{kind}": dict(getattr(every, f"_global{kind}")) for kind in HOOKS}
 
 
 def _methods(layer: nn.Module) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from loraguard.defenses import Defense
@@ -30,7 +30,7 @@ def frechet_heading(result: AuditResult) -> str | None:
 
 def photo_words(result: AuditResult, treatment: Treatment) -> str:
     """What was done to a photo; of noise its budget as well, where the audit has several."""
-    several = len({one.treatment.eps for one in result.find(knowledge="noise")}) > 1
+    several = len({one.treatment.eps for one in result.find(knowledge="noise", role="main")}) > 1
     words = treatment.words
     return f"{words}, eps {treatment.eps:g}" if treatment.knowledge == "noise" and several else words
 
@@ -97,7 +97,8 @@ def tried(result: AuditResult) -> dict[str, str]:
     knowledge = dict.fromkeys(photo.knowledge for photo in main)
     found = {
         "Photos": f"{settings['n']}, on each of them one of {_count(len(edits), 'edit')}{named}."
-        + (f" {power_words(settings['n'], len(result.defenses))}" if "power" in settings else ""),
+        + (f" {power_words(settings['n'], len(result.defenses))}" if "power" in settings else "")
+        + _unknown(settings.get("unknown_photos", ())),
         "Generators": "; ".join(
             _described(result, one) for one in dict.fromkeys(s.generator for s in result.situations)
         )
@@ -133,6 +134,13 @@ def tried(result: AuditResult) -> dict[str, str]:
         text += f"{failed} of {_count(len(result.checks), 'check')} failed."
     found["Checks"] = text
     return {label: text.strip() for label, text in found.items()}
+
+
+def _unknown(names: Sequence[str]) -> str:
+    """Of whom nobody knows which photos they have seen."""
+    if not names:
+        return ""
+    return f" Not known, so that nobody looked for these photos among them: what {listed(names)} learned on."
 
 
 def _aimed(result: AuditResult) -> str:
@@ -200,9 +208,11 @@ def _on_channels(result: AuditResult) -> list[str]:
         defense, reached = best_of(result, UNTOUCHED, "leak+channel", channel=worst)
         known = f", and {reached:.1%} ({defense}) if the defender crafts through it"
     costs = "" if len(channels) == 1 else f", of {len(channels)} channels the one that costs defenses most"
+    own = [one for one in result.checks if (one.generator, one.channel, one.passed) == (UNTOUCHED, worst, False)]
+    caution = f" {flagged_words(list(dict.fromkeys(one.name for one in own)))}." if own else ""
     found = [
         f"Behind {worst}{costs}, the best defense ({best}) spoils {share:.1%} of the untouched generator's edits"
-        f"{known}."
+        f"{known}.{caution}"
     ]
     name = hardest(result)
     if name is not None and (rows := result.find(generator=name, knowledge="leak+channel", role="main")):

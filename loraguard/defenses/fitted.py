@@ -33,6 +33,7 @@ class Perturber(nn.Module):
     """
 
     pattern: Tensor
+    _photos: Any
 
     def shared(self, images: Tensor) -> Tensor:
         """The pattern at the images' size, (1, 3, H, W)."""
@@ -127,7 +128,13 @@ class FittedDefense(Fittable):
             for target in targets:
                 stack.enter_context(undisturbed(target.generator))
             learnt = self.learn(targets, photos, disable_tqdm=disable_tqdm)
+        learnt._photos = photos  # by a private name, so that it is no part of what the defense is known by
         return self.having(learnt)
+
+    @property
+    def seen(self) -> Dataset[Any] | None:
+        """The photos that it was fitted on in this process; None where nobody knows, as of a file."""
+        return getattr(self.fitted, "_photos", None)
 
     def having(self: D, learnt: Perturber) -> D:
         """The same settings with what was fitted to them."""

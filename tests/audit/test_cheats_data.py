@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from peft import get_peft_model
-from planted import Editor, Faces, Wrapped, audit, flags
+from planted import Editor, Faces, Wrapped, audit, flags, returning
 from setups import STAMP, Flip
+from torch import Tensor
 
 from loraguard import GatedLoraConfig, Stamp
 from loraguard.audit import AuditResult, run_audit
+from loraguard.audit.channel_probes import probe_stamp
 from loraguard.audit.claim import headline
-from loraguard.channels import JPEG
+from loraguard.audit.words import tried
+from loraguard.channels import JPEG, quantize
 from loraguard.data import DemoFaces, PhotoHashes
-from loraguard.defenses import RandomNoise
+from loraguard.defenses import CMUA, RandomNoise
 from loraguard.fingerprint import generator_fingerprint
 from loraguard.stamp import StampDetector
 
@@ -46,6 +52,18 @@ def test_the_same_photo_on_both_sides_is_flagged() -> None:
     assert "fitted-on-these-photos" in flags(audit(fit_on=Faces(4)))
     others = [DemoFaces(30, size=16)[i] for i in range(20, 30)]
     assert "fitted-on-these-photos" not in flags(audit(fit_on=others))
+
+
+def test_a_defense_that_was_fitted_on_these_photos_before_is_flagged(tmp_path: Path) -> None:
+    """F. Its photos are none of `fit_on`; from a file nobody knows them, and that is said, as of a network."""
+    editor, others = Editor(), [DemoFaces(30, size=16)[at] for at in range(20, 30)]
+    known, apart = (CMUA(0.1, steps=1, batch_size=4).fit(editor, photos) for photos in (Faces(4), others))
+    defenses = {"known": known, "apart": apart, "file": CMUA.load(known.save(tmp_path / "one.safetensors"))}
+    result = audit(defenses, n=4, no_leak_only=[*defenses], generators={"twin": Editor()})
+    flagged = {one.defense for one in result.checks if one.name == "fitted-on-these-photos" and not one.passed}
+    assert flagged == {"known"}
+    assert result.settings["unknown_photos"] == ["twin", "file"]
+    assert "nobody looked for these photos among them: what twin and file learned on." in tried(result)["Photos"]
 
 
 def test_items_that_are_tuples_are_compared_as_well() -> None:
@@ -121,6 +139,23 @@ def test_a_detector_that_finds_no_stamp_is_flagged() -> None:
             StampDetector(STAMP, threshold=threshold)
 
 
+def test_a_stamp_that_is_read_and_not_there_is_flagged() -> None:
+    """The detector finds stamps, and takes a tint that nobody sees for one."""
+
+    class Tinted(StampDetector):
+        def score(self, images: Tensor) -> Tensor:
+            blue = (images * 127.5 + 127.5).round()[:, 2, :, 0] % 2
+            return torch.where(blue.amax(1) == 0, torch.ones(1), super().score(images))
+
+    photos = torch.stack([Faces(4)[at]["image"] for at in range(4)])
+    stamped = quantize(STAMP.compose(photos))
+    even = ((photos * 127.5 + 127.5) / 2).round() * 2 / 127.5 - 1
+    tinted = torch.cat([photos[:, :2], even[:, 2:]], 1)
+    for given, flagged in ((tinted, {"stamp-not-there"}), (0.1 * photos + 0.9 * stamped, set())):
+        checks = probe_stamp("mine", Tinted(STAMP), quantize(photos), stamped, quantize(given))
+        assert {one.name for one in checks if not one.passed} == flagged
+
+
 def test_a_detector_that_finds_stamps_where_photos_are_perturbed_is_flagged() -> None:
     """On clean outputs it finds none: it looks at how rough they are."""
 
@@ -135,6 +170,39 @@ def test_a_detector_that_finds_stamps_where_photos_are_perturbed_is_flagged() ->
                    detectors={"warns": nervous})  # fmt: skip
     assert stamped(result, "untouched") == 0
     assert "stamp-found-everywhere" in flags(result, "untouched")
+
+
+# Controls of the same size.
+
+
+def test_noise_that_is_louder_than_the_usual_one_is_no_defense() -> None:
+    """B. In a folder, or under a budget of its own kind; what knows the network is more than its size."""
+
+    class Sharp(Editor):
+        gain = 12.0
+
+    def sharpened(images: Tensor) -> Tensor:  # what is near 0 goes to the other side, where tanh is steep
+        return (images - 0.11 * images.sign()).clamp(-1, 1)
+
+    def noisy(images: Tensor) -> Tensor:
+        return (images + 0.11 * torch.randn(images.shape, generator=torch.Generator().manual_seed(5)).sign()).clamp(
+            -1, 1
+        )
+
+    photos = torch.stack([Faces(20)[at]["image"] for at in range(12)])
+    defenses: dict[str, Any] = {"noise's folder": noisy(photos), "a defense's folder": sharpened(photos)}
+    defenses = {name: [{"image": one} for one in given] for name, given in defenses.items()}
+    for name, change in {"noise": noisy, "a defense": sharpened}.items():
+        made = returning(change)
+        made.budget = "of our own"
+        defenses[f"{name} of its own budget"] = made
+    model = get_peft_model(Sharp(), GatedLoraConfig(r=1, target_modules=["conv"]))
+    result = audit(defenses, model=model, n=12, success="noise:0.9", seeds=[3, 4], batch_size=12)
+    flagged = {one.defense for one in result.checks if one.name == "no-better-than-noise" and not one.passed}
+    assert flagged == {name for name in defenses if name.startswith("noise")}
+    sizes = [one.values["photo_psnr"].mean() for one in result.find(role="control")]
+    assert max(sizes) - min(sizes) < 1
+    assert {one["photo"] for one in result.to_dict()["situations"]} >= {"noise as large as noise's folder"}
 
 
 # Channels that leave photos what they are.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -99,9 +100,14 @@ def _overrides(network: nn.Module) -> None:
     network.forward = lambda *args, **kwargs: 0.1 * plain(*args, **kwargs)
 
 
+def _hooks_everything(network: nn.Module) -> None:
+    torch.nn.modules.module.register_module_forward_hook(lambda module, args, output: 0.1 * output)
+
+
 TAMPERING: dict[str, tuple[Callable[[Any], Any], str]] = {
     "a hook": (lambda g: g.register_forward_hook(lambda module, args, output: 0.1 * output), "a hook on"),
     "a backward hook": (lambda g: g.register_full_backward_pre_hook(lambda module, taken: (-taken[0],)), "a hook on"),
+    "a hook on all": (_hooks_everything, "a hook on every network"),
     "a method": (_overrides, "a method of"),
     "an attribute": (lambda g: setattr(g.get_base_model(), "gain", 0.1), "off by 0.9"),
     "a class": (lambda g: _shrinks(g, 0.1), "off by 0."),
@@ -127,6 +133,25 @@ def test_tampering_with_what_the_generator_does_is_refused(name: str, monkeypatc
         audit({"tampers": Tampers()}, n=2)
 
 
+@pytest.mark.parametrize("on", ["the network", "a copy"])
+def test_without_a_leak_the_patch_may_not_be_switched_on(on: str) -> None:
+    """B. The patch lies in the very model that a defender without a leak gets."""
+
+    class Peeks:
+        eps = 0.1
+
+        def __call__(self, generator: Any, images: Tensor, condition: Any, clean: Any = None) -> Tensor:
+            network = copy.deepcopy(generator) if on == "a copy" else generator
+            network.base_model.enable_adapter_layers()
+            known = network(images, **condition)
+            network.base_model.disable_adapter_layers()
+            return (images + 0.1 * known.detach().sign()).clamp(-1, 1)
+
+    model = get_peft_model(Editor(), GatedLoraConfig(r=1, target_modules=["conv"]), adapter_name="patch")
+    with pytest.raises(ValueError, match=r"The defense 'peeks' was to know of 'untouched' alone, and .* \(patch\)"):
+        audit({"peeks": Peeks()}, model=model, patches={"patch": None}, n=2)
+
+
 class Denies(Tensor):
     """Says that it differs from nothing."""
 
@@ -150,6 +175,7 @@ def test_what_else_a_defense_does_changes_no_figure(tmp_path: Path) -> None:
         "learning": Tensor.requires_grad_,
         "default dtype": lambda x: (torch.set_default_dtype(torch.float64), x)[1],
         "gradients": lambda x: (torch.set_grad_enabled(False), x)[1],
+        "autocast": lambda x: (torch.set_autocast_enabled("cpu", True), x)[1],
         "algorithms": lambda x: (torch.use_deterministic_algorithms(True), x)[1],
         "folder": lambda x: (os.chdir(tmp_path), x)[1],
     }
@@ -158,6 +184,7 @@ def test_what_else_a_defense_does_changes_no_figure(tmp_path: Path) -> None:
     result = audit(defenses, n=2)
     assert before == (os.getcwd(), torch.get_default_dtype(), torch.is_grad_enabled())
     assert not torch.are_deterministic_algorithms_enabled()
+    assert not torch.is_autocast_enabled("cpu")
     honest = result["untouched", "no-leak", "plain"].values
     for name in changes:
         row = result["untouched", "no-leak", name].values

@@ -5,9 +5,11 @@ from __future__ import annotations
 import collections
 import enum
 import functools
+import importlib
 import json
 import random
 import re
+import sys
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
@@ -264,6 +266,30 @@ def test_other_code_is_another_defense_in_the_next_run(resumed: Callable[..., Au
     found = resumed({"one": plus(0.2)})
     fresh = audit({"one": plus(0.2)})
     assert torch.equal(found["untouched", "no-leak"].values["mse"], fresh["untouched", "no-leak"].values["mse"])
+
+
+@pytest.mark.parametrize("installed", ["to be edited", "in place", "for good"])
+def test_code_of_a_package_that_is_worked_on_counts(
+    installed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its version stays while its code changes; of one that was installed for good the version is what it is."""
+    name = f"planted_{installed.replace(' ', '_')}"
+    about = tmp_path / (f"{name}.egg-info" if installed == "in place" else f"{name}-1.0.dist-info")
+    about.mkdir()
+    for file in ("METADATA", "PKG-INFO") if installed == "in place" else ("METADATA",):
+        (about / file).write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    if installed == "to be edited":
+        (about / "direct_url.json").write_text('{"url": "file:///there", "dir_info": {"editable": true}}')
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def defense(shift: float) -> Any:
+        (tmp_path / f"{name}.py").write_text(f"def defense(images):\n    return images + {shift}\n")
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        importlib.invalidate_caches()
+        monkeypatch.setattr(sys, "dont_write_bytecode", True)
+        return importlib.import_module(name).defense
+
+    assert (identity(defense(0.1)) == identity(defense(0.25))) == (installed == "for good")
 
 
 def test_figures_changed_by_hand_do_not_pass(resumed: Callable[..., AuditResult], tmp_path: Path) -> None:

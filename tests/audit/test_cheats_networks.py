@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
-from limits import short_attacks
+from limits import short_attacks, short_probes
 from peft import get_peft_model
-from planted import Editor, Faces, Wrapped, audit, flags, returning
+from planted import EPS, Editor, Faces, Wrapped, audit, flags, returning
 from torch import Tensor, nn
 
 from loraguard import GatedLoraConfig
+from loraguard.audit.slopes import fits, slopes, slopes_under_attack
 from loraguard.channels import JPEG
 from loraguard.defenses import Disrupting
 from loraguard.generators import Condition
@@ -54,6 +56,20 @@ class Backward(torch.autograd.Function):
         return ctx.change(gradients[0]), None
 
 
+@cache
+def _known() -> Tensor:
+    return torch.stack([Faces(6)[at]["image"] for at in range(6)])
+
+
+@torch.no_grad()
+def _off(images: Tensor, edit: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
+    """How far each is from the audit's photos, or its edit from theirs: the masks below remember them, (N, 1, 1, 1)."""
+    known = _known()
+    at = (images[:, None] - known[None]).abs().amax((2, 3, 4)).argmin(1)
+    size = (edit(images) - edit(known[at])).abs()
+    return size.flatten(1).quantile(0.9, 1)[:, None, None, None]
+
+
 MASKS: dict[str, Callable[..., Tensor]] = {
     "cut": lambda x, edit: edit(x).detach() + 0 * x,
     "half": lambda x, edit: edit(torch.cat([x[..., :8].detach(), x[..., 8:]], 3)),
@@ -68,6 +84,9 @@ MASKS: dict[str, Callable[..., Tensor]] = {
     "large batches": lambda x, edit: edit(x if len(x) <= 4 else x.detach() + 0 * x),
     "what is no leaf": lambda x, edit: edit(x if x.is_leaf else x.detach() + 0 * x),
     "another network under autograd": lambda x, edit: edit(0.5 * x if torch.is_grad_enabled() else x),
+    "far from photos": lambda x, edit: edit(torch.where(_off(x) < 0.06, x, x.detach())),
+    "sizes in between": lambda x, edit: edit(Backward.apply(x, lambda g: 0 * g if 1e-5 < g.abs().max() < 5e-3 else g)),
+    "where outputs are moved": lambda x, edit: edit(torch.where(_off(x, edit) < 0.3, x, x.detach())),
 }
 HONEST: dict[str, Callable[..., Tensor]] = {
     "plain": lambda x, edit: edit(x),
@@ -97,20 +116,41 @@ class MaskedLater(Editor):
         return super().forward(images if self.calls < 8 else images.detach() + 0 * images, c)
 
 
-def test_gradients_that_do_not_fit_are_flagged_and_honest_ones_are_not() -> None:
-    """All of them as networks of one audit."""
-    masked: dict[str, nn.Module] = {f"masked: {name}": Wrapped(change) for name, change in MASKS.items()}
-    honest = {name: Wrapped(change) for name, change in HONEST.items()}
-    result = audit(generators={**masked, **honest, "masked: later": MaskedLater()}, n=6, batch_size=6)
-    found = {name for name in (*masked, *honest, "masked: later") if "gradients-do-not-fit" in flags(result, name)}
-    assert found == {*masked, "masked: later"}
+@pytest.mark.parametrize("kind", [MASKS, HONEST], ids=["masked", "honest"])
+def test_gradients_that_do_not_fit_are_found_and_honest_ones_do(kind: dict[str, Callable[..., Tensor]]) -> None:
+    """As an audit's probe looks for them: on its first four photos, in its batch, and where an attack ends."""
+    images, edits = _known(), {"c": torch.zeros(6, 1)}
+    target, some = Editor()(images, **edits).detach(), {"c": edits["c"][:4]}
+    for name, change in kind.items():
+        network = Wrapped(change)
+        found = slopes(network, images, edits, 4), slopes_under_attack(network, images[:4], some, target[:4], EPS)
+        assert all(map(fits, found)) == (kind is HONEST), name
 
 
-def test_a_random_network_is_said_to_be_one() -> None:
-    noisy = Wrapped(lambda x, edit: edit((x + 0.1 * torch.randn_like(x)).clamp(-1, 1)))
-    found = flags(audit(generators={"noisy": noisy}), "noisy")
-    assert "random-generator" in found
-    assert "outputs-not-repeatable" not in found
+def test_a_network_that_hides_gradients_is_flagged_also_if_it_waits() -> None:
+    cut, plain = Wrapped(MASKS["cut"]), Wrapped(HONEST["plain"])
+    result = audit(generators={"cut": cut, "later": MaskedLater(), "plain": plain}, n=6, batch_size=6)
+    found = {name for name in ("cut", "later", "plain") if "gradients-do-not-fit" in flags(result, name)}
+    assert found == {"cut", "later"}
+
+
+def test_a_random_network_is_said_to_be_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it draws for perturbed photos alone: here, for what is not one of the audit's."""
+    short_probes(monkeypatch)
+
+    def noisy(x: Tensor, where: Tensor | None = None) -> Tensor:
+        drawn = (x + 0.1 * torch.randn_like(x)).clamp(-1, 1)
+        return drawn if where is None else torch.where(where, drawn, x)
+
+    networks = {
+        "noisy": Wrapped(lambda x, edit: edit(noisy(x))),
+        "where it is attacked": Wrapped(lambda x, edit: edit(noisy(x, _off(x) > 0))),
+    }
+    result = audit(generators=networks, n=6)
+    for name in networks:
+        found = flags(result, name)
+        assert "random-generator" in found
+        assert "outputs-not-repeatable" not in found
 
 
 class Wavering(nn.Module):
@@ -150,6 +190,39 @@ def test_what_draws_at_random_is_attacked_along_mean_gradients(monkeypatch: pyte
     averaged = {(row.generator, row.channel) for row in result.find(defense="pgd-averaged")}
     everyone = {(name, "noise") for name in ("untouched", "noisy", "steady")}
     assert averaged == everyone | {("noisy", "none"), ("noisy", "none at all")}
+
+
+class BlindFirst(Editor):
+    """It has no gradients until the audit's own attack is over."""
+
+    learned = 0
+
+    def forward(self, images: Tensor, c: Tensor) -> Tensor:
+        self.learned += torch.is_grad_enabled()
+        return super().forward(images if self.learned > 4 else images.detach() + 0 * images, c)
+
+
+class KnowsFirst(Editor):
+    """It goes back to photos that it remembers until all figures are taken."""
+
+    calls = 0
+
+    def forward(self, images: Tensor, c: Tensor) -> Tensor:
+        self.calls += 1
+        if self.calls <= 8 and not torch.is_grad_enabled():
+            images = _known()[(images[:, None] - _known()[None]).abs().amax((2, 3, 4)).argmin(1)]
+        return super().forward(images, c)
+
+
+def test_networks_that_are_others_until_figures_are_taken_are_flagged(monkeypatch: pytest.MonkeyPatch) -> None:
+    short_probes(monkeypatch)
+    networks: dict[str, nn.Module] = {"blind": BlindFirst(), "knows": KnowsFirst(), "twin": Editor()}
+    result = audit({"pgd": Disrupting(EPS, 4)}, generators=networks, n=6, batch_size=6)
+    later = {"crafted-otherwise-alone", "outputs-not-repeatable"}
+    found = {name: flags(result, name) & later for name in networks}
+    assert found["blind"] == {"crafted-otherwise-alone"}
+    assert "outputs-not-repeatable" in found["knows"]
+    assert not found["twin"]
 
 
 # E. Undone needs a working edit.

@@ -27,10 +27,10 @@ OF_PROBES = {
     "crafted-otherwise-again", "crafted-otherwise-alone", "outputs-not-repeatable", "random-generator",
     "depends-on-the-batch", "does-not-edit", "only-known-photos", "gradients-do-not-fit", "one-draw-is-not-enough",
     "trained-on-these-photos", "made-for-other-weights", "fitted-on-these-photos", "same-photos-twice",
-    "channel-does-nothing", "stamp-not-found", "perturbed-by-another",
+    "channel-does-nothing", "stamp-not-found", "stamp-not-there", "perturbed-by-another",
 }  # fmt: skip
 OF_OUTPUTS = {"over-budget", "photos-not-perturbed", "only-a-colour-cast", "only-where-the-edit-is",
-              "stamp-found-everywhere"}  # fmt: skip
+              "stamp-found-everywhere", "channel-spoils-outputs"}  # fmt: skip
 """Of figures that a real audit has and the ones made up here lack; test_cheats_*.py plant what raises them."""
 
 
@@ -213,6 +213,7 @@ def test_checks_without_attacks_are_those_of_the_rows() -> None:
             "transfer-beats-white-box",
             "photo-destroyed",
             "threshold-out-of-reach",
+            "threshold-too-low",
         }
         == (set(FLAG_HELP) - set(OF_ATTACKS) - OF_PROBES - OF_OUTPUTS)
     )

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from pyarrow import parquet
 from scipy import stats
 from setups import Audit, Flip
 from torch import Tensor
@@ -105,6 +106,47 @@ def test_each_setting_that_differs_is_listed(audit: Audit, model: PeftModel, tmp
     for one in said:
         assert any(line.startswith(one) for line in found), one
     assert compare(first, first).differences == []
+
+
+def test_files_that_were_changed_and_what_cannot_be_told_are_said(audit: Audit, tmp_path: Path) -> None:
+    """A mean in audit.json, images that are left out, photos for fitting, flags, code that cannot be looked into."""
+
+    class Opaque:
+        def __init__(self) -> None:
+            self.numbers = (0.9 for _ in range(1000))
+
+        def __call__(self, images: Tensor) -> Tensor:
+            return next(self.numbers) * images
+
+        def differentiable(self) -> Opaque:
+            return self
+
+    def kept(name: str, photos: int, channel: Any) -> Path:
+        result = audit(faces=DemoFaces(2, size=16), channels={"soft": channel}, adaptive_channels=False, patches={},
+                       detectors=None, fit_on=[DemoFaces(9, size=16)[at] for at in range(photos, 9)])  # fmt: skip
+        (tmp_path / name).mkdir()
+        result.write_per_image(tmp_path / name)
+        write_json(tmp_path / name / "audit.json", result.to_dict())
+        return tmp_path / name
+
+    first = kept("first", 2, _soft(0.9))
+    with pytest.warns(UserWarning, match="cannot be told"):
+        found = compare(first, kept("second", 1, Opaque()), "mse").differences
+    said = ("fit_on.sha256: ", "fit_on.n: 7 and 8", "soft: what it does cannot be told", "flags of untouched: ")
+    for one in said:
+        assert any(line.startswith(one) for line in found), one
+    assert "fitted-on-these-photos" in found[-2]
+
+    table = parquet.read_table(first / "images.parquet")
+    parquet.write_table(table.filter([image != 1 for image in table["image"].to_pylist()]), first / "images.parquet")
+    with pytest.raises(ValueError, match=r"untouched: as it is audit.json says mse 0.0 on 2 photos, .* 0.0 on 1\."):
+        compare(first, first, "mse")
+    parquet.write_table(table, first / "images.parquet")
+    about = json.loads((first / "audit.json").read_text())
+    about["situations"][-1]["metrics"]["mse"]["mean"] *= 1.01
+    write_json(first / "audit.json", about)
+    with pytest.raises(ValueError, match=r"One of the two was changed"):
+        compare(first, first, "mse")
 
 
 def _soft(factor: float) -> Any:

@@ -190,7 +190,7 @@ def test_a_budget_of_another_kind_has_its_controls_too(audit: Audit, monkeypatch
     """Noise and the checks' attacks, at the usual budget; which attacks there are, not what they find."""
     short_attacks(monkeypatch)
     result = audit(defenses=AntiForgery(0.1, steps=1), checks=1)
-    assert [row.treatment.eps for row in result.find(knowledge="noise", generator="untouched")] == [0.05]
+    assert [row.treatment.eps for row in result.find(knowledge="noise", role="main", generator="untouched")] == [0.05]
     assert {row.treatment.defense for row in result.find(role="check", eps=0.05)} >= {"apgd", "square"}
     assert "stronger-attack-found" not in {check.name for check in result.checks}  # it is not the same budget
 
@@ -267,11 +267,12 @@ def test_a_second_run_reads_what_is_there(audit: Audit, tmp_path: Path) -> None:
         "faces": DemoFaces(6, size=16),
     }
     first = audit(**settings)
-    assert sum(calls) == 6 * 3 + 4 * 4  # the probe's four photos: twice, alone, and away from another target
+    # The probe's four photos: twice, alone, away from another target, and once more on each patched generator.
+    assert sum(calls) == 6 * 3 + 4 * (4 + 2)
     calls.clear()
     again = audit(**settings)
     # One batch of each row of the defense is made again, to be compared with what is stored; and it is probed again.
-    assert len(calls) == 3 + (2 + 4 + 1)
+    assert len(calls) == 3 + (2 + 4 + 1) + 2
     assert figures(first) == figures(again)
     calls.clear()  # what the defense refers to is what it is known by
     assert figures(first) == figures(audit(**{**settings, "output_dir": None}))
@@ -280,11 +281,11 @@ def test_a_second_run_reads_what_is_there(audit: Audit, tmp_path: Path) -> None:
     piece = next(one for one in tmp_path.rglob("cells/*/*.json") if '"passes"' in one.read_text())  # not a probe's
     piece.write_text(piece.read_text()[:50])  # as after a crash of the machine
     assert figures(audit(**settings)) == figures(first)
-    assert len(calls) <= 3 + 7 + 1
+    assert len(calls) <= 3 + 7 + 2 + 1
     calls.clear()
     more = audit(**settings, channels=["grey"], adaptive_channels=False)
     assert more.find(channel="grey")
-    assert sum(calls) == 6 * 3 + 4 * 4  # the photos are made again, to be sent through the channel; and probed
+    assert sum(calls) == 6 * 3 + 4 * (4 + 2)  # the photos are made again, to be sent through the channel; and probed
 
 
 def test_another_patch_or_photo_is_not_taken_for_the_old_one(audit: Audit, model: PeftModel, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import torch
 from setups import made, rows, situation
 
 from loraguard.audit import AuditResult, table, verdict
-from loraguard.audit.checks import Check
+from loraguard.audit.checks import Check, examine
 from loraguard.audit.claim import claim
 from loraguard.audit.words import budget_words, story, tried
 from loraguard.defenses import AntiForgery, Disrupting
@@ -86,6 +86,54 @@ def test_the_best_of_many_alike_is_not_said_to_work() -> None:
     alike = {f"d{i}": (0.65 if i == 7 else 0.45,) for i in range(16)}
     assert verdict(audit(alike, n=20))[0].startswith("Not clear whether it protects")
     assert verdict(audit({"d7": (0.85,)}, n=20))[0].startswith("It works where nobody adapts")
+
+
+def test_the_best_of_many_adversaries_alike_is_not_said_to_undo_anything() -> None:
+    """By chance one of sixteen that are as the untouched generator spares 8 of 40 photos; that is no evidence."""
+    alike = {"pgd": (0.95, 0.95)}
+
+    def reads(*names: str) -> str:
+        situations = rows("untouched", alike, n=40)
+        for name in names:
+            situations += rows(name, {"pgd": (0.8, 0.8)} if name == "lucky" else alike, n=40)
+        return claim(made(situations))[0]
+
+    assert reads("lucky").startswith("An adversary who adapts undoes some of it")
+    assert not reads("lucky", *(f"g{i}" for i in range(15))).startswith("An adversary")
+
+
+def test_a_channel_that_takes_the_protection_is_in_the_headline() -> None:
+    """Whoever saves a photo as JPEG is nobody who adapts."""
+    found = rows("untouched", {"pgd": (0.95,)}, n=40)
+    found += [situation("untouched", "pgd", "no-leak", share, n=40, channel=one)
+              for one, share in (("jpeg:75", 0.1), ("png", 0.95))]  # fmt: skip
+    for adapted, start in (({}, "It works where nobody adapts"), ({"pgd": (0.95,)}, "The protection holds against")):
+        reads, figures = claim(made(found + (rows("mine", adapted, n=40) if adapted else [])))
+        assert reads.startswith(start)
+        assert reads.endswith(", but only where photos stay as they are")
+        assert figures.startswith("pgd spoils 95.0% of the untouched generator's edits, and 10.0% behind jpeg:75;")
+    assert "stay as they are" not in claim(made([*found[:3], found[4]]))[0]
+
+
+@pytest.mark.parametrize("share", [0.2, 0.6, 0.95])
+def test_flags_are_in_the_headline_where_nobody_adapts(share: float) -> None:
+    result = audit({"pgd": (share,)}, n=20)
+    names = ("fitted-on-these-photos", "no-better-than-noise")
+    result.checks = [Check(name, False, "untouched", "pgd", ("no-leak",), "") for name in names]
+    said = "Under the flag fitted-on" if share == 0.2 else "Under the flags fitted-on-these-photos and no-better"
+    assert said in verdict(result)[0]
+
+
+@pytest.mark.parametrize(("psnr", "flagged"), [(45.0, True), (30.0, False)])
+def test_a_success_that_nobody_sees_is_none(psnr: float, flagged: bool) -> None:
+    """Every output is over so low a threshold; where it keeps 45 dB it looks as it should."""
+    result = audit({"pgd": (0.95,)}, n=40)
+    result["untouched", "no-leak"].values["psnr"][:] = psnr
+    result.settings["success"] = "mse:0.0001"
+    result.checks = examine(result)
+    reads = "The threshold of success counts what nobody sees: pgd spoils 95.0%"
+    assert verdict(result)[0].startswith(reads) == flagged
+    assert any(one.name == "threshold-too-low" and not one.passed for one in result.checks) == flagged
 
 
 def test_destroyed_photos_are_no_protection() -> None:

@@ -240,7 +240,7 @@ def test_protected_photos_are_audited(tiny: list[str], photos: Path, tmp_path: P
     done = run("audit", *words, *theirs, "--output-dir", tmp_path / "out")
     assert done.exit_code == 0, done.output
     rows = json.loads((tmp_path / "out" / "audit.json").read_text())["situations"]
-    (row,) = [row for row in rows if row["defense"] == "theirs"]
+    (row,) = [row for row in rows if row["defense"] == "theirs" and row["role"] == "main"]
     assert row["photo"] == "theirs, no leak"
     assert 0.05 < row["metrics"]["photo_linf"]["mean"] <= 0.1
     record = json.loads((out / "protect.json").read_text())["photos"]
