@@ -21,7 +21,7 @@ from .situation import UNTOUCHED
 from .store import key_of
 from .subjects import Subjects
 
-_SCHEMA = 2
+_SCHEMA = 3
 """Of what is stored; another number makes what lies there be done again."""
 
 
