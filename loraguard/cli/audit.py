@@ -144,7 +144,7 @@ def print_audit(result: AuditResult) -> None:
         headings, rows = matrix(result, channel=channel)
         _print_table([headings, *rows])
     for one in tables(result):
-        typer.echo(f"\n{one.title}. {one.text}")
+        typer.echo(f"\n{one.title}{'' if one.title.endswith('?') else '.'} {one.text}")
         _print_table([one.headings, *one.rows])
     for role, what in (("budget", "budgets"), ("steps", "numbers of steps")):
         headings, rows = curves(result, role)
