@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import torch
 from torch import Tensor
 
 from loraguard.channels import Channel, published
@@ -15,7 +14,7 @@ from .checks import FALSE_STAMPS, Check
 from .craft import seeded
 from .photos import Batch
 from .plan import USUAL
-from .probes import WORSE, unseen_of
+from .probes import WORSE, noise_of, unseen_of
 from .situation import KNOWLEDGE
 from .slopes import STAND_IN, stand_in_fit
 
@@ -38,10 +37,9 @@ def probe_channel(
         generators: all names.
         crafted_through: whether attacks go through what stands in for it.
     """
-    noise = USUAL * torch.randn(batch.images.shape, generator=torch.Generator().manual_seed(0)).sign()
     left = []
     for images in (batch.images, unseen_of(batch.images)):
-        photos = published((images + noise.to(images)).clamp(-1, 1), images)
+        photos = published((images + noise_of(images, USUAL)).clamp(-1, 1), images)
         with seeded(0):
             sent = channel(photos.clone())
         left.append(float((sent - images).square().mean() / (photos - images).square().mean().clamp_min(1e-12)))

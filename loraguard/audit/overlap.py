@@ -73,20 +73,17 @@ def overlaps(
             "trained-on-these-photos", apart, name, None, KNOWLEDGE,
             f"{counts} the {len(known)} that it was trained on.",
         )  # fmt: skip
-    for defense, known in (fitted or {}).items():
+    seen: list[tuple[str | None, PhotoHashes, str]] = [
+        (defense, known, f"{defense} was fitted on before") for defense, known in (fitted or {}).items()
+    ]
+    if fitted_on is not None:
+        seen.append((None, fitted_on, "were kept for fitting, calibration and training"))
+    for defense, known, what in seen:
         apart, counts = _apart(photos, known)
         for name in generators:
             yield Check(
-                "fitted-on-these-photos", apart, name, defense, KNOWLEDGE,
-                f"{counts} the {len(known)} that {defense} was fitted on before.",
-            )  # fmt: skip
-    if fitted_on is not None:
-        apart, counts = _apart(photos, fitted_on)
-        for name in generators:
-            yield Check(
-                "fitted-on-these-photos", apart, name, None, KNOWLEDGE,
-                f"{counts} the {len(fitted_on)} that were kept for fitting, calibration and training.",
-            )  # fmt: skip
+                "fitted-on-these-photos", apart, name, defense, KNOWLEDGE, f"{counts} the {len(known)} that {what}."
+            )
 
 
 def perturbed_alike(given: Mapping[str, Tensor], images: Tensor) -> dict[tuple[str, str], Tensor]:

@@ -73,6 +73,11 @@ def unseen_of(images: Tensor) -> Tensor:
     return (images + images.roll(1, 0)).flip(1, 3) / 2
 
 
+def noise_of(images: Tensor, eps: float) -> Tensor:
+    """Each value up or down by the budget, the same for images of one shape."""
+    return eps * torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).sign().to(images)
+
+
 def half_noisy(images: Tensor, eps: float = USUAL) -> Tensor:
     """Every second photo with noise of the budget: a network may do otherwise where photos are perturbed.
 
@@ -81,8 +86,7 @@ def half_noisy(images: Tensor, eps: float = USUAL) -> Tensor:
         tensor([0.0000, 0.0500])
     """
     noisy = images.clone()
-    signs = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).sign().to(images)
-    noisy[1::2] += eps * signs[1::2]
+    noisy[1::2] += noise_of(images, eps)[1::2]
     return noisy.clamp(-1, 1)
 
 

@@ -263,7 +263,7 @@ class Run:
                 job,
                 sample,
                 clean.target(job.crafted_on)[: len(sample)],
-                self._seen(job, whole, len(sample)),
+                self._seen(job, job.crafted_on, whole, len(sample)),
             )
             if job.treatment.knowledge == "leak":
                 return _listed(probe_leak(*tried))
@@ -295,10 +295,10 @@ class Run:
         noise = [job.treatment for job in self.jobs if job.treatment.knowledge == "noise"]
         return max((one.eps for one in noise if one.role == "main" and one.eps is not None), default=USUAL)
 
-    def _seen(self, job: Job, whole: Batch, count: int) -> Tensor | None:
-        """The MSE that was found on the first photos of a batch; None where nobody has looked yet."""
+    def _seen(self, job: Job, generator: str, whole: Batch, count: int) -> Tensor | None:
+        """The MSE of a generator that was found on the first photos of a batch; None where nobody has looked yet."""
         stored = self.store.read(self.names.piece(job, whole)) or {"passes": {}}
-        found = stored["passes"].get(self.names.forward(job.crafted_on, NO_CHANNEL, whole))
+        found = stored["passes"].get(self.names.forward(generator, NO_CHANNEL, whole))
         return None if found is None else torch.tensor([number(one) for one in found["mse"][:count]])
 
     def _earlier(self, generator: str, whole: Batch, count: int) -> Iterator[tuple[str, Tensor, Tensor]]:
@@ -306,12 +306,10 @@ class Run:
         for job in self.jobs:
             known = job.treatment.knowledge in ("clean", "no-leak") and job.seed == self.jobs[0].seed
             if known and job.treatment.role == "main" and (generator, NO_CHANNEL) in job.passes:
-                key = self.names.piece(job, whole)
-                stored, photos = self.store.read(key) or {"passes": {}}, self.store.pictures(key).get("photo")
-                found = stored["passes"].get(self.names.forward(generator, NO_CHANNEL, whole))
-                if found is not None and photos is not None:
-                    mse = torch.tensor([number(one) for one in found["mse"][: len(photos)]])
-                    yield job.treatment.words, from_bytes(photos[:count]).to(whole.images), mse[:count]
+                photos = self.store.pictures(self.names.piece(job, whole)).get("photo")
+                mse = self._seen(job, generator, whole, count)
+                if mse is not None and photos is not None:
+                    yield job.treatment.words, from_bytes(photos[:count]).to(whole.images), mse[: len(photos)]
 
     def _found(self, piece: Piece, whole: Batch, clean: Clean) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """What a job finds on a batch: figures, and pictures and features as tensors."""
