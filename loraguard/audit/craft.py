@@ -195,10 +195,18 @@ class Crafter:
             assert self.fit_on is not None
             who = f"Fitting the defense {job.treatment.defense!r}"
             with seeded(mixed(job.seed, 2**31)), self.subjects.watched(job.crafted_on, who):
-                conditions = None if job.crafted_on in self.subjects.others else self.conditions
+                conditions = self._conditions_of(job.crafted_on)
                 self.fits[key] = job.defense.fit(generator, self.fit_on, conditions, disable_tqdm=self.silent)
             self.unharmed.check(who)
         return self.fits[key]
+
+    def _conditions_of(self, generator: str) -> Conditions | None:
+        """From labels to edits as a generator takes them; further networks take them as the audit's own generator does."""
+        if generator in self.subjects.others:
+            return None
+        if generator in self.subjects.networks:
+            return self.conditions or getattr(self.subjects.model, "conditions", None)
+        return self.conditions
 
 
 def _states(device: torch.device) -> list[bytes]:

@@ -26,7 +26,7 @@ from loraguard.audit import AuditResult, fingerprint, run_audit
 from loraguard.audit.subjects import Subjects
 from loraguard.channels import JPEG, Through, published, quantize
 from loraguard.data import DemoFaces
-from loraguard.defenses import AntiForgery, ClassTransferable, Disrupting, RandomNoise
+from loraguard.defenses import CMUA, AntiForgery, ClassTransferable, Disrupting, RandomNoise
 from loraguard.generators import Condition, DemoEditor
 from loraguard.metrics import psnr
 
@@ -235,6 +235,24 @@ def test_a_defense_is_fitted_once_for_each_generator(audit: Audit) -> None:
     defense.log.clear()
     result = audit(defenses=ready, fit_on=DemoFaces(5, size=16))
     assert result["untouched", "no-leak"].values["photo_linf"].max() == pytest.approx(0.1, abs=0.008)
+
+
+def test_a_defense_is_fitted_on_networks_that_name_no_edits(audit: Audit, editor: DemoEditor) -> None:
+    """Such a network takes those of the audit's own generator, and so it has the figures of one that names them."""
+
+    class Unnamed(nn.Module):
+        def __init__(self, network: nn.Module) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+            return self.network(images, labels=labels)
+
+    networks, photos = {"named": editor, "unnamed": Unnamed(editor)}, DemoFaces(4, size=16, split="train")
+    defense = CMUA(0.1, steps=1, batch_size=4)
+    result = audit(generators=networks, defenses=defense, fit_on=photos, patches={}, detectors=None)
+    named, unnamed = (result[name, "leak"].values["mse"] for name in networks)
+    assert torch.equal(named, unnamed)
 
 
 def test_frechet_distance_where_there_are_features(audit: Audit) -> None:
