@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from loraguard.channels.registry import check_channel
+from loraguard.data.names import printable
 from loraguard.data.registry import DATA as DATA_SETS
 from loraguard.data.registry import find_data
 from loraguard.defenses.registry import check_defense
@@ -19,7 +20,7 @@ from loraguard.mark.registry import EXTRACTORS, check_extractor
 
 from .early import check_files, names_in
 from .errors import said_in_a_line
-from .options import DATA, GENERATOR, PATCHES, SPLIT, Checkpoint, ImageSize, Seed, examples
+from .options import DATA, GENERATOR, PATCHES, SPLIT, Checkpoint, ImageSize, Seed, examples, in_full
 
 if TYPE_CHECKING:
     from loraguard.commands.credentials import Verified
@@ -80,9 +81,9 @@ def read(
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=1, ensure_ascii=False))
     else:
-        width = max(len(row.file) for row in found.images)
-        for row in found.images:
-            typer.echo(f"{row.file:<{width}}  {_read(row.reading)}")
+        files = [printable(row.file) for row in found.images]
+        for file, row in zip(files, found.images, strict=True):
+            typer.echo(f"{file:<{max(map(len, files))}}  {_read(row.reading)}")
     for file, reason in found.unreadable.items():
         typer.echo(ImageReadError(file, reason), err=True)
     if found.unreadable:
@@ -133,7 +134,7 @@ def sign(
         )  # fmt: skip
     if signer is None:
         typer.secho("Warning: signed with a TEST certificate, which nobody trusts.", fg="yellow", err=True)
-    typer.echo(f"{len(made)} signed: {output_dir.resolve()}")
+    typer.echo(f"{len(made)} signed: {in_full(output_dir)}")
 
 
 @app.command(epilog=examples("loraguard mark verify signed/", "loraguard mark verify photo.jpg --json"))
@@ -152,7 +153,7 @@ def verify(*, images: Images, as_json: AsJson = False) -> None:
         typer.echo(json.dumps([one.to_dict() for one in found], indent=1, ensure_ascii=False))
     else:
         for one in found:
-            typer.echo(f"{one.file}  {_said(one)}")
+            typer.echo(printable(f"{one.file}  {_said(one)}"))  # a stranger's words
     bad = [one for one in found if one.credentials is None or (one.credentials.signed and not one.credentials.valid)]
     if bad:
         raise typer.Exit(2)
@@ -204,7 +205,7 @@ def audit(
             say=typer.echo,
         )  # fmt: skip
     typer.echo(as_table(rows))
-    typer.echo(f"Report: {(output_dir / 'marks.md').resolve()}")
+    typer.echo(f"Report: {in_full(output_dir / 'marks.md')}")
 
 
 def _read(one: MarkReading) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from enum import Enum
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from loraguard.commands.audit_settings import AuditSettings
+from loraguard.data.names import printable
 
 from .flags import first_sentence, flags_of
 
@@ -29,6 +31,11 @@ Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help=SEED)]
 OnDevice = Annotated[Device, typer.Option(help=DEVICE)]
 
 TRY, JUDGE, PATCHES, SHARE = "To begin with", "Protections", "Patches", "Sharing"
+
+
+def in_full(path: Path) -> str:
+    """Where something was written, in full, as it can be printed."""
+    return printable(str(path.expanduser().resolve()))
 
 
 def examples(*commands: str) -> str:

@@ -20,7 +20,7 @@ from .audit import print_audit
 from .early import check_files, names_in
 from .errors import said_in_a_line
 from .flags import with_flags
-from .options import DATA, GENERATOR, PATCHES, SPLIT, Checkpoint, Device, ImageSize, OnDevice, examples
+from .options import DATA, GENERATOR, PATCHES, SPLIT, Checkpoint, Device, ImageSize, OnDevice, examples, in_full
 
 FLAGS = (
     "recipe",
@@ -118,8 +118,8 @@ def train(
             save_by_component(made.model, output_dir / "diffusers")
     if made.audit is not None and made.report is not None:
         print_audit(made.audit)
-        typer.echo(f"Report: {made.report.resolve()}")
-    typer.echo(f"Patch: {output_dir.resolve()}")
+        typer.echo(f"Report: {in_full(made.report)}")
+    typer.echo(f"Patch: {in_full(output_dir)}")
     if mark is not None:
         folder = shlex.quote(str(output_dir))
         by = "" if mark_extractor in EXTRACTORS else f" --extractor {shlex.quote(mark_extractor)}"
@@ -143,7 +143,7 @@ def convert(
         with whole_files(writable_folder(output_dir)) as draft:
             patch.save(draft)
     layers = sum(name.endswith(".lora_A.weight") for name in patch.tensors)
-    typer.echo(f"{layers} adapted layers, rank {patch.config.r}. Patch: {output_dir.resolve()}")
+    typer.echo(f"{layers} adapted layers, rank {patch.config.r}. Patch: {in_full(output_dir)}")
 
 
 def register(app: typer.Typer) -> None:

@@ -13,7 +13,7 @@ from loraguard.generators.registry import GENERATORS, check_generator
 
 from .early import check_files, names_in
 from .errors import said_in_a_line
-from .options import JUDGE, Checkpoint, Device, ImageSize, OnDevice, Seed, examples
+from .options import JUDGE, Checkpoint, Device, ImageSize, OnDevice, Seed, examples, in_full
 
 
 def protect(
@@ -75,7 +75,7 @@ def protect(
     typer.echo(f"The generator as it is fails on {spoilt} of {len(found)}; one that adapts may not: loraguard audit.")
     if generator == "demo":
         typer.echo("That was 'demo', which edits drawn faces; name the one that you fear: --generator, --checkpoint.")
-    typer.echo(f"Photos: {output_dir.resolve()}")
+    typer.echo(f"Photos: {in_full(output_dir)}")
 
 
 def register(app: typer.Typer) -> None:

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from loraguard.data.names import printable
 from loraguard.hub.names import check_patch
 
 from .early import check_files
 from .errors import said_in_a_line
 from .flags import with_flags
-from .options import PATCHES, examples
+from .options import PATCHES, examples, in_full
 
 if TYPE_CHECKING:
     from loraguard.stamp import Stamp
@@ -92,7 +93,7 @@ def preview(
         (name, stamp), *_ = stamps.items()
         photo = DemoFaces(1, size=256, split="preview")[0]["image"] if image is None else read_tensor(image)
         write_png(stamp.compose(photo[None])[0], output)
-    typer.echo(f"{name}, on {photo.shape[-1]}x{photo.shape[-2]} pixels: {output.resolve()}")
+    typer.echo(f"{name}, on {photo.shape[-1]}x{photo.shape[-2]} pixels: {in_full(output)}")
 
 
 @app.command(epilog=examples("loraguard stamp check edited.png --text AI-EDITED"))
@@ -128,10 +129,10 @@ def check(
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=1, ensure_ascii=False))
     else:
-        width = max(len(row.file) for row in found.images)
-        for row in found.images:
+        files = [printable(row.file) for row in found.images]
+        for file, row in zip(files, found.images, strict=True):
             said = typer.style(f"{row.stamp or 'none':<12}", fg=None if row.stamp else "yellow")
-            typer.echo(f"{row.file:<{width}}  {said}  {row.score:.2f}  (read above {row.threshold:.2f})")
+            typer.echo(f"{file:<{max(map(len, files))}}  {said}  {row.score:.2f}  (read above {row.threshold:.2f})")
         typer.echo(
             f"\nFalse positives: {found.false_positives} of {found.checked_on} {found.unstamped}; with 95% confidence "
             f"at most {100 * found.false_positive_bound:.1f}% of such images."

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from loraguard.data.names import recorded
 from loraguard.data.reading import ImageReadError
 from loraguard.mark import EXTRACTORS, Mark, MarkReader, MarkReading, load_extractor
 
@@ -73,7 +74,7 @@ def read_marks(paths: Sequence[str | Path], reader: MarkReader) -> MarkReadings:
     """
     errors: dict[str, ImageReadError] = {}
     images = read_each(image_files(*paths), errors)
-    found = [MarkedFile(str(file), reader([image])[0]) for file, image in images]
+    found = [MarkedFile(recorded(str(file)), reader([image])[0]) for file, image in images]
     if not found and errors:
         raise next(iter(errors.values()))
     extractor = reader.extractor if isinstance(reader.extractor, str) else type(reader.extractor).__name__

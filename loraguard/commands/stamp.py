@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from loraguard.data import DemoFaces
-from loraguard.data.folder import ImageFolder
-from loraguard.data.reading import ImageReadError, read_image
+from loraguard.data.folder import PHOTO_SUFFIXES, ImageFolder, files_in
+from loraguard.data.names import recorded
+from loraguard.data.reading import ImageReadError, is_image, read_image
 from loraguard.files import whole_files, writable_folder
 from loraguard.pixels import from_picture, to_picture
 from loraguard.stamp import Stamp, StampReader
@@ -101,14 +102,15 @@ def read_stamps(
         reader.calibrate(torch.stack([face["image"] for face in faces]), false_positive_rate)
         what = "drawn faces of loraguard"
     else:
-        reader.calibrate([read_tensor(file) for file in image_files(unstamped)], false_positive_rate)
+        others = ImageFolder(unstamped, min_size=1)  # leaves out what cannot be read, and says so
+        reader.calibrate([read_tensor(others.source(i)) for i in range(len(others))], false_positive_rate)
         what = f"images of {unstamped}"
     found = []
     for file, image in read_each(files, errors):
         scores = reader.scores(image[None])
         (name,), (nearest,) = reader.names(scores), reader.nearest(scores)
         score = float(scores[0, list(stamps).index(nearest)])
-        found.append(ReadFile(str(file), name, score, reader.thresholds[nearest]))
+        found.append(ReadFile(recorded(str(file)), name, score, reader.thresholds[nearest]))
     unreadable = {file: error.reason for file, error in errors.items()}
     bound = reader.false_positive_bound or 1.0
     return StampReadings(found, what, reader.checked_on, reader.false_positives, bound, unreadable)
@@ -146,7 +148,7 @@ def read_each(files: Sequence[Path], errors: dict[str, ImageReadError]) -> Itera
         try:
             image = read_tensor(file)
         except ImageReadError as error:
-            errors[str(file)] = error
+            errors[recorded(str(file))] = error
             continue
         yield file, image
 
@@ -158,7 +160,9 @@ def write_png(image: Tensor, file: Path) -> None:
 
 
 def image_files(*paths: str | Path) -> list[Path]:
-    """Files themselves, and every image of folders.
+    """Files themselves, and of folders every file that is an image or is called one; each once.
+
+    What is called an image and cannot be read is not left out: nobody is to take it for one that was looked at.
 
     Raises:
         FileNotFoundError: for a path that is not there, or a folder without images.
@@ -166,9 +170,13 @@ def image_files(*paths: str | Path) -> list[Path]:
     found: list[Path] = []
     for path in (Path(one).expanduser() for one in paths):
         if path.is_dir():
-            found += [path / name for name in ImageFolder(path, min_size=1, verify=False).names]
+            inside = [path / name for name in files_in(path)]
+            images = [file for file in inside if file.name.lower().endswith(PHOTO_SUFFIXES) or is_image(file)]
+            if not images:
+                raise FileNotFoundError(f"There is no image in {path}.")
+            found += images
         elif path.is_file():
             found.append(path)
         else:
             raise FileNotFoundError(f"There is no image {path}.")
-    return found
+    return list(dict.fromkeys(found))

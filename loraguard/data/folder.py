@@ -18,11 +18,11 @@ from .transforms import Transform
 
 METADATA = "metadata.csv"
 
-# A file of such a name is meant to be a photo, and it is worth a warning that it cannot be read.
-_PHOTO_SUFFIXES = (
+PHOTO_SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".avif", ".ppm",
     ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".heic", ".heif", ".svg", ".ico", ".psd", ".dng", ".cr2", ".nef", ".arw",
 )  # fmt: skip
+"""A file of such a name is meant to be a photo, and it is worth a word that it cannot be read."""
 
 
 class ImageFolder(PhotoDataset):
@@ -86,7 +86,7 @@ class ImageFolder(PhotoDataset):
             attributes = [name for name in table.columns if name != identity] if labels else ()
         label_rows = table.labels(attributes) if table and attributes else None
         people = as_identities(table.column(identity)) if table and identity else None
-        names = _files(self.root) if files is None else _given(self.root, files)
+        names = files_in(self.root) if files is None else _given(self.root, files)
         super().__init__(names, transform=transform, attributes=attributes, min_size=min_size)
         self._leave_out(table, verify, whole=files is None)
         if table is not None:
@@ -130,7 +130,7 @@ class ImageFolder(PhotoDataset):
             if why is None:
                 usable.append(index)
                 self._verified |= {name: None} if decode else {}
-            elif not whole or why not in (NO_IMAGE, EMPTY) or name.lower().endswith(_PHOTO_SUFFIXES):
+            elif not whole or why not in (NO_IMAGE, EMPTY) or name.lower().endswith(PHOTO_SUFFIXES):
                 found.append((printable(name), why))
         if table is not None and whole:
             found += [
@@ -147,7 +147,7 @@ class ImageFolder(PhotoDataset):
 
 
 def _given(root: Path, files: Sequence[str | Path]) -> list[str]:
-    """Some files of a folder, as :func:`_files` gives all of them."""
+    """Some files of a folder, as :func:`files_in` gives all of them."""
     names = sorted({_as_it_is_there(root, Path(file).as_posix()) for file in files})
     if missing := [name for name in names if not (root / name).is_file()]:
         raise FileNotFoundError(f"There is no photo {root / printable(missing[0])}.")
@@ -164,7 +164,7 @@ def _no_image(files: int) -> str:
     return f"None of its {files} files is an image." if files else "It is empty."
 
 
-def _files(root: Path) -> list[str]:
+def files_in(root: Path) -> list[str]:
     """Regular files that are not hidden, relative to the folder, sorted; links are followed, each folder once."""
     names, seen = [], set()
     for folder, inside, files in os.walk(root, followlinks=True):

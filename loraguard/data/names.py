@@ -43,5 +43,15 @@ def printable(name: str) -> str:
         >>> printable(os.fsdecode(b"caf\xe9.jpg")), printable("a\x1b[31m\n.jpg")
         ('caf\\xe9.jpg', 'a\\x1b[31m\\n.jpg')
     """
-    known = name.encode(errors="surrogateescape").decode(errors="backslashreplace")
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in known)
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in recorded(name))
+
+
+def recorded(name: str) -> str:
+    r"""A name as records hold it: bytes that are not UTF-8 are escaped, all else stays.
+
+    Example:
+        >>> import os
+        >>> recorded(os.fsdecode(b"caf\xe9\n.jpg"))
+        'caf\\xe9\n.jpg'
+    """
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
