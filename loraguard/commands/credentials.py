@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from loraguard.data.names import printable, recorded
+from loraguard.data.reading import EMPTY, probe_image
 from loraguard.files import whole_files, writable_folder
 from loraguard.mark.certificate import make_test_certificate
-from loraguard.mark.credentials import FORMATS, Credentials, Signer, read_credentials, sign_bytes
+from loraguard.mark.credentials import (
+    FORMATS,
+    Credentials,
+    Signer,
+    check_signer,
+    read_credentials,
+    sign_bytes,
+    type_of_image,
+)
 
 from .stamp import image_files
 
@@ -48,7 +59,7 @@ def sign_files(
 
     Args:
         paths: files, and folders of which every image is taken.
-        output_dir: where to; the files keep their names.
+        output_dir: where to; the files keep their names. Copies that were signed here earlier are replaced.
         signer: who signs; None makes a test certificate for this call, which nobody trusts and whose name says so.
         kind: "generated" or "edited".
         origin: what is said of generator, patch and mark.
@@ -59,22 +70,55 @@ def sign_files(
 
     Raises:
         FileNotFoundError: for a path that is not there.
+        FileExistsError: if one of the files, or one that was not signed here, would be replaced.
         ValueError: for two files of one name, a format that cannot be signed, or what c2pa refuses.
         ImportError: where c2pa-python is not installed.
     """
     files = image_files(*paths)
     names = [file.name for file in files]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"Several of these files are called {twice[0]!r}, and one folder holds one of them.")
+        raise ValueError(
+            f"Several of these files are called {twice[0]!r}, and a folder holds one of them: sign them into folders "
+            "of their own."
+        )
+    types = [_type_to_sign(file) for file in files]
     for file in files:
-        _media_type(file)
-    folder = writable_folder(Path(output_dir).expanduser())
-    with tempfile.TemporaryDirectory() as temporary, whole_files(folder) as draft:
+        _check_place(file, Path(output_dir).expanduser() / file.name)
+    with tempfile.TemporaryDirectory() as temporary:
         who = signer or Signer(*make_test_certificate(temporary), time_stamp=time_stamp)
-        for file in files:
-            signed = sign_bytes(file.read_bytes(), _media_type(file), who, kind, origin or {})
-            (draft / file.name).write_bytes(signed)
+        check_signer(who)
+        folder = writable_folder(output_dir)
+        with whole_files(folder, "signed copies") as draft:
+            for file, known in zip(files, types, strict=True):
+                with _named(file):
+                    signed = sign_bytes(file.read_bytes(), known, who, kind, origin or {})
+                (draft / file.name).write_bytes(signed)
     return [folder / name for name in names]
+
+
+def _check_place(file: Path, target: Path) -> None:
+    """Refuse to replace what is not a copy that was signed here."""
+    if not target.exists():
+        return
+    found = None if target.samefile(file) else _verified(target).credentials
+    if found is None or found.origin is None:
+        raise FileExistsError(f"{printable(str(target))} is not a copy that was signed here; choose another folder.")
+
+
+def _type_to_sign(file: Path) -> str:
+    with _named(file):
+        if (known := _type(file)) is None:
+            raise ValueError(f"it cannot hold credentials; formats that can are {', '.join(FORMATS)}.")
+        return known
+
+
+@contextmanager
+def _named(file: Path) -> Iterator[None]:
+    """Name the file in an error."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{printable(str(file))}: {error}") from error
 
 
 def verify_files(paths: Sequence[str | Path]) -> list[Verified]:
@@ -88,10 +132,14 @@ def verify_files(paths: Sequence[str | Path]) -> list[Verified]:
 
 
 def _verified(file: Path) -> Verified:
+    name = recorded(str(file))
     try:
-        return Verified(str(file), read_credentials(file.read_bytes(), _media_type(file)))
+        if (known := _type(file)) is not None:
+            return Verified(name, read_credentials(file.read_bytes(), known))
+        probe_image(file)
+        return Verified(name, Credentials(False))  # an image of a format that holds none
     except (ValueError, OSError) as error:
-        return Verified(str(file), None, str(error))
+        return Verified(name, None, str(error))
 
 
 def origin_of(generator: str | None, patch: str | None) -> dict[str, Any]:
@@ -121,7 +169,9 @@ def origin_of(generator: str | None, patch: str | None) -> dict[str, Any]:
     }
 
 
-def _media_type(file: Path) -> str:
-    if file.suffix.lower() not in FORMATS:
-        raise ValueError(f"{file} cannot hold credentials; formats that can are {', '.join(FORMATS)}.")
-    return FORMATS[file.suffix.lower()]
+def _type(file: Path) -> str | None:
+    """The media type of a file that may hold credentials, None for others."""
+    with file.open("rb") as opened:
+        if not opened.read(1):
+            raise ValueError(f"{EMPTY}.")
+        return type_of_image(opened, file.name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from .certificate import NAME
 from .xmp import SOURCE_TYPES, source_type, with_source_type
@@ -15,6 +15,9 @@ FORMATS = {
     ".tiff": "image/tiff", ".avif": "image/avif", ".heic": "image/heic", ".gif": "image/gif",
 }  # fmt: skip
 """Media types that are signed, by the ending of a file's name."""
+_BY_CONTENT = {
+    "MPO": "image/jpeg", **{kind: f"image/{kind.lower()}" for kind in ("AVIF", "GIF", "JPEG", "PNG", "TIFF", "WEBP")},
+}  # fmt: skip
 ASSERTION = "org.loraguard.origin"
 """The label under which generator, patch and mark are named."""
 ALGORITHMS = ("es256", "es384", "es512", "ps256", "ps384", "ps512", "ed25519")
@@ -77,6 +80,45 @@ class Credentials:
     problems: list[str] = field(default_factory=list)
 
 
+def type_of_image(file: BinaryIO, name: str) -> str | None:
+    """What an image file is: by its content, or by its name where Pillow does not know it, as of HEIC; None for others.
+
+    Example:
+        >>> from PIL import Image
+        >>> Image.new("L", (1, 1)).save(file := BytesIO(), "GIF")
+        >>> type_of_image(file, "a.png"), type_of_image(BytesIO(), "a.heic")
+        ('image/gif', 'image/heic')
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(file) as picture:
+            return _BY_CONTENT.get(str(picture.format))
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return FORMATS.get(Path(name).suffix.lower())
+
+
+def check_signer(signer: Signer) -> None:
+    """Sign a picture of one pixel, to know before any work whether certificate, key and time-stamp service will do.
+
+    Raises:
+        ImportError: where c2pa-python is not installed.
+        ValueError: for what c2pa refuses: a certificate that has expired or is of another key, for instance.
+    """
+    from PIL import Image
+
+    Image.new("L", (1, 1)).save(file := BytesIO(), "PNG")
+    try:
+        sign_bytes(file.getvalue(), "image/png", signer, "generated", {})
+    except ValueError as error:
+        stamped = f", with time stamps of {signer.time_stamp}" if signer.time_stamp else ""
+        raise ValueError(
+            f"{signer.certificate} and {signer.key} do not sign by {signer.algorithm}{stamped}: {error.__cause__!s:.200}"
+            ". A certificate goes with its own key, both in PEM, the key as PKCS#8 without a password, and has to hold "
+            "today; algorithm (--algorithm) has to fit the key."
+        ) from error
+
+
 def sign_bytes(
     file: bytes, media_type: str, signer: Signer, kind: str, origin: dict[str, Any], parent: bytes | None = None
 ) -> bytes:
@@ -90,8 +132,7 @@ def sign_bytes(
         signer: who signs.
         kind: "generated" for what a network made (`c2pa.created`), "edited" for what it changed (`c2pa.edited`).
         origin: what is said of generator, patch and mark, as JSON takes it.
-        parent: bytes of the photo that was edited, of the same media type; by default the file itself is named as what
-            was opened.
+        parent: bytes of the photo that was edited; by default the file itself is named as what was opened.
 
     Raises:
         ImportError: where c2pa-python is not installed.
@@ -111,7 +152,8 @@ def sign_bytes(
         opened = kind == "edited" or has_some or parent is not None
         builder = c2pa.Builder(_manifest(kind, origin, opened))
         if opened:
-            builder.add_ingredient({"relationship": "parentOf", "label": "parent"}, media_type, BytesIO(parent or file))
+            known = media_type if parent is None else type_of_image(BytesIO(parent), "") or media_type
+            builder.add_ingredient({"relationship": "parentOf", "label": "parent"}, known, BytesIO(parent or file))
         builder.sign(c2pa.Signer.from_info(info), media_type, BytesIO(described), signed)
     except c2pa.C2paError as error:
         raise ValueError(f"The file cannot be signed: {error!s:.400}") from error
@@ -155,14 +197,11 @@ def read_credentials(file: bytes, media_type: str) -> Credentials:
     signature = manifest.get("signature_info") or {}
     who = signature.get("common_name") or signature.get("issuer")
     failed = [one.get("code") for one in (results.get("activeManifest") or {}).get("failure", [])]
-    actions = [
-        action
-        for one in manifest.get("assertions", [])
-        if one.get("label", "").startswith("c2pa.actions")
-        for action in one["data"].get("actions", [])
-    ]
+    said = [(one.get("label", ""), one.get("data")) for one in manifest.get("assertions", [])]
+    said = [(label, data) for label, data in said if isinstance(data, dict)]
+    actions = [one for label, data in said if label.startswith("c2pa.actions") for one in data.get("actions", [])]
     types = [action["digitalSourceType"] for action in actions if "digitalSourceType" in action]
-    origins = [one["data"] for one in manifest.get("assertions", []) if one.get("label") == ASSERTION]
+    origins = [data for label, data in said if label == ASSERTION]
     return Credentials(
         True, state in ("Valid", "Trusted"), state == "Trusted", who, who == NAME, types[-1] if types else None, xmp,
         origins[0] if origins else None, _count(store) - 1, failed,
