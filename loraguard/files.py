@@ -133,7 +133,10 @@ def new_folder(path: str | Path) -> Path:
 
 @contextmanager
 def whole_files(
-    folder: str | Path, what: str = "files", then: str = "What was there before is as it was."
+    folder: str | Path,
+    what: str = "files",
+    then: str = "What was there before is as it was.",
+    first: str | None = None,
 ) -> Iterator[Path]:
     """A temporary folder whose files are moved into `folder` once the block has ended without an error.
 
@@ -143,6 +146,7 @@ def whole_files(
         folder: where to.
         what: is written, for the message where the disk refuses it.
         then: what is true afterwards, or what to do, likewise.
+        first: the file, if any, that is moved before the others: a list of them, for instance.
 
     Raises:
         NotWrittenError: if the disk is full, or cannot be written to.
@@ -159,7 +163,8 @@ def whole_files(
     with said_of_the_disk(what, folder, then), draft_folder(folder) as draft:
         yield draft
         sync(draft)
-        for file in sorted(file for file in draft.rglob("*") if file.is_file()):
+        files = sorted(file for file in draft.rglob("*") if file.is_file())
+        for file in sorted(files, key=lambda file: file.name != first):
             target = folder / file.relative_to(draft)
             target.parent.mkdir(parents=True, exist_ok=True)
             file.chmod(0o666 & ~_umask())
@@ -180,6 +185,17 @@ def draft_folder(folder: Path) -> Iterator[Path]:
         yield draft
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Wait until no other process or thread is in such a block for this folder; where a disk knows locks."""
+    lock = _lock(folder, wait=True)
+    try:
+        yield
+    finally:
         if lock is not None:
             os.close(lock)
 

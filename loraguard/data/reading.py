@@ -164,6 +164,7 @@ def _decoded(image: Image.Image, name: str) -> Image.Image:
         return Image.fromarray(levels.round().astype(np.uint8)).convert("RGB")
     if upright.has_transparency_data:
         rgba = upright.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(white, rgba).convert("RGB")
+        flat = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+        flat.info = rgba.info
+        return flat
     return upright.convert("RGB")

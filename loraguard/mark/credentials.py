@@ -113,10 +113,25 @@ def check_signer(signer: Signer) -> None:
     except ValueError as error:
         stamped = f", with time stamps of {signer.time_stamp}" if signer.time_stamp else ""
         raise ValueError(
-            f"{signer.certificate} and {signer.key} do not sign by {signer.algorithm}{stamped}: {error.__cause__!s:.200}"
-            ". A certificate goes with its own key, both in PEM, the key as PKCS#8 without a password, and has to hold "
-            "today; algorithm (--algorithm) has to fit the key."
+            f"{signer.certificate} and {signer.key} do not sign by {signer.algorithm}{stamped}: "
+            f"{error.__cause__!s:.200}. A certificate goes with its own key, both in PEM, the key as PKCS#8 without a "
+            "password, and has to hold today; algorithm (--algorithm) has to fit the key."
         ) from error
+
+
+def has_credentials(file: bytes) -> bool:
+    """Whether an image file carries credentials, of anybody, that hold or not.
+
+    Raises:
+        ImportError: where c2pa-python is not installed.
+        ValueError: where what is there cannot be read.
+    """
+    c2pa = _c2pa()
+    try:
+        known = type_of_image(BytesIO(file), "")
+        return known is not None and c2pa.Reader.try_create(known, BytesIO(file)) is not None
+    except c2pa.C2paError as error:
+        raise ValueError(f"The file's credentials cannot be read: {error!s:.400}") from error
 
 
 def sign_bytes(

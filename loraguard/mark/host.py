@@ -8,18 +8,20 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from loraguard.files import whole_files, writable_folder
+from loraguard.files import alone_in, whole_files, writable_folder
 from loraguard.pixels import from_picture, to_picture
 from loraguard.stamp import Stamp
 
-from .credentials import Signer, sign_bytes
+from .credentials import Signer, check_signer, has_credentials, sign_bytes
 from .mark import Mark
 from .reader import MarkReader
+from .xmp import SOURCE_TYPES
 
 LOG = "outputs.jsonl"
 
@@ -29,10 +31,12 @@ class MarkedOutputs:
     """Writes images into a folder with every layer that is asked for, and a line about each into `outputs.jsonl`.
 
     A layer that a patch has put into the generator's weights is not put on once more: with `in_weights` the mark is
-    only checked. Give the images that a generator or a pipeline has made, or files.
+    only checked. Give the images that a generator or a pipeline has made, or files. Of a file, the colour profile is
+    kept, and credentials that it carries become those of the parent where there is a signer; other metadata are not:
+    `loraguard mark sign` keeps them all.
 
     Args:
-        output_dir: where to.
+        output_dir: where to; several processes may have the same.
         stamp: a visible stamp to compose, or None.
         mark: an invisible mark to compose, or None.
         in_weights: whether a patch puts stamp and mark there already.
@@ -42,6 +46,8 @@ class MarkedOutputs:
 
     Raises:
         OSError: if the folder cannot be written to.
+        TypeError: for a stamp or a mark that is none, an extractor that only reads, or an origin that JSON cannot hold.
+        ValueError: for another kind, or a signer who cannot sign.
 
     Example:
         >>> import tempfile, torch
@@ -60,6 +66,16 @@ class MarkedOutputs:
     kind: str = "generated"
 
     def __post_init__(self) -> None:
+        for name, kind in (("stamp", Stamp), ("mark", Mark)):
+            if not isinstance(given := getattr(self, name), kind | None):
+                raise TypeError(f"{name} must be a {kind.__name__} or None, got {given!r:.100}.")
+        if self.mark is not None and not self.in_weights and not self.mark.composes:
+            raise TypeError("This mark's extractor only reads; give one that writes, or in_weights=True.")
+        if self.kind not in SOURCE_TYPES:
+            raise ValueError(f"kind={self.kind!r} must be one of {', '.join(SOURCE_TYPES)}.")
+        json.dumps(dict(self.origin))  # says what it cannot hold
+        if self.signer is not None:
+            check_signer(self.signer)
         self.folder = writable_folder(self.output_dir)
         self._reader = None if self.mark is None else MarkReader(self.mark.extractor, messages=[self.mark], crops=False)
 
@@ -69,28 +85,42 @@ class MarkedOutputs:
         Args:
             images: (N, 3, H, W) in [-1, 1], or a list of tensors (3, H, W), Pillow images or files, as pipelines give
                 them.
-            names: of the files; by default they are counted on from what the folder holds.
+            names: of the files, .png; by default they are counted on from what the folder holds. A file of such a name
+                that is in the log is replaced.
 
         Returns:
             What the log has of each: file, SHA-256, time, what was put on, and how the mark reads in the very file.
 
         Raises:
-            ValueError: for other images, or names that are not as many.
+            ValueError: for other images; for names that are not as many, not different or no names of PNG files.
+            FileExistsError: for the name of a file that is not in the log.
             OSError: if something cannot be written; what was there before is as it was.
         """
-        known = len((self.folder / LOG).read_text().splitlines()) if (self.folder / LOG).is_file() else 0
-        names = names or [f"{known + i:06d}.png" for i in range(len(images))]
-        if len(names) != len(images):
-            raise ValueError(f"There must be a name for each image, got {len(names)} for {len(images)}.")
-        rows = []
-        with whole_files(self.folder) as draft:
-            for name, image in zip(names, images, strict=True):
-                written, row = self._layered(_tensor(image)[None])
+        if isinstance(images, (str, Path)):
+            raise ValueError(f"Give a list of images, as in save([{str(images)!r:.100}]).")
+        images = list(images)
+        if names is not None:
+            _check_names(names, len(images))
+        made = [self._layered(*_given(image)) for image in images]
+        with alone_in(self.folder), whole_files(self.folder, "outputs", first=LOG) as draft:
+            log = self.folder / LOG
+            earlier = log.read_text(encoding="utf-8") if log.is_file() else ""
+            names = self._free(names, earlier.splitlines(), len(images))
+            rows = [{"file": name, **row} for name, (_, row) in zip(names, made, strict=True)]
+            for name, (written, _) in zip(names, made, strict=True):
                 (draft / name).write_bytes(written)
-                rows.append({"file": name, **row})
-            earlier = (self.folder / LOG).read_text() if known else ""
-            (draft / LOG).write_text(earlier + "".join(json.dumps(row) + "\n" for row in rows))
+            (draft / LOG).write_text(earlier + "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         return rows
+
+    def _free(self, names: Sequence[str] | None, log: Sequence[str], images: int) -> Sequence[str]:
+        """Names, given or counted on, under which nothing stands that the log does not name."""
+        if names is None:
+            counted = (f"{i:06d}.png" for i in count(len(log)))
+            return list(islice((name for name in counted if not (self.folder / name).exists()), images))
+        there = {name for name in names if (self.folder / name).exists()}
+        if there and (foreign := there - {json.loads(line)["file"] for line in log}):
+            raise FileExistsError(f"{self.folder} holds {min(foreign)!r}, which is not from here; choose another name.")
+        return names
 
     def wrap(self, generator: Callable[..., Any]) -> Callable[..., list[dict[str, Any]]]:
         """The call of a generator or a diffusers pipeline, whose outputs are saved; it gives their lines of the log."""
@@ -101,15 +131,17 @@ class MarkedOutputs:
 
         return saved
 
-    def _layered(self, image: Tensor) -> tuple[bytes, dict[str, Any]]:
+    def _layered(self, image: Tensor, profile: bytes | None, file: bytes | None) -> tuple[bytes, dict[str, Any]]:
+        image = image[None]
         if self.stamp is not None and not self.in_weights:
             image = self.stamp.compose(image)
         if self.mark is not None and not self.in_weights:
             image = self.mark.compose(image)
-        to_picture(image[0]).save(file := BytesIO(), "PNG")
-        written = file.getvalue()
+        to_picture(image[0]).save(png := BytesIO(), "PNG", icc_profile=profile)
+        written = png.getvalue()
         if self.signer is not None:
-            written = sign_bytes(written, "image/png", self.signer, self.kind, dict(self.origin))
+            parent = file if file and has_credentials(file) else None
+            written = sign_bytes(written, "image/png", self.signer, self.kind, dict(self.origin), parent)
         mark = None
         if self._reader is not None:
             (read,) = self._reader([_pixels(written)])
@@ -129,18 +161,31 @@ def _pixels(file: bytes) -> Tensor:
         return from_picture(picture.convert("RGB"))
 
 
-def _tensor(image: Any) -> Tensor:
-    """One image, (3, H, W) in [-1, 1]."""
+def _check_names(names: Sequence[str], images: int) -> None:
+    if isinstance(names, str) or len(names) != images:
+        raise ValueError(f"There must be a name for each image, got {names!r:.100} for {images}.")
+    if len(set(names)) < images:
+        raise ValueError(f"Names must be different, got {names!r:.200}.")
+    for name in names:
+        if Path(name).name != name or Path(name).suffix.lower() != ".png" or name.startswith("."):
+            raise ValueError(
+                f"The name {name!r:.100} must be a file's in the folder, and end in .png, as it will be one."
+            )
+
+
+def _given(image: Any) -> tuple[Tensor, bytes | None, bytes | None]:
+    """One image (3, H, W) in [-1, 1], the profile of its colours if it has one, and of a file what it holds."""
     from PIL import Image
+
+    from loraguard.data.reading import read_image
 
     if isinstance(image, Tensor):
         if image.ndim != 3 or image.shape[0] != 3:
             raise ValueError(f"Expected images (3, H, W), got {tuple(image.shape)}.")
-        return image.detach().float().cpu().clamp(-1, 1)
-    if isinstance(image, Image.Image):
-        return from_picture(image.convert("RGB"))
-    if isinstance(image, (str, Path)):
-        from loraguard.data.reading import read_image
-
-        return from_picture(read_image(Path(image)))
-    raise ValueError(f"Expected tensors, Pillow images or files, got {type(image).__name__}.")
+        return image.detach().float().cpu().clamp(-1, 1), None, None
+    if not isinstance(image, (str, Path, Image.Image)):
+        raise ValueError(f"Expected tensors, Pillow images or files, got {type(image).__name__}.")
+    file = None if isinstance(image, Image.Image) else Path(image).expanduser().read_bytes()
+    picture = read_image(image if file is None else file, name=None if file is None else str(image))
+    profile = picture.info.get("icc_profile") or b""
+    return from_picture(picture), profile if profile[16:20] == b"RGB " else None, file
