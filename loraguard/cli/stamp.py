@@ -84,6 +84,9 @@ def preview(
         check_files([image], "image")
         if output.suffix.lower() != ".png":
             raise ValueError(f"The preview {str(output)!r} must end in .png.")
+        if output.expanduser().is_dir():
+            raise ValueError(f"The preview {str(output)!r} is a folder; give a file in it.")
+        _check_not_replaced(output, [image, *(logo or ())])
         from loraguard.commands.stamp import read_tensor, write_png
         from loraguard.data import DemoFaces
 
@@ -159,6 +162,14 @@ def _stamps(
     if len(stamps) < len(named):
         raise ValueError(f"Stamps need different names, got {', '.join(name for name, _ in named)}.")
     return stamps
+
+
+def _check_not_replaced(output: Path, given: list[Path | None]) -> None:
+    """Refuse to write a preview over a photo or a logo that it is made of."""
+    target = output.expanduser()
+    for file in given:
+        if file is not None and target.exists() and target.samefile(file.expanduser()):
+            raise FileExistsError(f"The preview would replace {file}; give another name.")
 
 
 def _check_stamps(texts: list[str] | None, logos: list[Path] | None, patches: list[str] | None) -> None:

@@ -77,6 +77,19 @@ def read_image(source: Source, *, min_size: int = 1, fits: Fits | None = None, n
     return _opened(source, min_size, fits, name, _decoded)
 
 
+def read_transparent(source: Source, *, name: str | None = None) -> Image.Image:
+    """As :func:`read_image`, with its transparency: of mode RGBA.
+
+    Raises:
+        ImageReadError: as there.
+
+    Example:
+        >>> read_transparent(Image.new("LA", (20, 10), (255, 7))).getpixel((0, 0))
+        (255, 255, 255, 7)
+    """
+    return _opened(source, 1, None, name, lambda image, name: _upright(image, name).convert("RGBA"))
+
+
 def probe_image(source: Source, *, min_size: int = 1, fits: Fits | None = None, name: str | None = None) -> None:
     """As :func:`read_image`, but looks at the first bytes alone: damage further on is not noticed.
 
@@ -155,16 +168,21 @@ def _check_size(image: Image.Image, min_size: int, fits: Fits | None, name: str)
 
 
 def _decoded(image: Image.Image, name: str) -> Image.Image:
-    image.load()
-    if image.mode in ("I", "F"):
-        raise ImageReadError(name, f"32-bit greyscale (mode {image.mode}), whose range is not known; save it as 8-bit")
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode.startswith("I;16"):
-        levels = np.asarray(upright).astype(np.float64) / 257  # 65535 = 257 * 255
-        return Image.fromarray(levels.round().astype(np.uint8)).convert("RGB")
+    upright = _upright(image, name)
     if upright.has_transparency_data:
         rgba = upright.convert("RGBA")
         flat = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
         flat.info = rgba.info
         return flat
     return upright.convert("RGB")
+
+
+def _upright(image: Image.Image, name: str) -> Image.Image:
+    image.load()
+    if image.mode in ("I", "F"):
+        raise ImageReadError(name, f"32-bit greyscale (mode {image.mode}), whose range is not known; save it as 8-bit")
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I;16"):
+        levels = np.asarray(upright).astype(np.float64) / 257  # 65535 = 257 * 255
+        return Image.fromarray(levels.round().astype(np.uint8))
+    return upright

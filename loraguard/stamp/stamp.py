@@ -12,6 +12,7 @@ import torch
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 from torch import Tensor
 
+from loraguard.data.reading import read_transparent
 from loraguard.pixels import from_bytes
 
 from .fonts import find_font
@@ -55,7 +56,7 @@ class Stamp:
 
     Raises:
         ValueError: for a value outside of what is described above, a font that does not exist or lacks a character, or
-            (when the image size is known) a stamp that does not fit or shows nothing.
+            (when the image size is known) a stamp that does not fit or shows nothing; for a picture that is damaged.
         FileNotFoundError: for a picture that does not exist.
 
     Example:
@@ -111,6 +112,8 @@ class Stamp:
             find_font(self.font, self.text)
         elif not Path(str(self.image)).is_file():
             raise FileNotFoundError(f"The stamp's image {str(self.image)!r} does not exist.")
+        else:
+            _picture(self)  # says what cannot be read
 
     def layer(self, height: int, width: int) -> tuple[Tensor, Tensor]:
         """The stamp alone on a canvas of the image's size.
@@ -223,5 +226,5 @@ def _text_picture(stamp: Stamp) -> Image.Image:
 
 
 def _image_picture(stamp: Stamp) -> Image.Image:
-    with Image.open(str(stamp.image)) as picture:
-        return picture.convert("RGBA")
+    assert stamp.image is not None
+    return read_transparent(stamp.image)

@@ -145,3 +145,27 @@ def test_what_is_refused(folder: Path, tmp_path: Path, monkeypatch: pytest.Monke
     assert "'octarine'" in refused("stamp", "preview", "--text", "AI", "--colour", "octarine")
     get_peft_model(DemoEditor(conv_dim=4), GatedLoraConfig(r=2)).save_pretrained(str(tmp_path / "standard"))
     assert "records no stamp" in refused("stamp", "check", folder, "--patch", tmp_path / "standard")
+
+
+def test_a_logo_is_seen_as_photos_are_and_nothing_is_replaced(tmp_path: Path) -> None:
+    """Turned upright, 16 bits scaled; what is damaged is named at once, and files that were given stay."""
+    turned = Image.Exif()
+    turned[0x0112] = 6  # a quarter clockwise
+    half = Image.new("RGB", (40, 20), "red")
+    half.paste((0, 0, 255), (0, 0, 20, 20))
+    half.save(tmp_path / "logo.jpg", exif=turned, quality=100)
+    colour, alpha = Stamp(image=tmp_path / "logo.jpg", size=0.5, margin=0.0).layer(64, 64)
+    colour = colour[:, alpha[0] > 0].unflatten(1, (64, 32))
+    assert (colour[2, :28] > 0.9).all()
+    assert (colour[0, 36:] > 0.9).all()
+    Image.fromarray(np.full((4, 4), 32896, np.uint16)).save(tmp_path / "sixteen.png")
+    assert Stamp(image=tmp_path / "sixteen.png").layer(64, 64)[0].max().item() == pytest.approx(1 / 255, abs=1e-6)
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "logo.jpg").read_bytes()[:-200])
+    with pytest.raises(ValueError, match=r"cut\.jpg cannot be read"):
+        Stamp(image=tmp_path / "cut.jpg")
+    before = (tmp_path / "sixteen.png").read_bytes()
+    for words in (["--image", tmp_path / "sixteen.png", "--text", "AI"], ["--logo", tmp_path / "sixteen.png"]):
+        assert "would replace" in refused("stamp", "preview", tmp_path / "sixteen.png", *words)
+    assert (tmp_path / "sixteen.png").read_bytes() == before
+    (tmp_path / "folder.png").mkdir()
+    assert "is a folder" in refused("stamp", "preview", tmp_path / "folder.png", "--text", "AI")
