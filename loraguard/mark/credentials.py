@@ -120,7 +120,7 @@ def check_signer(signer: Signer) -> None:
 
 
 def has_credentials(file: bytes) -> bool:
-    """Whether an image file carries credentials, of anybody, that hold or not.
+    """Whether an image file carries credentials, of anybody, that hold or not, or says where it has some.
 
     Raises:
         ImportError: where c2pa-python is not installed.
@@ -128,10 +128,18 @@ def has_credentials(file: bytes) -> bool:
     """
     c2pa = _c2pa()
     try:
-        known = type_of_image(BytesIO(file), "")
-        return known is not None and c2pa.Reader.try_create(known, BytesIO(file)) is not None
+        return (known := type_of_image(BytesIO(file), "")) is not None and _carries(c2pa, known, file)
     except c2pa.C2paError as error:
         raise ValueError(f"The file's credentials cannot be read: {error!s:.400}") from error
+
+
+def _carries(c2pa: Any, media_type: str, file: bytes) -> bool:
+    try:
+        return c2pa.Reader.try_create(media_type, BytesIO(file), context=_offline(c2pa)) is not None
+    except c2pa.C2paError as error:
+        if "must fetch remote" in str(error):  # they are elsewhere, where nobody is asked
+            return True
+        raise
 
 
 def sign_bytes(
@@ -163,9 +171,8 @@ def sign_bytes(
     )
     signed = BytesIO()
     try:
-        has_some = c2pa.Reader.try_create(media_type, BytesIO(file)) is not None
-        opened = kind == "edited" or has_some or parent is not None
-        builder = c2pa.Builder(_manifest(kind, origin, opened))
+        opened = kind == "edited" or parent is not None or _carries(c2pa, media_type, file)
+        builder = c2pa.Builder(_manifest(kind, origin, opened), context=_offline(c2pa))
         if opened:
             known = media_type if parent is None else type_of_image(BytesIO(parent), "") or media_type
             builder.add_ingredient({"relationship": "parentOf", "label": "parent"}, known, BytesIO(parent or file))
@@ -195,14 +202,16 @@ def _manifest(kind: str, origin: dict[str, Any], opened: bool) -> dict[str, Any]
 def read_credentials(file: bytes, media_type: str) -> Credentials:
     """What is signed in an image file, by anybody, and whether it holds.
 
+    No server is asked for credentials that a file has elsewhere.
+
     Raises:
         ImportError: where c2pa-python is not installed.
-        ValueError: where what is there cannot be read.
+        ValueError: where what is there cannot be read, or is elsewhere.
     """
     c2pa = _c2pa()
     xmp = source_type(file)
     try:
-        reader = c2pa.Reader.try_create(media_type, BytesIO(file))
+        reader = c2pa.Reader.try_create(media_type, BytesIO(file), context=_offline(c2pa))
         if reader is None:
             return Credentials(False, xmp_source_type=xmp)
         manifest, state = reader.get_active_manifest() or {}, reader.get_validation_state()
@@ -227,6 +236,11 @@ def _count(store: str) -> int:
     import json
 
     return len(json.loads(store).get("manifests", {}))
+
+
+def _offline(c2pa: Any) -> Any:
+    """Settings by which no server is asked for credentials because a stranger's file names it."""
+    return c2pa.Context(c2pa.Settings.from_dict({"verify": {"remote_manifest_fetch": False}}))
 
 
 def _c2pa() -> Any:

@@ -20,13 +20,14 @@ _RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
 _EXT = "http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
 _PROPERTY = f"{{{_EXT}}}DigitalSourceType"
 _JPEG_HEAD = b"http://ns.adobe.com/xap/1.0/\0"
-_PNG_HEAD = b"XML:com.adobe.xmp\0\0\0\0\0"
+_PNG_KEYWORD = b"XML:com.adobe.xmp\0"
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _EMPTY = (
     f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="{_RDF}"><rdf:Description rdf:about=""/></rdf:RDF>'
     "</x:xmpmeta>"
 )
 _LONGEST = 65533 - len(_JPEG_HEAD)
+_LONGEST_UNPACKED = 1 << 24
 
 
 def with_source_type(file: bytes, kind: str) -> bytes:
@@ -37,7 +38,7 @@ def with_source_type(file: bytes, kind: str) -> bytes:
         kind: a key of :data:`SOURCE_TYPES`.
 
     Raises:
-        ValueError: for an XMP packet that is no XML, or would not fit into a JPEG's segment.
+        ValueError: for an XMP packet that cannot be read, or would not fit into a JPEG's segment.
 
     Example:
         >>> from io import BytesIO
@@ -46,32 +47,30 @@ def with_source_type(file: bytes, kind: str) -> bytes:
         >>> source_type(with_source_type(file.getvalue(), "edited")).rpartition("/")[2]
         'compositeWithTrainedAlgorithmicMedia'
     """
-    span = _span(file)
-    if span is None or (packet := _with_property(file[span[0] : span[1]], SOURCE_TYPES[kind])) is None:
+    found = _packet(file)
+    if found is None or (packet := _with_property(found[2], SOURCE_TYPES[kind])) is None:
         return file
-    start, end = span
+    start, end, _ = found
     if file.startswith(_PNG_SIGNATURE):
-        body = b"iTXt" + _PNG_HEAD + packet
+        body = b"iTXt" + _PNG_KEYWORD + bytes(4) + packet
         chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
-        if start < end:
-            start, end = start - len(_PNG_HEAD) - 8, end + 4
         return file[:start] + chunk + file[end:]
     if len(packet) > _LONGEST:
         raise ValueError(f"The file's XMP packet of {len(packet)} bytes would not fit into a JPEG's segment any more.")
     segment = b"\xff\xe1" + struct.pack(">H", len(packet) + len(_JPEG_HEAD) + 2) + _JPEG_HEAD + packet
-    if start < end:
-        start -= len(_JPEG_HEAD) + 4
     return file[:start] + segment + file[end:]
 
 
 def source_type(file: bytes) -> str | None:
     """The digital source type that a JPEG's or PNG's XMP names, or None."""
-    span = _span(file)
-    if span is None or span[0] == span[1]:
+    found = _packet(file)
+    if found is None or not found[2]:
         return None
-    for one in _parsed(file[span[0] : span[1]]).iter(f"{{{_RDF}}}Description"):
-        if (found := one.get(_PROPERTY) or one.findtext(_PROPERTY)) is not None:
-            return found
+    for one in _parsed(found[2]).iter(f"{{{_RDF}}}Description"):
+        if named := one.get(_PROPERTY):
+            return named
+        if (element := one.find(_PROPERTY)) is not None:
+            return element.text or element.get(f"{{{_RDF}}}resource")
     return None
 
 
@@ -100,30 +99,42 @@ def _with_property(packet: bytes, value: str) -> bytes | None:
     return f'{begin}{inner}<?xpacket end="w"?>'.encode()
 
 
-def _span(file: bytes) -> tuple[int, int] | None:
-    """Where the XMP packet of a JPEG or PNG is, or an empty span where one may be put; None for other formats."""
+def _packet(file: bytes) -> tuple[int, int, bytes] | None:
+    """Where the chunk or segment with XMP is in a PNG or JPEG, and its packet; None for other formats.
+
+    Where there is none, an empty span where one may be put.
+    """
     if file.startswith(_PNG_SIGNATURE):
-        return _png_span(file)
-    return _jpeg_span(file) if file.startswith(b"\xff\xd8") else None
+        return _in_png(file)
+    return _in_jpeg(file) if file.startswith(b"\xff\xd8") else None
 
 
-def _png_span(file: bytes) -> tuple[int, int]:
+def _in_png(file: bytes) -> tuple[int, int, bytes]:
     at, after_header = 8, 33  # signature, then IHDR with its 13 bytes
     while at + 8 <= len(file):
         (length,) = struct.unpack(">I", file[at : at + 4])
-        if file[at + 4 : at + 8] == b"iTXt" and file[at + 8 :].startswith(_PNG_HEAD):
-            return at + 8 + len(_PNG_HEAD), at + 8 + length
+        if file[at + 4 : at + 8] == b"iTXt" and file[at + 8 :].startswith(_PNG_KEYWORD):
+            return at, at + 12 + length, _international(file[at + 8 + len(_PNG_KEYWORD) : at + 8 + length])
         at += 12 + length
-    return after_header, after_header
+    return after_header, after_header, b""
 
 
-def _jpeg_span(file: bytes) -> tuple[int, int]:
+def _international(text: bytes) -> bytes:
+    """What an iTXt chunk says: flag and method of compression, language and translated keyword come before it."""
+    compressed, said = text[:1] != b"\0", text[2:].split(b"\0", 2)[-1]
+    try:
+        return zlib.decompressobj().decompress(said, _LONGEST_UNPACKED) if compressed else said
+    except zlib.error as error:
+        raise ValueError(f"The file's XMP packet cannot be decompressed: {error}.") from error
+
+
+def _in_jpeg(file: bytes) -> tuple[int, int, bytes]:
     at, place = 2, 2
     while at + 4 <= len(file) and file[at] == 0xFF and file[at + 1] not in (0xDA, 0xD9):
         marker, (length,) = file[at + 1], struct.unpack(">H", file[at + 2 : at + 4])
         if marker == 0xE1 and file[at + 4 :].startswith(_JPEG_HEAD):
-            return at + 4 + len(_JPEG_HEAD), at + 2 + length
+            return at, at + 2 + length, file[at + 4 + len(_JPEG_HEAD) : at + 2 + length]
         at += 2 + length
         if marker in (0xE0, 0xE1):  # JFIF and Exif come first
             place = at
-    return place, place
+    return place, place, b""

@@ -32,7 +32,7 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("command", [["mark", "read"], ["mark", "verify"]])
+@pytest.mark.parametrize("command", [["mark", "read", "--no-crops", "--message", "c0de"], ["mark", "verify"]])
 def test_no_file_of_a_folder_is_missed_and_each_can_be_printed(command: list[str], folder: Path) -> None:
     """What is called an image counts, where it cannot be read, too: exit code 2, and it is named."""
     said = run(*command, folder)

@@ -17,6 +17,7 @@ from loraguard.mark.certificate import NAME, make_test_certificate
 from loraguard.mark.credentials import ASSERTION, Signer, read_credentials, sign_bytes
 from loraguard.mark.xmp import SOURCE_TYPES, source_type, with_source_type
 
+EXT = "http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
 ORIGIN = {"generator": {"class": "DemoEditor", "sha256": "0" * 64}, "mark": {"message": "c0de"}}
 PACKET = (
     '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
@@ -111,6 +112,37 @@ def test_a_packet_of_xmp_gets_one_property_more(kind: str) -> None:
     assert named == source_type(after) == SOURCE_TYPES["generated"]
     assert with_source_type(after, "edited") == after  # what was said before stays
     assert np.array_equal(pixels(before), pixels(after))
+
+
+def test_a_packet_in_any_chunk_is_the_only_one_afterwards() -> None:
+    """Compressed, with a language, or empty; and one that names its source as a resource keeps it."""
+    named = PACKET.replace("dc:format", f'xmlns:e="{EXT}" dc:format').replace(
+        'any"/>', 'any"><e:DigitalSourceType rdf:resource="https://example.org/mine"/></rdf:Description>'
+    )
+    for packet, options in (
+        (PACKET, {"zip": True}), (PACKET, {"lang": "x-default", "tkey": "XMP"}), ("", {}), (named, {"zip": True})
+    ):  # fmt: skip
+        text = PngInfo()
+        text.add_itxt("XML:com.adobe.xmp", packet, **options)
+        after = with_source_type(picture("PNG", pnginfo=text), "edited")
+        assert after.count(b"XML:com.adobe.xmp") == 1
+        assert source_type(after) == ("https://example.org/mine" if packet == named else SOURCE_TYPES["edited"])
+        Image.open(BytesIO(after)).verify()
+        assert ("image/any" in Image.open(BytesIO(after)).info["XML:com.adobe.xmp"]) == bool(packet)
+
+
+def test_no_server_is_asked_because_a_file_names_it(signer: Signer) -> None:
+    """A photo that says where its credentials are is signed, and to read it tells where; nobody listens there."""
+    elsewhere = PACKET.replace(
+        "dc:format",
+        'xmlns:dcterms="http://purl.org/dc/terms/" dcterms:provenance="http://127.0.0.1:1/a.c2pa" dc:format',
+    )
+    photo = picture("JPEG", xmp=elsewhere.encode())
+    with pytest.raises(ValueError, match=r"must fetch .* http://127\.0\.0\.1:1/a\.c2pa"):
+        read_credentials(photo, "image/jpeg")
+    signed = sign_bytes(photo, "image/jpeg", signer, "generated", ORIGIN)
+    assert read_credentials(signed, "image/jpeg").valid
+    assert b"127.0.0.1:1" in signed
 
 
 def test_a_file_without_credentials() -> None:
