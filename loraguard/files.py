@@ -190,9 +190,22 @@ def draft_folder(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Wait until no other process or thread is in such a block for this folder; where a disk knows locks."""
-    lock = _lock(folder, wait=True)
+def alone_in(folder: Path, *, wait: bool = True) -> Iterator[None]:
+    """Keep other processes and threads out of such blocks for this folder, where the disk knows locks.
+
+    Args:
+        folder: that is written to.
+        wait: until no other is in one; otherwise that is an error.
+
+    Raises:
+        OSError: if another is in one.
+    """
+    try:
+        lock = _lock(folder, wait=wait, say=True)
+    except BlockingIOError:
+        raise OSError(
+            f"Another process is writing to {folder}; wait until it ends, or choose another folder."
+        ) from None
     try:
         yield
     finally:
@@ -223,8 +236,12 @@ def sweep(folder: Path) -> None:
             os.close(lock)
 
 
-def _lock(path: Path, *, wait: bool = False) -> int | None:
-    """Have a file or folder to oneself until the handle that is given is closed; None if that cannot be."""
+def _lock(path: Path, *, wait: bool = False, say: bool = False) -> int | None:
+    """Have a file or folder to oneself until the handle that is given is closed; None if that cannot be.
+
+    Raises:
+        BlockingIOError: if somebody else has it, where that is to be said.
+    """
     if fcntl is None:
         return None
     try:
@@ -233,8 +250,10 @@ def _lock(path: Path, *, wait: bool = False) -> int | None:
         return None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except OSError:
+    except OSError as error:
         os.close(handle)
+        if say and isinstance(error, BlockingIOError):
+            raise
         return None
     return handle
 

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from loraguard.channels import published, quantize
 from loraguard.data import ImageFolder, collate, names_of, open_data
 from loraguard.defenses import Fittable, parse_defense
-from loraguard.files import whole_files, writable_folder, write_json
+from loraguard.files import alone_in, whole_files, writable_folder, write_json
 from loraguard.generators import conditions_of, labels_of, transform_of
 from loraguard.hub.provenance import describe_generator
 from loraguard.metrics import defense_succeeds, psnr
@@ -90,7 +90,8 @@ def protect_photos(
             to do it on.
         FileExistsError: if a file is in the way that is not from here, or the output would lie, or lies, among the
             photos of a folder.
-        OSError: if photos or output folder cannot be used. All of it before any photo is written.
+        OSError: if photos or output folder cannot be used, or another process is writing there. All of it before any
+            photo is written.
 
     Example:
         >>> import tempfile
@@ -113,38 +114,39 @@ def protect_photos(
     dataset = _opened([str(one) for one in given], generator, notes.append)
     names = names_of(dataset) if hasattr(dataset, "names") else [f"{i:05}" for i in range(len(dataset))]
     folder = Path(output_dir).expanduser()
-    files, earlier = _files(names, folder, None if _are_files(given) else getattr(dataset, "root", None))
+    files, _ = _files(names, folder, None if _are_files(given) else getattr(dataset, "root", None))
     load = getattr(dataset, "load", dataset.__getitem__)  # no neighbour in place of a photo that breaks
     edits = _edits(generator, load(0))[1]
     if edit is not None and edit not in edits:
         raise ValueError(f"There is no edit {edit!r}; the generator has {', '.join(edits)}.")
-    writable_folder(folder)
-    for note in notes:
-        say(note)
-    torch.manual_seed(seed)
-    if to_fit:
-        assert fit_on is not None
-        made = to_fit.fit(generator, _opened([fit_on], generator, say), disable_tqdm=disable_tqdm)
-    about = {"defense": made.settings(), "generator": describe_generator(generator), "seed": seed}
-    record = _Record(folder, about, earlier)
-    record.write(files[:1])
-    try:
-        for index, file in enumerate(tqdm(files, desc="protect", unit="photo", disable=disable_tqdm)):
-            images, edits = _edits(generator, load(index))
-            name = edit or list(edits)[index % len(edits)]
-            torch.manual_seed(mixed(seed, index))  # the same whatever photos are before it
-            perturbed, one = _protected(generator, made, images, name, edits[name], folder / file)
-            with whole_files(folder, f"protected photo {file}", _KEPT) as draft:
-                (draft / file).parent.mkdir(parents=True, exist_ok=True)
-                to_picture(perturbed[0]).save(draft / file)
-            record.add(one)
-            record.write(files[index + 1 : index + 2])
-    except KeyboardInterrupt:
-        record.write()
-        raise KeyboardInterrupt(
-            f"Interrupted after {len(record.done)} of {len(files)} photos, which are kept in {folder}. The same "
-            "command starts with the first one again."
-        ) from None
+    with alone_in(writable_folder(folder), wait=False):
+        _, earlier = _files(names, folder, None)  # what another process has done by now is known, too
+        for note in notes:
+            say(note)
+        torch.manual_seed(seed)
+        if to_fit:
+            assert fit_on is not None
+            made = to_fit.fit(generator, _opened([fit_on], generator, say), disable_tqdm=disable_tqdm)
+        about = {"defense": made.settings(), "generator": describe_generator(generator), "seed": seed}
+        record = _Record(folder, about, earlier)
+        record.write(files[:1])
+        try:
+            for index, file in enumerate(tqdm(files, desc="protect", unit="photo", disable=disable_tqdm)):
+                images, edits = _edits(generator, load(index))
+                name = edit or list(edits)[index % len(edits)]
+                torch.manual_seed(mixed(seed, index))  # the same whatever photos are before it
+                perturbed, one = _protected(generator, made, images, name, edits[name], folder / file)
+                with whole_files(folder, f"protected photo {file}", _KEPT) as draft:
+                    (draft / file).parent.mkdir(parents=True, exist_ok=True)
+                    to_picture(perturbed[0]).save(draft / file)
+                record.add(one)
+                record.write(files[index + 1 : index + 2])
+        except KeyboardInterrupt:
+            record.write()
+            raise KeyboardInterrupt(
+                f"Interrupted after {len(record.done)} of {len(files)} photos, which are kept in {folder}. The same "
+                "command starts with the first one again."
+            ) from None
     _say_what_did_not_move(record.done, defense, say)
     return record.done
 

@@ -56,7 +56,7 @@ def test_what_is_signed_is_told_by_its_content(folder: Path, tmp_path: Path) -> 
     assert run("mark", "verify", tmp_path / "out").exit_code == 0
     assert Image.open(tmp_path / "out/gif.png").format == "GIF"
     for name, why in (("cut.png", "out of range"), ("empty.png", "it is empty"), ("bitmap.bmp", "formats that can")):
-        said = refused("mark", "sign", folder / "noend", folder / name, "--output-dir", tmp_path / "none")
+        said = refused("mark", "sign", folder / name, folder / "noend", "--output-dir", tmp_path / "none")
         assert name in said
         assert why in said
     assert not list((tmp_path / "none").glob("*"))

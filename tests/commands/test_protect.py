@@ -173,6 +173,22 @@ def test_labels_are_used_where_there_are_some(generator: Editor, photos: Path, t
     assert torch.cat(asked)[-3:, [0, 4]].tolist() == [[1, 0], [1, 1], [1, 0]]
 
 
+def test_two_processes_do_not_write_one_record(generator: Editor, photos: Path, tmp_path: Path, monkeypatch) -> None:
+    """Each would leave the other's photos out, which the next run then refuses as somebody else's."""
+    whole, second = Disrupting.__call__, photos / "bob" / "ann.png"
+
+    def meanwhile(self: Disrupting, *args, **kwargs) -> Tensor:
+        monkeypatch.setattr(Disrupting, "__call__", whole)
+        with pytest.raises(OSError, match=r"Another process is writing to .*out; wait until it ends"):
+            run(generator, second, tmp_path / "out")
+        return whole(self, *args, **kwargs)
+
+    monkeypatch.setattr(Disrupting, "__call__", meanwhile)
+    run(generator, photos / "ann.jpg", tmp_path / "out")
+    run(generator, photos / "bob" / "cy.photo.png", tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "protect.json").read_text())["earlier"] == ["ann.png"]
+
+
 def test_one_edit_alone(generator: Editor, photos: Path, tmp_path: Path) -> None:
     assert {one.edit for one in run(generator, photos, tmp_path / "out", edit="Smiling")} == {"Smiling"}
     with pytest.raises(ValueError, match="no edit 'Smile'; the generator has Black_Hair, "):
