@@ -84,6 +84,8 @@ def train(
         find_data(data)
         check_recipe(settings["recipe"])
         check_extractor(mark_extractor)
+        if mark is None and mark_extractor != "loraguard":
+            raise ValueError("--mark-extractor reads a mark, and none is asked for: give its message (--mark).")
         writable_folder(output_dir)
         from loraguard import Mark, Stamp
         from loraguard.commands.train import train_patch

@@ -56,7 +56,7 @@ class MarkReader:
         crops: whether to look for cropped pictures.
 
     Raises:
-        ValueError: for a message that does not fit, or a rate outside of (0, 1).
+        ValueError: for a message that does not fit, a mark of another extractor, or a rate outside of (0, 1).
 
     Example:
         >>> from loraguard.channels import JPEG
@@ -76,6 +76,8 @@ class MarkReader:
     def __post_init__(self) -> None:
         if not 0 < self.false_positive_rate < 1:
             raise ValueError(f"false_positive_rate={self.false_positive_rate!r} must be above 0 and below 1.")
+        if isinstance(self.messages, (str, int, Mark)):
+            raise ValueError(f"messages must be a list, as in [{self.messages!r:.100}].")
         self.network = extractor_of(self.extractor)
         self.bits = bits_of(self.network)
         self._known = [self._word(one) for one in self.messages or ()]
@@ -86,6 +88,8 @@ class MarkReader:
 
     def _word(self, message: int | str | Mark) -> tuple[str | None, Tensor]:
         if isinstance(message, Mark):
+            if len(message.carried) != self.bits:
+                raise ValueError(f"{message!r:.200} is read by an extractor of other words than {self.bits} bits.")
             name = None if message.message is None else f"{as_number(message.message):x}"
             return name, torch.tensor(message.carried, dtype=torch.bool)
         number = as_number(message)
@@ -103,14 +107,19 @@ class MarkReader:
             ValueError: for anything else.
         """
         if isinstance(images, Tensor):
-            if images.ndim != 4 or images.shape[1] != 3:
-                raise ValueError(f"A mark is read from images of shape (N, 3, H, W), got {tuple(images.shape)}.")
+            _check_images(images)
+            images = images.to(next((one.dtype for one in self.network.parameters()), torch.float32))
             return [self._read(image, logits) for image, logits in zip(images, self.logits(images), strict=True)]
-        return [reading for image in images for reading in self(image[None])]
+        each = list(images)
+        if others := [type(image).__name__ for image in each if not isinstance(image, Tensor)]:
+            raise ValueError(f"A mark is read from tensors; loraguard.pixels.from_picture makes one, got {others[0]}.")
+        return [reading for image in each for reading in self(image[None])]
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
         """What is read of whole images (N, 3, H, W): (N, bits), above 0 for a 1."""
+        if not len(images):
+            return images.new_empty(0, self.bits)
         network = self.network.to(images.device)
         if isinstance(network, MarkNetwork):
             return read_whole(network, images)
@@ -157,3 +166,12 @@ class MarkReader:
                 agreeing = int((read == torch.tensor(layout.encode(decoded), dtype=torch.bool)).sum())
         chance = chance_of_agreement(agreeing, self.bits, words, tries)
         return MarkReading(chance <= self.false_positive_rate, message, agreeing, self.bits, chance, cropped)
+
+
+def _check_images(images: Tensor) -> None:
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"A mark is read from images of shape (N, 3, H, W), got {tuple(images.shape)}.")
+    if not images.is_floating_point():
+        raise ValueError(
+            f"A mark is read from images in [-1, 1], got {images.dtype}; of bytes, pixels.from_bytes makes some."
+        )

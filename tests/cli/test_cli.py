@@ -125,6 +125,7 @@ def test_from_an_official_checkpoint_to_an_audited_patch(celeba: Path, tmp_path:
         (["--generator", "cyclegan", "--checkpoint", __file__], "cannot be read as tensors alone"),
         (["--recipe", "slow"], "recipe='slow' must be one of"),
         (["--mark", "c0ffee"], "carries 16 bits"),
+        (["--mark-extractor", "rivagan"], "give its message"),
         (["--recipe", "cat"], "DemoEditor has no encode and decode: CAT trains an autoencoder"),
         (["--recipe", "cat", "--stamp", "AI"], "recipe='cat' takes no stamp"),
     ],

@@ -198,3 +198,29 @@ def test_every_known_message_counts_against_the_chance() -> None:
     alone, many = (MarkReader(messages=some)(images)[0] for some in (["c0de"], ["c0de", 1, 2, 3]))
     assert many.chance == 4 * alone.chance
     assert Layout(48).encode(0xC0DE) == MARK.carried
+
+
+def test_images_of_any_floating_type_are_read_and_others_are_refused() -> None:
+    """Pipelines give half precision; no text is taken for a list of messages, and no mark of other words compared."""
+    marked = Mark("c0de").compose(torch.zeros(1, 3, 64, 64))
+    reader = MarkReader(messages=["c0de"], crops=False)
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        assert [one.found for one in reader(marked.to(dtype))] == [True]
+    assert reader(marked[:0]) == []
+    for images, why in (
+        (marked.to(torch.uint8), "from_bytes"), (["a.png"], "tensors"), (marked[:, :1], r"\(N, 3, H, W\)")
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=why):
+            reader(images)
+    for messages, why in (
+        ("c0de", "must be a list"),
+        ([Mark(word="01" * 8, extractor=Short())], "other words than 48"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            MarkReader(messages=messages)
+
+
+class Short(torch.nn.Module):
+    """Reads words of 16 bits."""
+
+    bits = 16
