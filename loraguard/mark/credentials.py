@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -109,13 +109,21 @@ def check_signer(signer: Signer) -> None:
 
     Image.new("L", (1, 1)).save(file := BytesIO(), "PNG")
     try:
+        sign_bytes(file.getvalue(), "image/png", replace(signer, time_stamp=None), "generated", {})
+    except ValueError as error:
+        raise ValueError(
+            f"{signer.certificate} and {signer.key} do not sign by {signer.algorithm}: {error.__cause__!s:.200}. A "
+            "certificate goes with its own key, both in PEM, the key as PKCS#8 without a password, and has to hold "
+            "today; algorithm (--algorithm) has to fit the key."
+        ) from error
+    if signer.time_stamp is None:
+        return
+    try:
         sign_bytes(file.getvalue(), "image/png", signer, "generated", {})
     except ValueError as error:
-        stamped = f", with time stamps of {signer.time_stamp}" if signer.time_stamp else ""
         raise ValueError(
-            f"{signer.certificate} and {signer.key} do not sign by {signer.algorithm}{stamped}: "
-            f"{error.__cause__!s:.200}. A certificate goes with its own key, both in PEM, the key as PKCS#8 without a "
-            "password, and has to hold today; algorithm (--algorithm) has to fit the key."
+            f"{signer.time_stamp} gives no time stamp: {error.__cause__!s:.200}. Give the http address of a service by "
+            "RFC 3161 (--time-stamp), or none."
         ) from error
 
 

@@ -82,17 +82,19 @@ def test_a_certificate_that_will_not_do_is_named_before_any_work(
     (tmp_path / "empty.pem").touch()
     month = datetime.timedelta(days=30)
     clock = SimpleNamespace(now=lambda zone: datetime.datetime.now(zone) - month)
-    monkeypatch.setattr(certificates, "datetime", SimpleNamespace(**{**vars(datetime), "datetime": clock}))
-    old = make_test_certificate(tmp_path / "old")
+    with monkeypatch.context() as then:
+        then.setattr(certificates, "datetime", SimpleNamespace(**{**vars(datetime), "datetime": clock}))
+        old = make_test_certificate(tmp_path / "old")
     for pair, more, why in (
         ((certificate, other), (), "does not match"),
         (old, (), "not valid at time"),
         ((tmp_path / "empty.pem", key), (), "certificate"),
         ((certificate, key), ("--algorithm", "es384"), "ES384"),
-        ((certificate, key), ("--time-stamp", "http://127.0.0.1:1/"), "127.0.0.1:1"),
     ):
         words = ("--certificate", pair[0], "--key", pair[1], *more)
         said = refused("mark", "sign", folder / "noend", "--output-dir", tmp_path / "none", *words)
         assert why in said
         assert str(pair[0]) in said
+    words = ("--output-dir", tmp_path / "none", "--time-stamp", "http://127.0.0.1:1/")
+    assert ":1/ gives no time stamp" in refused("mark", "sign", folder / "noend", *words)
     assert not (tmp_path / "none").exists()
