@@ -70,10 +70,15 @@ def sign_files(
 
     Raises:
         FileNotFoundError: for a path that is not there.
-        FileExistsError: if one of the files, or one that was not signed here, would be replaced.
+        FileExistsError: if one of the files, or one that was not signed here, would be replaced, or copies would lie
+            among the files of a folder that is signed.
         ValueError: for two files of one name, a format that cannot be signed, or what c2pa refuses.
         ImportError: where c2pa-python is not installed.
     """
+    target = Path(output_dir).expanduser()
+    for path in (Path(one).expanduser() for one in paths):
+        if path.is_dir() and target.resolve().is_relative_to(path.resolve()):
+            raise FileExistsError(f"{output_dir} is or lies in {path}, whose images are signed; choose another folder.")
     files = image_files(*paths)
     names = [file.name for file in files]
     if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -83,7 +88,7 @@ def sign_files(
         )
     types = [_type_to_sign(file) for file in files]
     for file in files:
-        _check_place(file, Path(output_dir).expanduser() / file.name)
+        _check_place(file, target / file.name)
     with tempfile.TemporaryDirectory() as temporary:
         who = signer or Signer(*make_test_certificate(temporary), time_stamp=time_stamp)
         check_signer(who)

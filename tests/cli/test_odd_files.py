@@ -65,7 +65,8 @@ def test_what_is_signed_is_told_by_its_content(folder: Path, tmp_path: Path) -> 
 def test_signing_replaces_nothing_but_what_was_signed_here(folder: Path, tmp_path: Path) -> None:
     file, out = folder / "noend", tmp_path / "out"
     before = file.read_bytes()
-    assert "choose another folder" in refused("mark", "sign", file, "--output-dir", folder)
+    assert "not a copy that was signed here" in refused("mark", "sign", file, "--output-dir", folder)
+    assert "lies in" in refused("mark", "sign", folder, "--output-dir", folder / "signed")
     out.mkdir()
     (out / "noend").write_bytes(before)
     assert "not a copy that was signed here" in refused("mark", "sign", file, "--output-dir", out)
