@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from loraguard.channels.registry import check_channel
-from loraguard.data.names import printable
 from loraguard.data.registry import DATA as DATA_SETS
 from loraguard.data.registry import find_data
 from loraguard.defenses.registry import check_defense
@@ -70,6 +69,7 @@ def read(
             check_patch(one)
         from loraguard.commands.mark import patch_mark, read_marks
         from loraguard.data import ImageReadError
+        from loraguard.data.names import printable
         from loraguard.mark import Mark, MarkReader
 
         known: list[int | str | Mark] = [*(message or ()), *(patch_mark(one, extractor) for one in patch or ())]
@@ -147,6 +147,7 @@ def verify(*, images: Images, as_json: AsJson = False) -> None:
     with said_in_a_line():
         check_files(images, "image")
         from loraguard.commands.credentials import verify_files
+        from loraguard.data.names import printable
 
         found = verify_files(images)
     if as_json:

@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from loraguard.commands.audit_settings import AuditSettings
-from loraguard.data.names import printable
 
 from .flags import first_sentence, flags_of
 
@@ -35,6 +34,8 @@ TRY, JUDGE, PATCHES, SHARE = "To begin with", "Protections", "Patches", "Sharing
 
 def in_full(path: Path) -> str:
     """Where something was written, in full, as it can be printed."""
+    from loraguard.data.names import printable
+
     return printable(str(path.expanduser().resolve()))
 
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from loraguard.data.names import printable
 from loraguard.hub.names import check_patch
 
 from .early import check_files
@@ -127,6 +126,7 @@ def check(
         _check_stamps(text, logo, patch)
         from loraguard.commands.stamp import read_stamps
         from loraguard.data import ImageReadError
+        from loraguard.data.names import printable
 
         found = read_stamps(images, _stamps(text, logo, patch, settings), unstamped, false_positive_rate)
     if as_json:

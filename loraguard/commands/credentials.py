@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -81,7 +82,7 @@ def sign_files(
             raise FileExistsError(f"{output_dir} is or lies in {path}, whose images are signed; choose another folder.")
     files = image_files(*paths)
     names = [file.name for file in files]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
+    if twice := sorted(name for name, times in Counter(names).items() if times > 1):
         raise ValueError(
             f"Several of these files are called {twice[0]!r}, and a folder holds one of them: sign them into folders "
             "of their own."
