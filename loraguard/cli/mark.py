@@ -137,19 +137,27 @@ def sign(
     typer.echo(f"{len(made)} signed: {in_full(output_dir)}")
 
 
-@app.command(epilog=examples("loraguard mark verify signed/", "loraguard mark verify photo.jpg --json"))
-def verify(*, images: Images, as_json: AsJson = False) -> None:
+@app.command(epilog=examples("loraguard mark verify signed/", "loraguard mark verify photo.jpg --trust anchors.pem --json"))
+def verify(
+    *,
+    images: Images,
+    trust: Annotated[
+        Path | None, typer.Option(help="PEM, the authorities that you trust, such as C2PA's trust list.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Say what is signed in images (C2PA), by anybody, and whether it holds.
 
-    As grep does, it leaves with 0 if every image has credentials that hold, 1 if an image has none, and 2 if some do
+    Whether the signer is trusted is said and changes no exit code. As grep does, it leaves with 0 if every image has credentials that hold, 1 if an image has none, and 2 if some do
     not hold or cannot be read.
     """
     with said_in_a_line():
         check_files(images, "image")
+        check_files((trust,), "file of certificates")
         from loraguard.commands.credentials import verify_files
         from loraguard.data.names import printable
 
-        found = verify_files(images)
+        found = verify_files(images, trust)
     if as_json:
         typer.echo(json.dumps([one.to_dict() for one in found], indent=1, ensure_ascii=False))
     else:

@@ -19,6 +19,7 @@ from loraguard.mark.credentials import (
     Credentials,
     Signer,
     check_signer,
+    read_anchors,
     read_credentials,
     sign_bytes,
     type_of_image,
@@ -106,7 +107,7 @@ def _check_place(file: Path, target: Path) -> None:
     """Refuse to replace what is not a copy that was signed here."""
     if not target.exists():
         return
-    found = None if target.samefile(file) else _verified(target).credentials
+    found = None if target.samefile(file) else _verified(target, None).credentials
     if found is None or found.origin is None:
         raise FileExistsError(f"{printable(str(target))} is not a copy that was signed here; choose another folder.")
 
@@ -127,21 +128,27 @@ def _named(file: Path) -> Iterator[None]:
         raise ValueError(f"{printable(str(file))}: {error}") from error
 
 
-def verify_files(paths: Sequence[str | Path]) -> list[Verified]:
+def verify_files(paths: Sequence[str | Path], trust: str | Path | None = None) -> list[Verified]:
     """What is signed in image files, by anybody, and whether it holds.
+
+    Args:
+        paths: files, and folders of which every image is taken.
+        trust: a PEM file with the certificates of the authorities that are trusted; None trusts nobody.
 
     Raises:
         FileNotFoundError: for a path that is not there.
+        ValueError: for a file without certificates.
         ImportError: where c2pa-python is not installed.
     """
-    return [_verified(file) for file in image_files(*paths)]
+    anchors = None if trust is None else read_anchors(trust)
+    return [_verified(file, anchors) for file in image_files(*paths)]
 
 
-def _verified(file: Path) -> Verified:
+def _verified(file: Path, anchors: str | None) -> Verified:
     name = recorded(str(file))
     try:
         if (known := _type(file)) is not None:
-            return Verified(name, read_credentials(file.read_bytes(), known))
+            return Verified(name, read_credentials(file.read_bytes(), known, anchors))
         probe_image(file)
         return Verified(name, Credentials(False))  # an image of a format that holds none
     except (ValueError, OSError) as error:

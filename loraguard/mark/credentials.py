@@ -58,7 +58,7 @@ class Credentials:
     Attributes:
         signed: whether there is any.
         valid: whether signature and hashes hold; who signed need not be trusted.
-        trusted: whether the signer's certificate leads to one that this machine's settings trust.
+        trusted: whether the signer's certificate leads to one of those that the caller trusts.
         signer: who signed, as the certificate says.
         test: whether it is a test certificate of loraguard.
         source_type: IPTC's digital source type in an action of the credentials; None for none.
@@ -207,10 +207,35 @@ def _manifest(kind: str, origin: dict[str, Any], opened: bool) -> dict[str, Any]
     }
 
 
-def read_credentials(file: bytes, media_type: str) -> Credentials:
+def read_anchors(file: str | Path) -> str:
+    """Certificates of authorities that are trusted, in PEM, such as those of C2PA's trust list.
+
+    Raises:
+        FileNotFoundError, OSError: for a file that is not there or cannot be read.
+        ImportError: where cryptography is not installed.
+        ValueError: for a file without certificates.
+    """
+    try:
+        from cryptography.x509 import load_pem_x509_certificates
+    except ImportError as error:
+        raise ImportError("Certificates are read by cryptography: pip install 'loraguard[c2pa]'.") from error
+    pem = Path(file).expanduser().read_bytes()
+    try:
+        load_pem_x509_certificates(pem)
+    except ValueError as error:
+        raise ValueError(f"{file} holds no certificates in PEM: {error!s:.200}.") from error
+    return pem.decode("ascii", "replace")
+
+
+def read_credentials(file: bytes, media_type: str, anchors: str | None = None) -> Credentials:
     """What is signed in an image file, by anybody, and whether it holds.
 
     No server is asked for credentials that a file has elsewhere.
+
+    Args:
+        file: its bytes.
+        media_type: such as "image/png".
+        anchors: certificates of the authorities that are trusted, as :func:`read_anchors` gives them; None trusts nobody.
 
     Raises:
         ImportError: where c2pa-python is not installed.
@@ -219,7 +244,7 @@ def read_credentials(file: bytes, media_type: str) -> Credentials:
     c2pa = _c2pa()
     xmp = source_type(file)
     try:
-        reader = c2pa.Reader.try_create(media_type, BytesIO(file), context=_offline(c2pa))
+        reader = c2pa.Reader.try_create(media_type, BytesIO(file), context=_offline(c2pa, anchors))
         if reader is None:
             return Credentials(False, xmp_source_type=xmp)
         manifest, state = reader.get_active_manifest() or {}, reader.get_validation_state()
@@ -246,9 +271,10 @@ def _count(store: str) -> int:
     return len(json.loads(store).get("manifests", {}))
 
 
-def _offline(c2pa: Any) -> Any:
-    """Settings by which no server is asked for credentials because a stranger's file names it."""
-    return c2pa.Context(c2pa.Settings.from_dict({"verify": {"remote_manifest_fetch": False}}))
+def _offline(c2pa: Any, anchors: str | None = None) -> Any:
+    """Settings by which no server is asked for credentials because a stranger's file names it, and who is trusted."""
+    trust = {} if anchors is None else {"trust": {"user_anchors": anchors}}
+    return c2pa.Context(c2pa.Settings.from_dict({"verify": {"remote_manifest_fetch": False}, **trust}))
 
 
 def _c2pa() -> Any:

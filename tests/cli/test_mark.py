@@ -16,6 +16,7 @@ from loraguard.commands.stamp import write_png
 from loraguard.data import DemoFaces
 from loraguard.defenses import Disrupting
 from loraguard.generators import DemoEditor
+from loraguard.mark.certificate import make_test_certificate
 
 
 @pytest.fixture
@@ -91,6 +92,17 @@ def test_a_signed_copy_is_verified(folder: Path, tmp_path: Path) -> None:
     ] * 2
     assert "compositeWithTrainedAlgorithmicMedia, signed by" in run("mark", "verify", tmp_path / "signed").stdout
     assert run("mark", "read", tmp_path / "signed/a.png", "--message", "c0de").exit_code == 0
+
+
+def test_trust_is_what_a_file_of_authorities_says(folder: Path, tmp_path: Path) -> None:
+    certificate, key = make_test_certificate(tmp_path)
+    made = ["--certificate", certificate, "--key", key, "--output-dir", tmp_path / "signed"]
+    assert run("mark", "sign", folder / "a.png", *made).exit_code == 0
+    (row,) = json.loads(run("mark", "verify", tmp_path / "signed", "--trust", certificate, "--json").stdout)
+    assert (row["valid"], row["trusted"], row["test"]) == (True, True, True)
+    junk = run("mark", "verify", tmp_path / "signed", "--trust", key)
+    assert junk.exit_code == 2
+    assert "holds no certificates in PEM" in junk.stderr
 
 
 def test_exit_codes_of_verify(folder: Path, tmp_path: Path) -> None:

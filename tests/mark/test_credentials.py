@@ -14,7 +14,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from loraguard.mark.certificate import NAME, make_test_certificate
-from loraguard.mark.credentials import ASSERTION, Signer, read_credentials, sign_bytes
+from loraguard.mark.credentials import ASSERTION, Signer, read_anchors, read_credentials, sign_bytes
 from loraguard.mark.xmp import SOURCE_TYPES, source_type, with_source_type
 
 EXT = "http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
@@ -53,6 +53,24 @@ def test_what_is_signed_is_read_and_holds(kind: str, made: str, signer: Signer) 
     assert found.origin == ORIGIN
     assert found.xmp_source_type == (None if kind == "WEBP" else SOURCE_TYPES[made])
     assert np.array_equal(pixels(before), pixels(after))
+
+
+def test_who_is_trusted_is_for_the_reader_to_say(signer: Signer, tmp_path: Path) -> None:
+    """By the authority's own certificate alone; not by that of another one, nor by the signer's."""
+    signed = sign_bytes(picture("PNG"), "image/png", signer, "generated", ORIGIN)
+    (tmp_path / "junk.pem").write_text("no certificate")
+    other, _ = make_test_certificate(tmp_path)
+    leaf, root = (
+        "-----BEGIN" + one for one in Path(signer.certificate).read_text().split("-----BEGIN") if "CERTIFICATE" in one
+    )
+    for name, pem in (("leaf", leaf), ("root", root)):
+        (tmp_path / f"{name}.pem").write_text(pem)
+    files = {"root": tmp_path / "root.pem", "leaf": tmp_path / "leaf.pem", "other": other}
+    found = {name: read_credentials(signed, "image/png", read_anchors(file)) for name, file in files.items()}
+    assert {name: one.trusted for name, one in found.items()} == {"root": True, "leaf": False, "other": False}
+    assert all(one.valid for one in found.values())
+    with pytest.raises(ValueError, match=r"junk\.pem holds no certificates in PEM"):
+        read_anchors(tmp_path / "junk.pem")
 
 
 def test_another_reader_finds_the_actions_of_the_standard(signer: Signer) -> None:
