@@ -36,7 +36,8 @@ class Subjects:
 
     Raises:
         TypeError: for what is no network.
-        ValueError: for a name that is neither adapter nor network, or that is both.
+        ValueError: for a name that is neither adapter nor network, or that is both; or a network that holds layers of
+            the model in which there are adapters.
     """
 
     def __init__(
@@ -64,6 +65,13 @@ class Subjects:
         taken = {*self.adapters, *patches, *(networks or {})} & {*self.others}
         if twice := taken | {UNTOUCHED} & {*patches, *self.networks} | set(self.adapters) & set(self.networks):
             raise ValueError(f"The names {sorted(twice)} are taken; call the patch or network something else.")
+        switched = set(self._switches if self.patched else ())
+        if shared := [name for name, one in self.networks.items() if switched & set(one.modules())]:
+            raise ValueError(
+                f"The network {shared[0]!r} holds layers of the model whose patches the audit switches on and off, so "
+                "that its figures would be those of whichever patch was used last. Give it a network of its own: "
+                "copy.deepcopy of the generator, before get_peft_model or load_patch puts a patch into it."
+            )
 
     @property
     def names(self) -> list[str]:

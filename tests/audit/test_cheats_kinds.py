@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
+from typing import Any
+
 import pytest
 import torch
 from limits import short_probes
@@ -10,6 +14,7 @@ from planted import Editor, Wrapped, audit, flags
 from torch import Tensor, nn
 
 from loraguard import GatedLoraConfig
+from loraguard.audit.identity import identity
 from loraguard.defenses import RandomNoise
 
 CONFIG = GatedLoraConfig(r=1, target_modules="(.*\\.)?conv")
@@ -78,3 +83,38 @@ def test_a_figure_that_is_no_number_ends_the_audit(value: float) -> None:
 
     with pytest.raises(FloatingPointError, match=r"The identity of 1 of 4 outputs of 'untouched' is no number \(nan"):
         audit(identity=Encoder(), n=4)
+
+
+# A. A figure belongs to what it names.
+
+
+def test_code_of_a_module_that_nobody_has_installed_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A. Code takes a helper from it, imports it when it is called, or holds it by another one; the rest is nothing."""
+    helpers, outer = ModuleType("planted_helpers"), ModuleType("planted_outer")
+    monkeypatch.setitem(sys.modules, "planted_helpers", helpers)
+    space: dict[str, Any] = {"__name__": "planted_defenses", "helpers": helpers, "outer": outer}
+    outer.inner, helpers.outer, helpers.unused = helpers, outer, 0  # type: ignore[attr-defined]
+    exec(
+        "def by_name(images):\n    return helpers.moved(images)\n"
+        "def late(images):\n    import planted_helpers as mine\n    return mine.moved(images)\n"
+        "def late_name(images):\n    from planted_helpers import moved\n    return moved(images)\n"
+        "def deep(images):\n    return outer.inner.moved(images)\n",
+        space,
+    )
+
+    def told(shift: float, unused: int) -> list[str]:
+        exec(f"def moved(images):\n    return images + {shift}\n", vars(helpers))
+        helpers.unused = unused  # type: ignore[attr-defined]
+        return [identity(space[name])["sha256"] for name in ("by_name", "late", "late_name", "deep")]
+
+    first, again, other = told(0.1, 0), told(0.1, 1), told(0.2, 0)
+    assert first == again
+    assert not set(first) & set(other)
+
+
+def test_a_network_around_the_audited_one_is_refused() -> None:
+    """A. Its figures would be those of the patch that was used last. One around a copy, or without patches, is fine."""
+    beneath = Editor()
+    model = get_peft_model(beneath, CONFIG, adapter_name="patch")
+    with pytest.raises(ValueError, match="The network 'purified' holds layers of the model whose patches"):
+        audit(model=model, patches={"patch": None}, generators={"purified": Wrapped(lambda x, e: e(x), beneath)}, n=2)
