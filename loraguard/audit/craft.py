@@ -201,7 +201,7 @@ class Crafter:
         return self.fits[key]
 
     def _conditions_of(self, generator: str) -> Conditions | None:
-        """From labels to edits as a generator takes them; further networks take them as the audit's own generator does."""
+        """From labels to edits as a generator takes them; further networks take them as the audit's own one does."""
         if generator in self.subjects.others:
             return None
         if generator in self.subjects.networks:

@@ -48,6 +48,7 @@ class Names:
         self.defenses = {id(job.defense): _named(job.treatment.defense, job.defense) for job in jobs}
         self.channels = {name: _named(name, one) for name, one in channels.items()}
         self.fit_on: list[Any] | None = None if fit_on is None else [identity(fit_on), len(fit_on)]  # type: ignore[arg-type]
+        self.detectors = set(measures.detectors)
         self.measures = [measures.settings(), *map(identity, measures.made_by)]
 
     @property
@@ -101,7 +102,10 @@ class Names:
 
     def forward(self, generator: str, channel: str, batch: Batch) -> str:
         """Of what a forward pass of a batch through a channel and a generator finds."""
-        return key_of(self.weights(generator), self.channels[channel], self._target(generator, batch), self.measures)
+        own = [generator] if generator in self.detectors else []  # the stamp of this one alone is looked for
+        return key_of(
+            self.weights(generator), self.channels[channel], self._target(generator, batch), self.measures, *own
+        )
 
     def weights(self, generator: str) -> list[Any]:
         """Of a generator."""

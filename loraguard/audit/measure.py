@@ -75,7 +75,8 @@ class Measures:
     there is a detector; LPIPS and features where there are networks for them.
 
     Args:
-        detectors: by generator, what looks for its stamp; where a generator has none, the first one is taken.
+        detectors: by generator, what looks for its stamp; on outputs of one that has none, each looks for its own, and
+            the stamp is found where one of them finds it.
         lpips: the network of LPIPS, from `LPIPS.load`.
         identity: a face encoder, images (N, 3, H, W) to embeddings (N, D), whose cosine between output and target is
             measured, and the CIDR.
@@ -135,9 +136,10 @@ class Measures:
         if self.brisque is not None:
             found["brisque"] = self.brisque(preds)
         if self.detectors:
-            detector = self.detectors.get(generator) or next(iter(self.detectors.values()))
-            found["stamp_score"] = detector.score(preds)
-            found["stamp_rate"] = detector(preds).to(preds)
+            own = self.detectors.get(generator)
+            looking = list(self.detectors.values()) if own is None else [own]
+            found["stamp_score"] = torch.stack([one.score(preds) for one in looking]).amax(0)
+            found["stamp_rate"] = torch.stack([one(preds) for one in looking]).any(0).to(preds)
         check_figures(generator, found)
         return found
 

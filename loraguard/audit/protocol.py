@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from loraguard.data import PhotoVersions
 from loraguard.defenses import Fittable
 from loraguard.files import temporary_folder, writable_folder
+from loraguard.stamp import StampDetector
 
 from .checks import examine
 from .craft import must_fit
@@ -97,7 +98,7 @@ def run_audit(
         device=device_of(model),
     )
     jobs = _jobs(subjects, photos, options)
-    measures = Measures(options.detectors or {}, options.lpips, options.features, options.identity, options.brisque,
+    measures = Measures(_detectors(options), options.lpips, options.features, options.identity, options.brisque,
                         options.clip)  # fmt: skip
     with ExitStack() as stack:
         share = options.share or Share.launched()
@@ -141,6 +142,13 @@ def run_audit(
     result.checks += given_twice([log.alike[start] for start in sorted(log.alike)], subjects.names)
     result.checks += examine(result)
     return result
+
+
+def _detectors(options: AuditOptions) -> dict[str, StampDetector]:
+    """What looks for each patch's stamp; where there is any, a patch without one gets one as it is, not calibrated."""
+    given: dict[str, StampDetector] = options.detectors
+    stamps = {name: stamp for name, stamp in (options.patches or {}).items() if stamp is not None and given}
+    return {**{name: StampDetector(stamp) for name, stamp in stamps.items()}, **given}
 
 
 def _fitted_before(defenses: Mapping[str, Any]) -> dict[str, Dataset[Any] | None]:

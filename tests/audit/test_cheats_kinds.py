@@ -11,9 +11,10 @@ import torch
 from limits import short_probes
 from peft import get_peft_model
 from planted import Editor, Wrapped, audit, flags
+from setups import STAMP
 from torch import Tensor, nn
 
-from loraguard import GatedLoraConfig
+from loraguard import GatedLoraConfig, Stamp, StampDetector
 from loraguard.audit.identity import identity
 from loraguard.defenses import RandomNoise
 
@@ -118,3 +119,20 @@ def test_a_network_around_the_audited_one_is_refused() -> None:
     model = get_peft_model(beneath, CONFIG, adapter_name="patch")
     with pytest.raises(ValueError, match="The network 'purified' holds layers of the model whose patches"):
         audit(model=model, patches={"patch": None}, generators={"purified": Wrapped(lambda x, e: e(x), beneath)}, n=2)
+
+
+# G. Stamps that nobody sees.
+
+
+def test_each_stamp_is_looked_for_by_its_own_detector() -> None:
+    """A, G. The second detector finds its stamp anywhere; where a patch has none, nobody looks for another's there."""
+    stamps = {"first": STAMP, "second": Stamp("OK", size=0.9, background="black")}
+    made: dict[str, nn.Module] = {
+        name: Wrapped(lambda x, edit, stamp=one: stamp.compose(edit(x))) for name, one in stamps.items()
+    }
+    known = StampDetector(STAMP, threshold=0.3)
+    for second in (StampDetector(stamps["second"], threshold=-1.0), None):
+        result = audit(generators=made, patches=stamps, detectors={"first": known, "second": second}, n=4)
+        assert ("stamp-found-everywhere" in flags(result)) == (second is not None)
+        rates = [result[name, "clean"].values["stamp_rate"].mean().item() for name in ("untouched", *stamps)]
+        assert rates == [float(second is not None), 1.0, 1.0]
