@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import log10
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -174,11 +175,11 @@ def _of_outputs(result: AuditResult, generator: str) -> Iterator[Check]:
                 f"It moves photos by up to {moved:.4g} and claims {treatment.eps:g}; its photos were brought back into "
                 "that budget.",
             )  # fmt: skip
-        quality = values["photo_psnr"].double()
-        kept = quality[quality.isfinite()].mean().item() if quality.isfinite().any() else float("inf")
+        kept = _mean_decibels(values["photo_psnr"])
         yield Check(
             "photo-destroyed", kept >= LEAST_PSNR, *concerned,
-            f"The photos that it gives are {kept:.1f} dB (PSNR) from the originals (at least {LEAST_PSNR:g} dB).",
+            f"The photos that it gives are {kept:.1f} dB (PSNR of their mean MSE) from the originals (at least "
+            f"{LEAST_PSNR:g} dB).",
         )  # fmt: skip
         if "photo_linf" in values:
             same = (values["photo_linf"] < SAME).double().mean().item()
@@ -347,6 +348,11 @@ def _named(situation: Situation) -> str:
 def _share(situation: Situation) -> float:
     """The DSR; in float32 5 of 100 images are more than 5%."""
     return situation.values["dsr"].double().mean().item()
+
+
+def _mean_decibels(psnr: Tensor) -> float:
+    """The PSNR of the mean MSE: photos that are left as they are do not make up for others that are destroyed."""
+    return -10 * log10(max((10 ** (-psnr.double() / 10)).mean().item(), 1e-99))
 
 
 def _mean_mse(situation: Situation) -> float:

@@ -10,11 +10,13 @@ import pytest
 import torch
 from limits import short_probes
 from peft import get_peft_model
-from planted import Editor, Wrapped, audit, flags
-from setups import STAMP
+from planted import Editor, Wrapped, audit, flags, returning
+from setups import STAMP, made, rows
 from torch import Tensor, nn
 
 from loraguard import GatedLoraConfig, Stamp, StampDetector
+from loraguard.audit.checks import examine
+from loraguard.audit.claim import headline
 from loraguard.audit.identity import identity
 from loraguard.defenses import RandomNoise
 
@@ -127,12 +129,41 @@ def test_a_network_around_the_audited_one_is_refused() -> None:
 def test_each_stamp_is_looked_for_by_its_own_detector() -> None:
     """A, G. The second detector finds its stamp anywhere; where a patch has none, nobody looks for another's there."""
     stamps = {"first": STAMP, "second": Stamp("OK", size=0.9, background="black")}
-    made: dict[str, nn.Module] = {
+    networks: dict[str, nn.Module] = {
         name: Wrapped(lambda x, edit, stamp=one: stamp.compose(edit(x))) for name, one in stamps.items()
     }
     known = StampDetector(STAMP, threshold=0.3)
     for second in (StampDetector(stamps["second"], threshold=-1.0), None):
-        result = audit(generators=made, patches=stamps, detectors={"first": known, "second": second}, n=4)
+        result = audit(generators=networks, patches=stamps, detectors={"first": known, "second": second}, n=4)
         assert ("stamp-found-everywhere" in flags(result)) == (second is not None)
         rates = [result[name, "clean"].values["stamp_rate"].mean().item() for name in ("untouched", *stamps)]
         assert rates == [float(second is not None), 1.0, 1.0]
+
+
+# B, H. A photo that is destroyed is not protected.
+
+
+def test_photos_left_alone_do_not_make_up_for_destroyed_ones() -> None:
+    """B. Every second photo is destroyed, which is enough to spoil half of the edits; the others are hardly moved."""
+
+    def every_second(images: Tensor) -> Tensor:
+        made = images + 0.01 * (images < 0.5)
+        made[::2] = torch.where(images[::2] > 0, images[::2] - 0.6, images[::2] + 0.6)
+        return made
+
+    result = audit({"half": returning(every_second, eps=0.6), "small": returning(lambda x: x + 0.05 * (x < 0))})
+    flagged = {one.defense for one in result.checks if one.name == "photo-destroyed" and not one.passed}
+    assert flagged == {"half"}
+    assert result["untouched", "no-leak", "half"].values["photo_psnr"].mean() > 25
+
+
+@pytest.mark.parametrize("share", [0.9, 1.0])
+def test_a_defense_that_destroys_photos_is_never_the_best(share: float) -> None:
+    """H. Beside an honest one that a patch undoes it would make the protection hold, or the headline say nothing."""
+    found = [*rows("untouched", {"pgd": (0.95,), "huge": (share,)}), *rows("mine", {"pgd": (0.0,), "huge": (0.9,)})]
+    for one in found:
+        if one.treatment.defense == "huge":
+            one.values["photo_psnr"] = torch.full_like(one.values["photo_psnr"], 12.0)
+    result = made(found, patches={"mine": None})
+    result.checks = list(examine(result))
+    assert headline(result).startswith("An adversary who adapts undoes much of it: the best of 2 defenses, pgd spoils")
