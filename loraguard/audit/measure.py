@@ -72,7 +72,8 @@ class Measures:
     """What is measured on each output.
 
     Always MSE, DSR, PSNR and SSIM; the MSE under CMUA's mask where outputs are as large as photos; the stamp where
-    there is a detector; LPIPS and features where there are networks for them.
+    there is a detector; LPIPS and features where there are networks for them. Encoders and detectors, which may work in
+    place, get copies of what they look at.
 
     Args:
         detectors: by generator, what looks for its stamp; on outputs of one that has none, each looks for its own, and
@@ -127,19 +128,23 @@ class Measures:
             found["lpips"] = self.lpips(preds, target)
         if self.identity is not None:
             kept = encoded or (lambda network, of: network(target if of == "target" else images))
-            mine, wanted, photo = self.identity(preds), kept(self.identity, "target"), kept(self.identity, "photo")
+            mine, wanted, photo = (
+                self.identity(preds.clone()),
+                kept(self.identity, "target"),
+                kept(self.identity, "photo"),
+            )
             check_encoder("identity", photo, images)
             found["identity"] = cosine_similarity(mine, wanted)
             found["cidr"] = identity_disruption(mine, wanted, photo)
         if self.clip is not None:
-            found["clip"] = self.clip(preds, edits)
+            found["clip"] = self.clip(preds.clone(), edits)
         if self.brisque is not None:
-            found["brisque"] = self.brisque(preds)
+            found["brisque"] = self.brisque(preds.clone())
         if self.detectors:
             own = self.detectors.get(generator)
             looking = list(self.detectors.values()) if own is None else [own]
-            found["stamp_score"] = torch.stack([one.score(preds) for one in looking]).amax(0)
-            found["stamp_rate"] = torch.stack([one(preds) for one in looking]).any(0).to(preds)
+            found["stamp_score"] = torch.stack([one.score(preds.clone()) for one in looking]).amax(0)
+            found["stamp_rate"] = torch.stack([one(preds.clone()) for one in looking]).any(0).to(preds)
         check_figures(generator, found)
         return found
 

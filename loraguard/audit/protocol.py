@@ -108,7 +108,7 @@ def run_audit(
                 raise ValueError(f"{share.of} processes need an output_dir to share what they find.")
             folder = stack.enter_context(temporary_folder())
         store = Store(writable_folder(folder) / "cells")
-        stack.enter_context(subjects.in_eval_mode())
+        stack.enter_context(subjects.in_eval_mode(options.channels, measures.made_by))
         run = Run(
             subjects,
             photos,
@@ -179,7 +179,7 @@ def _jobs(subjects: Subjects, photos: Photos, options: AuditOptions) -> list[Job
     """Everything that is to be done; refuses defenses that would have to be fitted and have nothing to do it on."""
     random: set[str] = set()
     if options.checks:
-        with subjects.in_eval_mode():
+        with subjects.in_eval_mode(options.channels):
             random = what_draws(subjects, options.channels, photos.peek().first(PROBED))
     jobs = plan(
         options.defenses,

@@ -336,7 +336,7 @@ class Run:
                 shown[name] = preds
             if self.measures.features is not None:
                 with torch.no_grad():
-                    features |= {f"is {name}": self.measures.features(preds).cpu().float()}
+                    features |= {f"is {name}": self.measures.features(preds.clone()).cpu().float()}
                 features |= {f"ought {name}": encoded(self.measures.features, "target").cpu().float()}
                 check_encoder("features", encoded(self.measures.features, "photo"), batch.images)
         pictures = {name: to_bytes(images[: self.pictures - batch.start]).cpu() for name, images in shown.items()}
@@ -381,7 +381,7 @@ class Clean:
         """What an encoder makes of the first photos, `of` "photo", or of what a generator should give on them."""
         key = id(network), "" if of == "photo" else generator
         if key not in self.codes:
-            self.codes[key] = network(self.whole.images if of == "photo" else self.target(generator))
+            self.codes[key] = network((self.whole.images if of == "photo" else self.target(generator)).clone())
         return self.codes[key][:count]
 
 

@@ -178,9 +178,13 @@ class Subjects:
                 )  # fmt: skip
 
     @contextmanager
-    def in_eval_mode(self) -> Iterator[None]:
-        """Everything in eval mode and folded; afterwards adapters, modes, flags and the global seed are as before."""
-        everything = [self.model, *self.networks.values()]
+    def in_eval_mode(self, *beside: Any) -> Iterator[None]:
+        """Everything in eval mode and folded; afterwards adapters, modes, flags and the global seed are as before.
+
+        Args:
+            beside: channels, encoders and whatever else may hold networks of its own.
+        """
+        everything = [self.model, *self.networks.values(), *networks_in(beside)]
         patched = self.model if isinstance(self.model, PeftModel) else None
         active = patched.active_adapter if patched is not None else ""
         modes = {module: module.training for one in everything for module in one.modules()}
@@ -203,6 +207,25 @@ class Subjects:
                     module.training = mode
                 for parameter, flag in flags.items():
                     parameter.requires_grad_(flag)
+
+
+def networks_in(thing: Any) -> Iterator[nn.Module]:
+    """The networks that a thing is, holds among its attributes, or has in a container.
+
+    Example:
+        >>> from loraguard.channels import GaussianBlur
+        >>> list(networks_in({"blur": GaussianBlur(1.0), "net": nn.ReLU()}))
+        [ReLU()]
+    """
+    if isinstance(thing, nn.Module):
+        yield thing
+    elif isinstance(thing, Mapping):
+        yield from networks_in(list(thing.values()))
+    elif isinstance(thing, (tuple, list)):
+        for one in thing:
+            yield from networks_in(one)
+    elif held := getattr(thing, "__dict__", None):
+        yield from (one for one in held.values() if isinstance(one, nn.Module))
 
 
 def device_of(network: nn.Module) -> torch.device:

@@ -167,3 +167,54 @@ def test_a_defense_that_destroys_photos_is_never_the_best(share: float) -> None:
     result = made(found, patches={"mine": None})
     result.checks = list(examine(result))
     assert headline(result).startswith("An adversary who adapts undoes much of it: the best of 2 defenses, pgd spoils")
+
+
+# B, H. What measures, and what stands between, changes nothing.
+
+
+def test_an_encoder_that_works_in_place_changes_no_other_figure() -> None:
+    """B. The photos and targets of all further rows would be other ones."""
+
+    class InPlace(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images.mul_(0.5).mean((2, 3))
+
+    class Darkens(StampDetector):
+        def score(self, images: Tensor) -> Tensor:
+            return super().score(images.mul_(0.5))
+
+    more = {"generators": {"twin": Editor()}, "patches": {"twin": None}, "n": 4}
+    plain = audit(**more)
+    measured = audit(identity=InPlace(), features=InPlace(), detectors={"twin": Darkens(STAMP)}, **more)
+    for one, other in zip(plain.situations, measured.situations, strict=True):
+        assert all(torch.equal(values, other.values[name]) for name, values in one.values.items())
+
+
+def test_networks_that_measure_or_stand_between_are_in_evaluation_mode() -> None:
+    """H. As they are made they drop values at random and look at the whole batch; afterwards they are as before."""
+
+    class Encoder(nn.Sequential):
+        def __init__(self) -> None:
+            super().__init__(nn.Dropout(0.5), nn.BatchNorm2d(3))
+
+        def forward(self, images: Tensor) -> Tensor:
+            return super().forward(images).mean((2, 3))
+
+    class Purifier:
+        def __init__(self) -> None:
+            self.network = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm2d(3))
+
+        def __call__(self, images: Tensor) -> Tensor:
+            return self.network(images).clamp(-1, 1)
+
+        def differentiable(self) -> Purifier:
+            return self
+
+    encoder, purifier = Encoder(), Purifier()
+    result = audit(identity=encoder, channels={"purifier": purifier}, adaptive_channels=False, n=4)
+    assert (result["untouched", "clean"].values["identity"] > 0.999).all()
+    (behind,) = result.find(channel="purifier", knowledge="clean")
+    assert (behind.values["mse"] < 1e-4).all()
+    for norm in (encoder[1], purifier.network[1]):
+        assert norm.training
+        assert not norm.running_mean.any()
