@@ -95,7 +95,7 @@ class Crafter:
         self.fit_on, self.conditions = fit_on, conditions
         self.unharmed = Unharmed([subjects.model, *subjects.networks.values()])
         self.fits: dict[tuple[int, str, str, int], Defense] = {}
-        self.known: dict[str, tuple[Batch, Tensor, bool]] = {}
+        self.known: dict[tuple[str, str], tuple[Batch, Tensor, bool]] = {}
         self.undrawn: tuple[tuple[Any, ...], Tensor] | None = None
         self.silent = True
         self.drew = True
@@ -145,10 +145,11 @@ class Crafter:
         """What the defense itself gives, checked but for its budget; :attr:`drew` says whether it drew at random."""
         who = f"The defense {job.treatment.defense!r}"
         trusted = is_own(job.defense)
-        if not trusted and job.crafted_on not in self.known:
+        attacked = job.crafted_on, job.through
+        if not trusted and attacked not in self.known:
             one = batch.rows([0])
-            first, again = (self._output(job.crafted_on, one) for _ in range(2))
-            self.known[job.crafted_on] = one, first, float((again - first).abs().max()) <= MOVED
+            first, again = (self._output(*attacked, one) for _ in range(2))
+            self.known[attacked] = one, first, float((again - first).abs().max()) <= MOVED
         with self.subjects.one(job.crafted_on) as network, settings_kept():
             through = self.channels[job.through].differentiable()
             generator = network if job.through == NO_CHANNEL else Through(network, through)
@@ -161,17 +162,24 @@ class Crafter:
                 self.drew = _states(batch.images.device) != before
         self.unharmed.check(who)
         if not trusted:
-            self._check_output(job.crafted_on, who)
+            self._check_output(*attacked, who)
         if isinstance(perturbed, Tensor):
             perturbed = perturbed.detach().as_subclass(Tensor)
         check_perturbed(job.treatment.defense, perturbed, batch.images)
         return perturbed.to(batch.images.dtype).clamp(-1, 1)
 
-    def _output(self, generator: str, one: Batch) -> Tensor:
-        with seeded(0):
-            return self.subjects.outputs(generator, one.images, one.of(generator))
+    def _output(self, generator: str, through: str, one: Batch) -> Tensor:
+        """What a generator gives for a photo that went through a channel, and through what stands in for it."""
+        channel = self.channels[through]
+        with seeded(0), torch.no_grad():
+            sent = (
+                [one.images]
+                if through == NO_CHANNEL
+                else [channel(one.images.clone()), channel.differentiable()(one.images.clone())]
+            )
+            return torch.cat([self.subjects.outputs(generator, images, one.of(generator)) for images in sent])
 
-    def _check_output(self, generator: str, who: str) -> None:
+    def _check_output(self, generator: str, through: str, who: str) -> None:
         """Compare a generator's output on one photo with what it was before anybody had attacked it.
 
         Of one that is not repeatable this says nothing; the probes flag it.
@@ -179,14 +187,15 @@ class Crafter:
         Raises:
             ValueError: if it is another one.
         """
-        one, was, repeatable = self.known[generator]
-        off = float((self._output(generator, one) - was).abs().max())
+        one, was, repeatable = self.known[generator, through]
+        off = float((self._output(generator, through, one) - was).abs().max())
         if repeatable and not off <= MOVED:
+            where, or_channel = ("", "") if through == NO_CHANNEL else (f" behind {through!r}", " or the channel")
             raise ValueError(
-                f"{who} changed the generator: since it was called {generator!r} gives an output for the same photo "
-                f"that is off by {off:.3g}, which would spoil every figure after it. No defense may change what it "
-                "attacks (attributes, classes, torch's own functions); let it work on a copy. If the generator changes "
-                "by itself between calls, it cannot be audited."
+                f"{who} changed the generator{or_channel}: since it was called {generator!r}{where} gives an output "
+                f"for the same photo that is off by {off:.3g}, which would spoil every figure after it. No defense may "
+                "change what it attacks (attributes, classes, torch's own functions); let it work on a copy. If the "
+                "generator changes by itself between calls, it cannot be audited."
             )
 
     def _fitted(self, job: Job, generator: Any) -> Defense:
@@ -259,18 +268,27 @@ def check_perturbed(name: str, perturbed: Any, images: Tensor) -> None:
         ValueError: The defense 'loud' gives values from 3 to 3; photos are in [-1, 1], so clip what it returns.
     """
     who = f"The defense {name!r} gives"
-    if not isinstance(perturbed, Tensor):
-        raise ValueError(f"{who} {type(perturbed).__name__}; expected a tensor of shape {tuple(images.shape)}.")
-    if perturbed.shape != images.shape or not perturbed.is_floating_point():
-        raise ValueError(
-            f"{who} {str(perturbed.dtype).removeprefix('torch.')} {tuple(perturbed.shape)} for photos of "
-            f"{str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}; expected floating images of that shape."
-        )
-    if not torch.isfinite(perturbed).all():
-        raise ValueError(f"{who} values that are not finite.")
+    check_images(who, perturbed, images)
     low, high = float(perturbed.min()), float(perturbed.max())
     if low < -1 - TOLERANCE or high > 1 + TOLERANCE:
         raise ValueError(f"{who} values from {low:.4g} to {high:.4g}; photos are in [-1, 1], so clip what it returns.")
+
+
+def check_images(who: str, given: Any, images: Tensor) -> None:
+    """Refuse what are no images of the same shape as these, floating and finite.
+
+    Raises:
+        ValueError: that begins with `who`.
+    """
+    if not isinstance(given, Tensor):
+        raise ValueError(f"{who} {type(given).__name__}; expected a tensor of shape {tuple(images.shape)}.")
+    if given.shape != images.shape or not given.is_floating_point():
+        raise ValueError(
+            f"{who} {str(given.dtype).removeprefix('torch.')} {tuple(given.shape)} for photos of "
+            f"{str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}; expected floating images of that shape."
+        )
+    if not torch.isfinite(given).all():
+        raise ValueError(f"{who} values that are not finite.")
 
 
 def check_likeness(name: str, perturbed: Tensor, images: Tensor, start: int = 0) -> None:

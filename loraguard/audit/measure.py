@@ -128,11 +128,8 @@ class Measures:
             found["lpips"] = self.lpips(preds, target)
         if self.identity is not None:
             kept = encoded or (lambda network, of: network(target if of == "target" else images))
-            mine, wanted, photo = (
-                self.identity(preds.clone()),
-                kept(self.identity, "target"),
-                kept(self.identity, "photo"),
-            )
+            wanted, photo = kept(self.identity, "target"), kept(self.identity, "photo")
+            mine = self.identity(preds.clone())
             check_encoder("identity", photo, images)
             found["identity"] = cosine_similarity(mine, wanted)
             found["cidr"] = identity_disruption(mine, wanted, photo)

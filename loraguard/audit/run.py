@@ -23,7 +23,7 @@ from loraguard.pixels import from_bytes, to_bytes
 from .again import agree, alike, flagged
 from .channel_probes import probe_channel, probe_stamp
 from .checks import Check
-from .craft import Crafter, check_likeness, drawn_beyond, farthest, seeded
+from .craft import Crafter, check_images, check_likeness, drawn_beyond, farthest, seeded
 from .keys import Names
 from .measure import Measures, as_saved, check_encoder
 from .overlap import perturbed_alike
@@ -325,7 +325,8 @@ class Run:
                 continue
             with seeded(drawn_beyond(job.seed, batch.start)):
                 sent = self.channels[channel](photos.clone())  # a copy: a channel may work in place
-                outputs = self.subjects.outputs(generator, sent, batch.of(generator))
+                check_images(f"The channel {channel!r} gives", sent, photos)
+                outputs = self.subjects.outputs(generator, sent.clamp(-1, 1), batch.of(generator))
             preds = as_saved(generator, outputs, batch.images)
             target = clean.target(generator)[: len(batch)]
             encoded = partial(clean.encoded, generator, len(batch))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -98,3 +99,42 @@ def test_behind_a_channel_words_are_about_the_defense() -> None:
     found += [situation("untouched", "none", "clean", float(one == "grey"), channel=one) for one in ("none", *known)]
     failed = {(one.name, one.channel) for one in examine(made(found)) if not one.passed}
     assert failed == {("transfer-beats-white-box", "jpeg"), ("channel-spoils-outputs", "grey")}
+
+
+def test_a_defense_may_not_change_the_channel_that_it_is_told_of() -> None:
+    """B. It is handed the channel, or the stand-in that other defenses are crafted through as well."""
+
+    class Dims:
+        """Its stand-in is an object of its own."""
+
+        def __init__(self, factor: float, stand_in: Dims | None = None) -> None:
+            self.factor, self.stand_in = factor, stand_in or self
+
+        def __call__(self, images: Tensor) -> Tensor:
+            return self.factor * images
+
+        def differentiable(self) -> Dims:
+            return self.stand_in
+
+    class Meddles:
+        eps = 0.1
+
+        def __call__(self, generator: Any, images: Tensor, condition: Any, clean: Any = None) -> Tensor:
+            if hasattr(generator, "channel"):
+                generator.channel.factor = 1.0
+            return images + 0.05 * (images < 0)
+
+    for channel in (Dims(0.3), Dims(0.3, Dims(0.3))):
+        with pytest.raises(ValueError, match=r"'meddles' changed the generator or the channel: .* behind 'dim' gives"):
+            audit({"meddles": Meddles()}, channels={"dim": channel}, n=2)
+
+
+def test_what_a_channel_gives_is_clipped_or_refused_by_its_name() -> None:
+    """E. It does not lend a network another range; and a network is not blamed for what it was given."""
+    result = audit(channels={"loud": Sends(lambda x: 3 * x), "clipped": Sends(lambda x: (3 * x).clamp(-1, 1))},
+                   adaptive_channels=False, n=4)  # fmt: skip
+    loud, clipped = ([row.values["mse"] for row in result.find(channel=one)] for one in ("loud", "clipped"))
+    assert all(map(torch.equal, loud, clipped))
+    for change, says in ((lambda x: x / 0, "not finite"), (lambda x: x[..., :8], r"\(4, 3, 16, 8\) for photos of")):
+        with pytest.raises(ValueError, match=f"The channel 'broken' gives .*{says}"):
+            audit(channels={"broken": Sends(change)}, adaptive_channels=False, n=4)
