@@ -38,6 +38,9 @@ from .subjects import Subjects
 PROBED = 4
 """Photos that the probes try."""
 
+TARGETS = 2**31
+"""The seed of targets, which no row's outputs have: a draw of a generator is compared with another, always the same."""
+
 
 @dataclass
 class Piece:
@@ -362,7 +365,8 @@ class Clean:
     def saved(self, generator: str) -> Tensor:
         """A generator's outputs, as a file would hold them."""
         if generator not in self.found:
-            outputs = self.subjects.outputs(generator, self.whole.images, self.whole.of(generator))
+            with seeded(drawn_beyond(TARGETS, self.whole.start)):
+                outputs = self.subjects.outputs(generator, self.whole.images, self.whole.of(generator))
             self.found[generator] = as_saved(generator, outputs, self.whole.images)
         return self.found[generator]
 

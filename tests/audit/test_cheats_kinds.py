@@ -218,3 +218,15 @@ def test_networks_that_measure_or_stand_between_are_in_evaluation_mode() -> None
     for norm in (encoder[1], purifier.network[1]):
         assert norm.training
         assert not norm.running_mean.any()
+
+
+def test_targets_do_not_depend_on_what_was_drawn_before() -> None:
+    """A, C. A generator that draws at random: its figures belong to the audit's seeds, so that they come again."""
+    found = []
+    for before in (1, 2):
+        noisy = Wrapped(lambda x, edit: edit(x + 0.2 * torch.randn_like(x)))
+        model = get_peft_model(noisy, CONFIG)
+        edits = {"conditions": lambda labels: {"paint": {"c": torch.zeros(len(labels), 1)}}}
+        torch.manual_seed(before)
+        found.append(audit(RandomNoise(0.1), model=model, n=4, **edits)["untouched", "no-leak"].values["mse"])
+    assert found[0].equal(found[1])
