@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -22,7 +22,7 @@ from .detectability import detections
 from .gather import gather
 from .measure import Measures
 from .options import AuditOptions
-from .overlap import distinct, given_twice, hashes_in, overlaps
+from .overlap import distinct, fitted_before, given_twice, hashes_in, overlaps
 from .photos import Photos
 from .plan import Job, plan
 from .power import planned
@@ -98,6 +98,7 @@ def run_audit(
         device=device_of(model),
     )
     jobs = _jobs(subjects, photos, options)
+    kept = None if options.fit_on is None else hashes_in(options.fit_on)
     measures = Measures(_detectors(options), options.lpips, options.features, options.identity, options.brisque,
                         options.clip)  # fmt: skip
     with ExitStack() as stack:
@@ -120,6 +121,7 @@ def run_audit(
             options.conditions,
             options.pictures,
             allow_large_change=options.allow_large_change,
+            kept=kept,
         )
         log = run.go(share, options.disable_tqdm)
         result = gather(run, log, options.defenses, options.seeds, Success(options.success))
@@ -128,10 +130,10 @@ def run_audit(
             result.detections = detections(run, options.fit_on, options.detect, options.conditions, share)
     result.settings |= {"preset": options.preset, "transfer": carried(options.transfer, subjects.names)}
     result.settings["power"] = planned(len(photos), len(options.defenses))
-    known, kept = dict(options.trained_on or {}), None if options.fit_on is None else hashes_in(options.fit_on)
+    known = dict(options.trained_on or {})
     result.settings["trained_on"] = {name: len(one) for name, one in known.items()}
     adapted = [name for name in subjects.names[1:] if name not in subjects.others]
-    seen = _fitted_before(options.defenses)
+    seen = fitted_before(options.defenses)
     fitted = {name: hashes_in(photos) for name, photos in seen.items() if photos is not None}
     learned = {**known, **fitted}
     result.settings["unknown_photos"] = [name for name in (*adapted, *seen) if not learned.get(name)]
@@ -149,12 +151,6 @@ def _detectors(options: AuditOptions) -> dict[str, StampDetector]:
     given: dict[str, StampDetector] = options.detectors
     stamps = {name: stamp for name, stamp in (options.patches or {}).items() if stamp is not None and given}
     return {**{name: StampDetector(stamp) for name, stamp in stamps.items()}, **given}
-
-
-def _fitted_before(defenses: Mapping[str, Any]) -> dict[str, Dataset[Any] | None]:
-    """By defense that was fitted before the audit, the photos that it was fitted on; None where nobody knows them."""
-    ready = {name: one for name, one in defenses.items() if isinstance(one, Fittable) and one.fitted is not None}
-    return {name: getattr(one, "seen", None) for name, one in ready.items()}
 
 
 def carried(wanted: Sequence[str], there: Sequence[str]) -> list[str]:

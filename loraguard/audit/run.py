@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from loraguard.channels import Channel, Identity, quantize
-from loraguard.data import PhotoVersions
+from loraguard.data import PhotoHashes, PhotoVersions
 from loraguard.generators import Conditions
 from loraguard.metrics import psnr
 from loraguard.pixels import from_bytes, to_bytes
@@ -103,6 +103,7 @@ class Run:
         conditions: from labels to edits.
         pictures: so many of the first photos are kept for showing.
         allow_large_change: take photos that somebody else has perturbed even if they are not like their originals.
+        kept: hashes of `fit_on`.
     """
 
     def __init__(
@@ -118,6 +119,7 @@ class Run:
         pictures: int,
         *,
         allow_large_change: bool = False,
+        kept: PhotoHashes | None = None,
     ) -> None:
         self.subjects, self.photos, self.measures = subjects, photos, measures
         self.channels: dict[str, Channel] = {NO_CHANNEL: Identity(), **channels}
@@ -125,7 +127,7 @@ class Run:
         self.fit_on = fit_on
         self.craft = Crafter(subjects, self.channels, fit_on, conditions)
         self.allow_large_change = allow_large_change
-        self.names = Names(subjects, self.channels, measures, jobs, fit_on)
+        self.names = Names(subjects, self.channels, measures, jobs, fit_on, kept)
 
     def go(self, share: Share, disable_tqdm: bool) -> Log:
         """Do what is not stored yet of this process' share of the batches, and say where everything is."""
