@@ -36,6 +36,9 @@ EDITS, MADE = 0.5, 0.9
 """A network that edits leaves at most this part of the difference that doing nothing leaves, and makes at least this
 part of the edit."""
 
+DARK, DARKEST = -0.2, -0.05
+"""Where a tenth of the photos' values is under the first, some value of the outputs is under the second."""
+
 AGAIN = 0.1
 """By this part the MSE on the very same photos may differ between the audit and its end."""
 
@@ -224,6 +227,12 @@ def _edits(
     if first.shape[1] != batch.images.shape[1]:
         return
     idle = _sized(batch.images, first)
+    low, high, dark = float(first.min()), float(first.max()), float((idle < DARK).float().mean())
+    yield Check(
+        "outputs-of-another-range", dark < 0.1 or low < DARKEST, name, None, KNOWLEDGE,
+        f"On clean photos its outputs lie between {low:.2f} and {high:.2f}, although {dark:.0%} of the photos' values "
+        f"are under {DARK:g}.",
+    )  # fmt: skip
     if name == UNTOUCHED or name in subjects.others:
         off = float((as_saved(name, first, idle) - idle).square().mean().sqrt())
         other = outputs(batch.images.roll(1, 0), batch.of(name))

@@ -36,7 +36,7 @@ def test_an_edit_that_is_made_weakly_is_flagged() -> None:
 
 @pytest.mark.usefixtures("probed")
 def test_what_gives_photos_back_is_no_edit_whatever_it_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
-    """E. As another generator, or at another size; and one that gives the same for any photo."""
+    """E. As another generator, or at another size; and what gives the same for any photo, or values from 0 to 1."""
     short_probes(monkeypatch)
 
     class Idle(Editor):
@@ -47,13 +47,18 @@ def test_what_gives_photos_back_is_no_edit_whatever_it_is_called(monkeypatch: py
         def forward(self, images: Tensor, c: Tensor) -> Tensor:
             return 0 * images + 0.3
 
+    class Unit(Editor):
+        def forward(self, images: Tensor, c: Tensor) -> Tensor:
+            return super().forward(images, c) / 2 + 0.5
+
     def twice(images: Tensor) -> Tensor:
         return nn.functional.interpolate(images, scale_factor=2.0)
 
     noise = RandomNoise(0.1)
-    result = audit(noise, others={"idle": Idle(), "grey": Grey(), "other": Editor()}, n=4)
-    flagged = {one.generator for one in result.checks if one.name == "does-not-edit" and not one.passed}
-    assert flagged == {"idle", "grey"}
+    result = audit(noise, others={"idle": Idle(), "grey": Grey(), "unit": Unit(), "other": Editor()}, n=4)
+    flagged = {(one.generator, one.name) for one in result.checks if not one.passed and one.defense is None}
+    editing, ranges = "does-not-edit", "outputs-of-another-range"
+    assert flagged == {("idle", editing), ("grey", editing), ("grey", ranges), ("unit", ranges)}
 
     large = get_peft_model(Wrapped(lambda x, edit: twice(edit(x)), Editor()), CONFIG)
     networks = {"idle": Wrapped(lambda x, edit: twice(x)), "twin": Wrapped(lambda x, edit: twice(edit(x)))}

@@ -28,6 +28,7 @@ OF_PROBES = {
     "depends-on-the-batch", "does-not-edit", "only-known-photos", "gradients-do-not-fit", "one-draw-is-not-enough",
     "trained-on-these-photos", "made-for-other-weights", "fitted-on-these-photos", "same-photos-twice",
     "channel-does-nothing", "stamp-not-found", "stamp-not-there", "perturbed-by-another",
+    "outputs-of-another-range",
 }  # fmt: skip
 OF_OUTPUTS = {"over-budget", "photos-not-perturbed", "only-a-colour-cast", "only-where-the-edit-is",
               "stamp-found-everywhere", "channel-spoils-outputs"}  # fmt: skip
