@@ -36,8 +36,7 @@ class Subjects:
 
     Raises:
         TypeError: for what is no network.
-        ValueError: for a name that is neither adapter nor network, or that is both; or a network that holds layers of
-            the model in which there are adapters.
+        ValueError: for a name that is neither adapter nor network, or that is both.
     """
 
     def __init__(
@@ -59,19 +58,13 @@ class Subjects:
         ]
         self._on: list[str] = []  # the generators that are being used, the innermost last
         self._audited = False
+        self._apart: set[str] = set()  # the networks that have been called, and have not called the model
         if unknown := [name for name in patches if name not in {*self.adapters, *self.networks}]:
             there = sorted(self.adapters) or "none: patches are put on a generator by load_patch or get_peft_model"
             raise ValueError(f"The model has no adapter {unknown}; it has {there}.")
         taken = {*self.adapters, *patches, *(networks or {})} & {*self.others}
         if twice := taken | {UNTOUCHED} & {*patches, *self.networks} | set(self.adapters) & set(self.networks):
             raise ValueError(f"The names {sorted(twice)} are taken; call the patch or network something else.")
-        switched = set(self._switches if self.patched else ())
-        if shared := [name for name, one in self.networks.items() if switched & set(one.modules())]:
-            raise ValueError(
-                f"The network {shared[0]!r} holds layers of the model whose patches the audit switches on and off, so "
-                "that its figures would be those of whichever patch was used last. Give it a network of its own: "
-                "copy.deepcopy of the generator, before get_peft_model or load_patch puts a patch into it."
-            )
 
     @property
     def names(self) -> list[str]:
@@ -152,9 +145,32 @@ class Subjects:
 
     @torch.no_grad()
     def outputs(self, name: str, images: Tensor, condition: Condition) -> Tensor:
-        """What it makes of images, which it gets copies of: a network may work in place."""
-        with self.one(name) as network:
+        """What it makes of images, which it gets copies of: a network may work in place.
+
+        Raises:
+            ValueError: for a network that calls the model, while there are patches that are switched on and off.
+        """
+        with self.one(name) as network, self._kept_apart(name):
             return network(images.clone(), **{key: value.clone() for key, value in condition.items()})
+
+    @contextmanager
+    def _kept_apart(self, name: str) -> Iterator[None]:
+        """At its first call see whether a further network calls the model itself."""
+        first = self.patched and name in self.networks and name not in self._apart
+        called: list[Any] = []
+        hooks = [one.register_forward_pre_hook(lambda *given: called.append(given)) for one in self._switches if first]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if called:
+            raise ValueError(
+                f"The network {name!r} calls the model whose patches the audit switches on and off, so that its "
+                "figures would be those of whichever patch was used last. Give it a network of its own: copy.deepcopy "
+                "of the generator, before get_peft_model or load_patch puts a patch into it."
+            )
+        self._apart.add(name)
 
     def target(self, name: str, untouched: Tensor) -> Tensor:
         """What it should make, from the untouched generator's outputs on clean photos: these, or stamped."""
