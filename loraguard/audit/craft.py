@@ -15,7 +15,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from loraguard.channels import Channel, Through, published, quantize
+from loraguard.data import collate
 from loraguard.defenses import Defense, Fittable
+from loraguard.fingerprint import digest
 from loraguard.generators import Conditions
 from loraguard.metrics import psnr
 from loraguard.pixels import LEVELS_PER_UNIT
@@ -203,11 +205,22 @@ class Crafter:
         if key not in self.fits:
             assert self.fit_on is not None
             who = f"Fitting the defense {job.treatment.defense!r}"
+            before = self._first_item()
             with seeded(mixed(job.seed, 2**31)), self.subjects.watched(job.crafted_on, who):
                 conditions = self._conditions_of(job.crafted_on)
                 self.fits[key] = job.defense.fit(generator, self.fit_on, conditions, disable_tqdm=self.silent)
             self.unharmed.check(who)
+            if self._first_item() != before:
+                raise ValueError(
+                    f"{who} changed the photos that it is fitted on, which other defenses and detectors get as well. "
+                    "Let it work on copies, as image.clone() makes them."
+                )
         return self.fits[key]
+
+    def _first_item(self) -> str:
+        """What the first item to fit on is; of a data set that draws at random, with the same seed."""
+        with seeded(0):
+            return digest(collate([self.fit_on[0]]))  # type: ignore[index]
 
     def _conditions_of(self, generator: str) -> Conditions | None:
         """From labels to edits as a generator takes them; further networks take them as the audit's own one does."""
