@@ -25,6 +25,9 @@ from loraguard.metrics import (
 )
 from loraguard.stamp import StampDetector
 
+MOST_GAIN = 8.0
+"""Outputs that have lost more contrast are not brought back: little but rounding is left of them."""
+
 Encoded = Callable[[nn.Module, str], Tensor]
 """What an encoder gives for the "target" or the "photo" of a batch."""
 
@@ -216,6 +219,7 @@ def check_encoder(name: str, codes: Tensor, images: Tensor) -> None:
 
 
 def _without_cast(preds: Tensor, target: Tensor) -> Tensor:
-    """The MSE that is left when each channel's mean is set to that of the target: what no brightness undoes, (N,)."""
-    cast = (preds - target).mean((2, 3), keepdim=True)
-    return mean_squared_error(preds - cast, target)
+    """The MSE that is left when each channel's mean, and contrast where some is lost, are set to the target's, (N,)."""
+    preds, target = (one - one.mean((2, 3), keepdim=True) for one in (preds, target))
+    gain = (preds * target).sum((2, 3), keepdim=True) / preds.square().sum((2, 3), keepdim=True).clamp_min(1e-12)
+    return mean_squared_error(gain.clamp(1, MOST_GAIN) * preds, target)

@@ -18,7 +18,9 @@ from loraguard import GatedLoraConfig, Stamp, StampDetector
 from loraguard.audit.checks import examine
 from loraguard.audit.claim import headline
 from loraguard.audit.identity import identity
-from loraguard.defenses import RandomNoise
+from loraguard.audit.measure import _without_cast
+from loraguard.data import DemoFaces
+from loraguard.defenses import CMUA, RandomNoise
 
 CONFIG = GatedLoraConfig(r=1, target_modules="(.*\\.)?conv")
 
@@ -121,11 +123,12 @@ def test_code_of_a_module_that_nobody_has_installed_counts(monkeypatch: pytest.M
 
 
 def test_a_network_around_the_audited_one_is_refused() -> None:
-    """A. Its figures would be those of the patch that was used last. One around a copy, or without patches, is fine."""
+    """A. Its figures would be those of the patch that was used last, whether the model is a layer of it or hidden."""
     beneath = Editor()
     model = get_peft_model(beneath, CONFIG, adapter_name="patch")
-    with pytest.raises(ValueError, match="The network 'purified' holds layers of the model whose patches"):
-        audit(model=model, patches={"patch": None}, generators={"purified": Wrapped(lambda x, e: e(x), beneath)}, n=2)
+    for network in (Wrapped(lambda x, edit: edit(x), beneath), Wrapped(lambda x, edit: model(x, c=x[:, 0, :1, 0]))):
+        with pytest.raises(ValueError, match="The network 'purified' calls the model whose patches the audit switches"):
+            audit(model=model, patches={"patch": None}, generators={"purified": network}, n=2)
 
 
 # G. Stamps that nobody sees.
@@ -235,3 +238,30 @@ def test_targets_do_not_depend_on_what_was_drawn_before() -> None:
         torch.manual_seed(before)
         found.append(audit(RandomNoise(0.1), model=model, n=4, **edits)["untouched", "no-leak"].values["mse"])
     assert found[0].equal(found[1])
+
+
+# B. What a defense is fitted on stays what it is.
+
+
+def test_fitting_may_not_change_the_photos() -> None:
+    """B. They are those of every other defense and detector as well."""
+
+    class Darkens(CMUA):
+        def fit(self, generators: Any, photos: Any, conditions: Any = None, **more: Any) -> Any:
+            for one in photos:
+                one["image"].mul_(0.5)
+            return super().fit(generators, photos, conditions, **more)
+
+    others = [DemoFaces(30, size=16)[at] for at in (20, 21)]
+    with pytest.raises(ValueError, match="Fitting the defense 'darkens' changed the photos that it is fitted on"):
+        audit({"darkens": Darkens(0.1, steps=1, batch_size=2)}, fit_on=others, n=2)
+
+
+def test_lost_contrast_is_brought_back_as_a_colour_cast_is() -> None:
+    """E. Outputs are spoilt by less contrast alone, which one line of code undoes; noise is not."""
+    target = torch.stack([DemoFaces(4, size=16)[at]["image"] for at in range(4)])
+    noisy = target + 0.3 * torch.randn(target.shape, generator=torch.Generator().manual_seed(0))
+    left = [_without_cast(one, target) for one in (0.4 * target + 0.2, noisy, 1.5 * target)]
+    assert (left[0] < 1e-6).all()
+    assert (left[1] > 0.08).all()
+    assert torch.allclose(left[2], 0.25 * (target - target.mean((2, 3), keepdim=True)).square().mean((1, 2, 3)))
