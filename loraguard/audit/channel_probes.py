@@ -14,7 +14,7 @@ from .checks import FALSE_STAMPS, Check
 from .craft import seeded
 from .photos import Batch
 from .plan import USUAL
-from .probes import WORSE, noise_of, unseen_of
+from .probes import SAME, WORSE, noise_of, unseen_of
 from .situation import KNOWLEDGE
 from .slopes import STAND_IN, stand_in_fit
 
@@ -26,7 +26,12 @@ STAMPED = 0.5
 
 
 def probe_channel(
-    name: str, channel: Channel, batch: Batch, generators: Sequence[str], crafted_through: bool
+    name: str,
+    channel: Channel,
+    batch: Batch,
+    generators: Sequence[str],
+    crafted_through: bool,
+    whole: Batch | None = None,
 ) -> Iterator[Check]:
     """What a channel does to photos, as they are published with noise of the usual budget on them.
 
@@ -36,21 +41,40 @@ def probe_channel(
         batch: photos of the audit.
         generators: all names.
         crafted_through: whether attacks go through what stands in for it.
+        whole: the audit's batch that begins with the photos; by default they are all of it.
     """
+
+    def sent(images: Tensor, seed: int = 0) -> Tensor:
+        with seeded(seed):
+            return channel(images.clone())
+
+    every = (batch if whole is None else whole).images
+    every = published((every + noise_of(every, USUAL)).clamp(-1, 1), every)
+    noisy = every[: len(batch)]
+    given = sent(noisy)
+    again, drawn = _farthest(sent(noisy), given), _farthest(sent(noisy, seed=1), given)
+    among = 0.0 if drawn or again > SAME else _farthest(sent(every)[: len(noisy)], given)
     left = []
     for images in (batch.images, unseen_of(batch.images)):
         photos = published((images + noise_of(images, USUAL)).clamp(-1, 1), images)
-        with seeded(0):
-            sent = channel(photos.clone())
-        left.append(float((sent - images).square().mean() / (photos - images).square().mean().clamp_min(1e-12)))
-        if images is batch.images:
-            moved, noisy = float((sent - photos).abs().max()), photos
-    fit = stand_in_fit(channel, noisy) if crafted_through else 1.0
+        left.append(float((sent(photos) - images).square().mean() / (photos - images).square().mean().clamp_min(1e-12)))
+    moved = float((given - noisy).abs().max())
+    fit = stand_in_fit(channel, every, len(batch)) if crafted_through else 1.0
     for generator in generators:
         yield Check(
             "channel-does-nothing", moved > 1.01 / LEVELS_PER_UNIT, generator, None, KNOWLEDGE,
             f"{name} changes values by at most {moved * LEVELS_PER_UNIT:.2f} of 255 levels: its rows are those without "
             "a channel.", name,
+        )  # fmt: skip
+        yield Check(
+            "outputs-not-repeatable", again <= SAME, generator, None, KNOWLEDGE,
+            f"The same photos with the same seed come out of {name} with differences of {again:.3g} (root mean square "
+            f"of one; allowed: {SAME:.3g}).", name,
+        )  # fmt: skip
+        yield Check(
+            "depends-on-the-batch", among <= SAME, generator, None, KNOWLEDGE,
+            f"In a batch of {len(every)} the same photos come out of {name} with differences of {among:.3g} (root mean "
+            f"square of one; allowed: {SAME:.3g}).", name,
         )  # fmt: skip
         yield Check(
             "only-known-photos", left[1] <= 2 * left[0] + WORSE, generator, None, KNOWLEDGE,
@@ -63,6 +87,11 @@ def probe_channel(
             f"The slopes of {name} itself and those that the gradient of its stand-in gives have a correlation of "
             f"{fit:.2f} (at least {STAND_IN}).", name,
         )  # fmt: skip
+
+
+def _farthest(images: Tensor, others: Tensor) -> float:
+    """The root mean square difference of the pair that differs most."""
+    return float((images - others).square().flatten(1).mean(1).max().sqrt())
 
 
 def probe_stamp(name: str, detector: StampDetector, plain: Tensor, stamped: Tensor, given: Tensor) -> Iterator[Check]:

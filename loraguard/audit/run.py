@@ -282,8 +282,8 @@ class Run:
         for name, channel in self.channels.items():
             if name != NO_CHANNEL:
                 through = any(job.through == name for job in self.jobs)
-                key = key_of("probe", self.names.channels[name], sample.hashes, names, through)
-                probe(key, name, partial(probe_channel, name, channel, sample, names, through))
+                key = key_of("probe", self.names.channels[name], whole.hashes, names, through)
+                probe(key, name, partial(probe_channel, name, channel, sample, names, through, whole))
         for name, stamp in self.subjects.stamps.items():
             if stamp is not None and (detector := self.measures.detectors.get(name)) is not None:
                 key = key_of("probe", self.names.forward(name, NO_CHANNEL, whole), whole.hashes)

@@ -96,24 +96,48 @@ def slopes(network: nn.Module, images: Tensor, condition: Condition, count: int 
         with seeded(seed):
             return (weights[:count] * network(moved, **edits)).double().flatten(1).sum(1)
 
-    def attacked(rows: slice) -> tuple[Tensor, Tensor]:
-        """Outputs, and the gradient as an attack takes it."""
-        with undisturbed(network), seeded(seed), torch.enable_grad():
-            leaf = points[rows].clone().requires_grad_()
-            given = network(leaf * 1, **{key: value[rows] for key, value in condition.items()})
-            scale = 1 / (len(points) * size**1.5)
-            return given.detach(), _gradient(scale * (weights[rows] * given).sum(), leaf).double() / scale
+    def attacked(moved: Tensor, rows: slice) -> Tensor:
+        with undisturbed(network):
+            return network(moved, **{key: value[rows] for key, value in condition.items()})
 
     found = _fits(total_of, some, gradient, signs, STEPS, parts=min(2, count))
-    together = attacked(slice(None))
-    for start in range(0, len(points), count):
+    as_attacked, in_rows = fits_in_rows(attacked, points, weights / (len(points) * size), count, seed)
+    first = as_attacked[:count] * len(points) * size
+    return min([*found, *in_rows, _fit(first, gradient.double())], key=_goodness)
+
+
+def fits_in_rows(
+    call: Callable[[Tensor, slice], Tensor], images: Tensor, weights: Tensor, count: int, seed: int = 0
+) -> tuple[Tensor, list[Fit]]:
+    """Gradients as an attack takes them, of images that come from something else: of few at once, and of all.
+
+    Args:
+        call: from some of the images, and which rows they are, to outputs.
+        images: (N, C, H, W) in [-1, 1].
+        weights: of the sum of outputs whose gradient it is, in their shape.
+        count: so many are few.
+        seed: of what is drawn.
+
+    Returns:
+        The gradients of `count` images after another, (N, C, H, W); and how well that of all at once fits it, for each
+        `count` images whose outputs are the same in both.
+    """
+
+    def taken(rows: slice) -> tuple[Tensor, Tensor]:
+        with seeded(seed), torch.enable_grad():
+            leaf = images[rows].clone().requires_grad_()
+            given = call(leaf * 1, rows)
+            return given.detach(), _gradient((weights[rows] * given).sum(), leaf).double()
+
+    outputs, together = taken(slice(None))
+    alone, found = [], []
+    for start in range(0, len(images), count):
         rows = slice(start, start + count)
-        alone = attacked(rows)
-        if start == 0:
-            found.append(_fit(alone[1], gradient.double()))
-        if float((alone[0] - together[0][rows]).abs().max()) <= AGREE:
-            found.append(_fit(together[1][rows], alone[1]))
-    return min(found, key=_goodness)
+        given, gradient = taken(rows)
+        alone.append(gradient)
+        if float((given - outputs[rows]).abs().max()) <= AGREE:
+            found.append(_fit(together[rows], gradient))
+    return torch.cat(alone), found
 
 
 def slopes_under_attack(
@@ -217,15 +241,17 @@ def _fit(said: Tensor, seen: Tensor) -> Fit:
     return float(correlation), float(sizes[0] / sizes[1])
 
 
-def stand_in_fit(channel: Channel, images: Tensor) -> float:
+def stand_in_fit(channel: Channel, images: Tensor, count: int | None = None) -> float:
     """How well the gradient of what stands in for a channel in attacks says what the channel itself does.
 
     Args:
         channel: itself.
         images: (N, C, H, W) in [-1, 1].
+        count: of how many of the first images slopes are measured; None for all.
 
     Returns:
-        The correlation of their slopes along directions of random signs, for steps of :data:`WIDE`, the best of these.
+        The correlation of their slopes along directions of random signs, for steps of :data:`WIDE`, the best of these;
+        0 where the stand-in's gradient is another one in a larger batch.
         About 1 where gradients pass through the channel, 0.4 for WebP and 0.7 for JPEG by their stand-ins.
 
     Example:
@@ -234,7 +260,8 @@ def stand_in_fit(channel: Channel, images: Tensor) -> float:
         >>> round(stand_in_fit(GaussianBlur(1.0), images), 2)
         1.0
     """
-    draws = torch.Generator().manual_seed(0)
+    draws, every = torch.Generator().manual_seed(0), images
+    images = images[:count]
     leaf = images.clone().requires_grad_()
     with seeded(0), torch.enable_grad():
         given = channel.differentiable()(leaf)
@@ -246,4 +273,7 @@ def stand_in_fit(channel: Channel, images: Tensor) -> float:
         with seeded(0):
             return (weights * channel(moved)).double().flatten(1).sum(1)
 
-    return _fits(total_of, images, gradient, signs, WIDE)[0][0]
+    stand_in = channel.differentiable()
+    on_every = torch.randn((len(every), *weights.shape[1:]), generator=draws).to(weights) / weights[0].numel()
+    _, in_rows = fits_in_rows(lambda moved, rows: stand_in(moved), every, on_every, len(images))
+    return _fits(total_of, images, gradient, signs, WIDE)[0][0] if all(map(fits, in_rows)) else 0.0

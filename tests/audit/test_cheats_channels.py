@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import pytest
@@ -17,6 +18,19 @@ from loraguard.audit.channel_probes import probe_channel
 from loraguard.audit.checks import examine
 from loraguard.audit.photos import Batch
 from loraguard.channels import Channel, parse_channel
+
+HONEST = (
+    "blur:0.5",
+    "jpeg:75",
+    "webp:75",
+    "noise:0.02",
+    "median",
+    "tv",
+    "denoiser",
+    "unsharp",
+    "salt-pepper",
+    "crop:0.9",
+)
 
 
 @dataclass(frozen=True)
@@ -68,7 +82,8 @@ def test_channels_that_remember_or_hide_are_flagged() -> None:
 
     Honest ones, of which two have stand-ins, are silent.
     """
-    known = torch.stack([Faces(4)[at]["image"] for at in range(4)])
+    every = torch.stack([Faces(6)[at]["image"] for at in range(6)])
+    known, calls = every[:4], count()
 
     def nearest(x: Tensor) -> Tensor:
         return known[(x[:, None] - known[None]).abs().amax((2, 3, 4)).argmin(1)]
@@ -82,11 +97,16 @@ def test_channels_that_remember_or_hide_are_flagged() -> None:
         "only-known-photos: near": Sends(near_alone),
         "gradients-do-not-fit: cut": Sends(lambda x: x.roll(1, 3), lambda x: x.detach() + 0 * x),
         "gradients-do-not-fit: reversed": Sends(lambda x: x.roll(1, 3), lambda x: -x.roll(1, 3)),
-        **{spec: parse_channel(spec) for spec in ("blur:0.5", "jpeg:75", "webp:75", "noise:0.02", "median")},
+        "gradients-do-not-fit: rows": Sends(torch.neg, lambda x: -torch.cat([x[:4], x[4:].detach()])),
+        "depends-on-the-batch: places": Sends(lambda x: -every if len(x) == 6 else -x),
+        "outputs-not-repeatable: wears off": Sends(lambda x: x * (0.9 if next(calls) % 2 else 0.8)),
+        **{spec: parse_channel(spec) for spec in HONEST},
     }
-    batch = Batch(0, known, {}, ["paint"] * 4, {})
+    batch, whole = (Batch(0, some, {}, ["paint"] * len(some), {}) for some in (known, every))
     for name, channel in channels.items():
-        failed = [one for one in probe_channel(name, channel, batch, ["untouched"], True) if not one.passed]
+        crafted_through = "wears" not in name
+        checks = probe_channel(name, channel, batch, ["untouched"], crafted_through, whole)
+        failed = [one for one in checks if not one.passed]
         assert {one.name for one in failed} == ({name.partition(": ")[0]} if ": " in name else set()), name
         assert {one.channel for one in failed} <= {name}
 
