@@ -38,7 +38,7 @@ def test_an_edit_that_is_made_weakly_is_flagged() -> None:
 
 @pytest.mark.usefixtures("probed")
 def test_what_gives_photos_back_is_no_edit_whatever_it_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
-    """E. As another generator, or at another size; and what gives the same for any photo, or values from 0 to 1."""
+    """E. As another generator, or at another size; what gives nearly the same for any photo; values from 0 to 1."""
     short_probes(monkeypatch)
 
     class Idle(Editor):
@@ -47,7 +47,7 @@ def test_what_gives_photos_back_is_no_edit_whatever_it_is_called(monkeypatch: py
 
     class Grey(Editor):
         def forward(self, images: Tensor, c: Tensor) -> Tensor:
-            return 0 * images + 0.3
+            return 0.05 * images + 0.3
 
     class Unit(Editor):
         def forward(self, images: Tensor, c: Tensor) -> Tensor:
@@ -142,7 +142,7 @@ def test_each_stamp_is_looked_for_by_its_own_detector() -> None:
     }
     known = StampDetector(STAMP, threshold=0.3)
     for second in (StampDetector(stamps["second"], threshold=-1.0), None):
-        result = audit(generators=networks, patches=stamps, detectors={"first": known, "second": second}, n=4)
+        result = audit(generators=networks, patches=stamps, detectors={"first": known, "second": second}, n=2)
         assert ("stamp-found-everywhere" in flags(result)) == (second is not None)
         rates = [result[name, "clean"].values["stamp_rate"].mean().item() for name in ("untouched", *stamps)]
         assert rates == [float(second is not None), 1.0, 1.0]
@@ -159,7 +159,7 @@ def test_photos_left_alone_do_not_make_up_for_destroyed_ones() -> None:
         made[::2] = torch.where(images[::2] > 0, images[::2] - 0.6, images[::2] + 0.6)
         return made
 
-    result = audit({"half": returning(every_second, eps=0.6), "small": returning(lambda x: x + 0.05 * (x < 0))})
+    result = audit({"half": returning(every_second, eps=0.6), "small": returning(lambda x: x + 0.05 * (x < 0))}, n=4)
     flagged = {one.defense for one in result.checks if one.name == "photo-destroyed" and not one.passed}
     assert flagged == {"half"}
     assert result["untouched", "no-leak", "half"].values["photo_psnr"].mean() > 25
