@@ -122,9 +122,9 @@ def _unlike(audits: Sequence[_Audit], keys: Sequence[Key]) -> Iterator[str]:
             yield f"flags of {name}: {' and '.join(', '.join(one) or 'none' for one in flags)}"
     both = {key[0] for key in keys}
     made = [{name for generator, name in audit.checks if generator in both} for audit in audits]
-    for which, own, other in (("first", *made), ("second", *made[::-1])):
-        if missing := sorted(other - own):
-            yield f"checks that the {which} did not make: {', '.join(missing)}"
+    for which, missing in (("first", made[1] - made[0]), ("second", made[0] - made[1])):
+        if missing:
+            yield f"checks that the {which} did not make: {', '.join(sorted(missing))}"
     for name in sorted({one for audit in audits for one in audit.settings.get("not_described", ())}):
         yield f"{name}: what it does cannot be told from its code, in one of them at least"
 

@@ -137,8 +137,9 @@ def fitted_before(defenses: Mapping[str, Any]) -> dict[str, Dataset[Any] | None]
     found: dict[str, Dataset[Any] | None] = {}
     for name, one in defenses.items():
         seen = [getattr(part, "seen", None) for part in _parts(one) if part.fitted is not None]
+        known = [one for one in seen if one is not None]
         if seen:
-            found[name] = None if None in seen else seen[0] if len(seen) == 1 else ConcatDataset(seen)
+            found[name] = None if len(known) < len(seen) else known[0] if len(known) == 1 else ConcatDataset(known)
     return found
 
 
