@@ -358,7 +358,8 @@ def _share(situation: Situation) -> float:
 
 def _mean_decibels(psnr: Tensor) -> float:
     """The PSNR of the mean MSE: photos that are left as they are do not make up for others that are destroyed."""
-    return -10 * log10(max((10 ** (-psnr.double() / 10)).mean().item(), 1e-99))
+    mse = (10 ** (-psnr.double() / 10)).mean().item()
+    return -10 * log10(mse) if mse else float("inf")
 
 
 def _mean_mse(situation: Situation) -> float:

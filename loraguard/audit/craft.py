@@ -173,12 +173,9 @@ class Crafter:
     def _output(self, generator: str, through: str, one: Batch) -> Tensor:
         """What a generator gives for a photo that went through a channel, and through what stands in for it."""
         channel = self.channels[through]
+        ways = [channel] if through == NO_CHANNEL else [channel, channel.differentiable()]
         with seeded(0), torch.no_grad():
-            sent = (
-                [one.images]
-                if through == NO_CHANNEL
-                else [channel(one.images.clone()), channel.differentiable()(one.images.clone())]
-            )
+            sent = [way(one.images.clone()) for way in ways]
             return torch.cat([self.subjects.outputs(generator, images, one.of(generator)) for images in sent])
 
     def _check_output(self, generator: str, through: str, who: str) -> None:

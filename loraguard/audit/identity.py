@@ -47,7 +47,8 @@ def identity(thing: Any) -> Identity:
 
     It holds the SHA-256 of the code, attributes, closures, tensors and weights that the thing's behaviour depends on,
     as far as Python shows them; of an object that is made in C, what it would be pickled as. Code of an installed
-    package counts by the package's version, unless it is installed so that it can be edited. Of something that cannot
+    package counts by the package's version, unless it is installed so that it can be edited; of any other module, what
+    is used of it. Of something that cannot
     be looked into (a generator, an open file) the identity is one of this process, so that no other run takes it for
     its own; `opaque` names what it was.
 

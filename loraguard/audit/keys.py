@@ -49,10 +49,10 @@ class Names:
         self.patches = {name: settings_of(subjects.adapters[name]) for name in subjects.patched}
         self.defenses = {id(job.defense): _named(job.treatment.defense, job.defense) for job in jobs}
         self.channels = {name: _named(name, one) for name, one in channels.items()}
-        photos = (
-            None if kept is None else digest({"exact": kept.exact})
-        )  # files may change, and their folder's name not
-        self.fit_on: list[Any] | None = None if fit_on is None else [identity(fit_on), len(fit_on), photos]  # type: ignore[arg-type]
+        self.fit_on: list[Any] | None = None
+        if fit_on is not None:  # photos as well: files change, and the name of their folder does not
+            photos = None if kept is None else digest({"exact": kept.exact})
+            self.fit_on = [identity(fit_on), len(fit_on), photos]  # type: ignore[arg-type]
         self.detectors = set(measures.detectors)
         self.measures = [measures.settings(), *map(identity, measures.made_by)]
 

@@ -101,9 +101,8 @@ def slopes(network: nn.Module, images: Tensor, condition: Condition, count: int 
             return network(moved, **{key: value[rows] for key, value in condition.items()})
 
     found = _fits(total_of, some, gradient, signs, STEPS, parts=min(2, count))
-    as_attacked, in_rows = fits_in_rows(attacked, points, weights / (len(points) * size), count, seed)
-    first = as_attacked[:count] * len(points) * size
-    return min([*found, *in_rows, _fit(first, gradient.double())], key=_goodness)
+    alone, in_rows = fits_in_rows(attacked, points, weights, count, seed)
+    return min([*found, *in_rows, _fit(alone[:count], gradient.double())], key=_goodness)
 
 
 def fits_in_rows(
@@ -114,7 +113,7 @@ def fits_in_rows(
     Args:
         call: from some of the images, and which rows they are, to outputs.
         images: (N, C, H, W) in [-1, 1].
-        weights: of the sum of outputs whose gradient it is, in their shape.
+        weights: of the sum of outputs whose gradient it is, in their shape. It is taken of a sum as small as a mean.
         count: so many are few.
         seed: of what is drawn.
 
@@ -122,12 +121,13 @@ def fits_in_rows(
         The gradients of `count` images after another, (N, C, H, W); and how well that of all at once fits it, for each
         `count` images whose outputs are the same in both.
     """
+    scale = 1 / weights.numel()
 
     def taken(rows: slice) -> tuple[Tensor, Tensor]:
         with seeded(seed), torch.enable_grad():
             leaf = images[rows].clone().requires_grad_()
             given = call(leaf * 1, rows)
-            return given.detach(), _gradient((weights[rows] * given).sum(), leaf).double()
+            return given.detach(), _gradient(scale * (weights[rows] * given).sum(), leaf).double() / scale
 
     outputs, together = taken(slice(None))
     alone, found = [], []
@@ -274,6 +274,6 @@ def stand_in_fit(channel: Channel, images: Tensor, count: int | None = None) -> 
             return (weights * channel(moved)).double().flatten(1).sum(1)
 
     stand_in = channel.differentiable()
-    on_every = torch.randn((len(every), *weights.shape[1:]), generator=draws).to(weights) / weights[0].numel()
+    on_every = torch.randn((len(every), *weights.shape[1:]), generator=draws).to(weights)
     _, in_rows = fits_in_rows(lambda moved, rows: stand_in(moved), every, on_every, len(images))
     return _fits(total_of, images, gradient, signs, WIDE)[0][0] if all(map(fits, in_rows)) else 0.0
