@@ -158,10 +158,10 @@ class Crafter:
             defense = self._fitted(job, generator) if must_fit(job) else job.defense
             condition = {key: value.clone() for key, value in batch.of(job.crafted_on).items()}
             with seeded(mixed(job.seed, batch.start)):  # the same random start whatever else is audited
-                before = _states(batch.images.device)
+                before = draws_from(batch.images.device)
                 with nullcontext() if trusted else self.subjects.watched(job.crafted_on, who):
                     perturbed = defense(generator, batch.images.clone(), condition, clean=target.clone())
-                self.drew = _states(batch.images.device) != before
+                self.drew = draws_from(batch.images.device) != before
         self.unharmed.check(who)
         if not trusted:
             self._check_output(*attacked, who)
@@ -228,8 +228,8 @@ class Crafter:
         return self.conditions
 
 
-def _states(device: torch.device) -> list[bytes]:
-    """Where torch, NumPy and Python stand in what they draw."""
+def draws_from(device: torch.device) -> list[bytes]:
+    """Where torch, NumPy and Python stand in what they draw: the same after a call that has drawn nothing."""
     states = [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
     others = np.random.get_state(), random.getstate()  # noqa: NPY002 - what defenses draw from is this very state
     return [*(one.numpy().tobytes() for one in states), pickle.dumps(others)]

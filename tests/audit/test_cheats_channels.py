@@ -19,18 +19,7 @@ from loraguard.audit.checks import examine
 from loraguard.audit.photos import Batch
 from loraguard.channels import Channel, parse_channel
 
-HONEST = (
-    "blur:0.5",
-    "jpeg:75",
-    "webp:75",
-    "noise:0.02",
-    "median",
-    "tv",
-    "denoiser",
-    "unsharp",
-    "salt-pepper",
-    "crop:0.9",
-)
+HONEST = ("blur:0.5", "jpeg:75", "webp:75", "noise:0.02", "median", "unsharp", "salt-pepper", "crop:0.9")
 
 
 @dataclass(frozen=True)

@@ -89,16 +89,14 @@ class Folder(Dataset[Any]):
 def test_a_folder_in_which_other_photos_lie_is_another_one(tmp_path: Path) -> None:
     """A, F. What was fitted on those that lay there before is not taken for what these would give."""
     folder, found = Folder(tmp_path / "photos.pt"), []
-    for first in (20, 30, 30):
+    for first in (20, 30):
         torch.save(torch.stack([DemoFaces(40, size=16)[first + at]["image"] for at in range(3)]), folder.path)
         defense = CMUA(0.1, steps=1, batch_size=3)
-        found.append(audit(defense, fit_on=folder, n=4, no_leak_only=["cmua"], output_dir=tmp_path))
+        found.append(audit(defense, fit_on=folder, n=2, no_leak_only=["cmua"], output_dir=tmp_path))
     fitted_on = [one.settings["fit_on"]["photos_sha256"] for one in found]
-    assert fitted_on[0] != fitted_on[1] == fitted_on[2]
+    assert fitted_on[0] != fitted_on[1]
     assert not any(one.settings["computed_anew"] for one in found)
-    mse = [one["untouched", "no-leak"].values["mse"] for one in found]
-    assert not mse[0].equal(mse[1])
-    assert mse[1].equal(mse[2])
+    assert not torch.equal(*(one["untouched", "no-leak"].values["mse"] for one in found))
 
 
 def test_items_that_are_tuples_are_compared_as_well() -> None:
