@@ -237,17 +237,7 @@ def _edits(
         f"are under {DARK:g}.",
     )  # fmt: skip
     if name == UNTOUCHED or name in subjects.others:
-        off = float((as_saved(name, first, idle) - idle).square().mean().sqrt())
-        apart = float((idle.roll(1, 0) - idle).square().mean().sqrt())
-        exchanged = outputs(batch.images.roll(1, 0), batch.of(name))
-        follows = float((exchanged - first).square().mean().sqrt()) / max(apart, 1e-9)
-        ignores = apart > SAME and follows < FOLLOWS
-        yield Check(
-            "does-not-edit", off > 1 / LEVELS_PER_UNIT and not ignores, name, None, KNOWLEDGE,
-            f"On clean photos its outputs differ from the photos by {off * LEVELS_PER_UNIT:.2f} of 255 levels (root "
-            f"mean square); where photos are exchanged they change by {follows:.0%} of what these do (at least "
-            f"{FOLLOWS:.0%}).",
-        )  # fmt: skip
+        yield _edits_at_all(name, outputs, batch, first, idle)
         return
     tried = attacked()
     nothing = mean_squared_error(as_saved(name, idle, batch.images), target).mean().item()
@@ -361,6 +351,23 @@ def _spoilt(craft: Crafter, job: Job, batch: Batch, photos: Tensor, target: Tens
         held = craft.held(job, photos, batch.images).photos
         outputs = craft.subjects.outputs(job.crafted_on, held, batch.of(job.crafted_on))
     return mean_squared_error(as_saved(job.crafted_on, outputs, photos), target)
+
+
+def _edits_at_all(
+    name: str, outputs: Callable[[Tensor, Condition], Tensor], batch: Batch, first: Tensor, idle: Tensor
+) -> Check:
+    """Whether a network that is compared with itself gives something else than photos, and another thing for each."""
+    off = float((as_saved(name, first, idle) - idle).square().mean().sqrt())
+    apart = float((idle.roll(1, 0) - idle).square().mean().sqrt())
+    exchanged = outputs(batch.images.roll(1, 0), batch.of(name))
+    follows = float((exchanged - first).square().mean().sqrt()) / max(apart, 1e-9)
+    ignores = apart > SAME and follows < FOLLOWS
+    return Check(
+        "does-not-edit", off > 1 / LEVELS_PER_UNIT and not ignores, name, None, KNOWLEDGE,
+        f"On clean photos its outputs differ from the photos by {off * LEVELS_PER_UNIT:.2f} of 255 levels (root "
+        f"mean square); where photos are exchanged they change by {follows:.0%} of what these do (at least "
+        f"{FOLLOWS:.0%}).",
+    )  # fmt: skip
 
 
 def _sized(photos: Tensor, outputs: Tensor) -> Tensor:
