@@ -165,8 +165,9 @@ def called(result: AuditResult, name: str) -> str:
 
 
 def best_of(result: AuditResult, generator: str, *knowledge: str, channel: str = NO_CHANNEL) -> tuple[str, float]:
-    """The defense that spoils most, and how much."""
-    best = max((row for one in knowledge for row in rows_of(result, generator, one, channel)), key=dsr_of)
+    """The defense that spoils most, and how much, of those that leave photos what they are where there are such."""
+    rows = [row for one in knowledge for row in rows_of(result, generator, one, channel)]
+    best = max([row for row in rows if "photo-destroyed" not in result.flags(row)] or rows, key=dsr_of)
     return best.treatment.defense, dsr_of(best)
 
 

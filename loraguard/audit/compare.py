@@ -57,8 +57,8 @@ class Comparison:
         only_first: those that the first alone has, in words; without the attacks of its checks.
         only_second: those that the second alone has, likewise.
         differences: what else differs between the audits, in words: weights, settings of what both have, seeds, the
-            threshold of success, detectors, versions, flags of what they share, and what could not be looked into. A
-            difference between figures may come from any of these.
+            threshold of success, detectors, versions, flags of what they share, checks that only one of them made, and
+            what could not be looked into. A difference between figures may come from any of these.
     """
 
     paired: bool
@@ -114,12 +114,17 @@ def compare(
 
 
 def _unlike(audits: Sequence[_Audit], keys: Sequence[Key]) -> Iterator[str]:
-    """In words, flags of shared situations that one audit has, and what neither can tell apart."""
+    """In words, flags of shared situations that one audit has, checks of one alone, and what neither can tell apart."""
     for name in sorted({key[0] for key in keys}):
         rows = [[audit.rows[key] for key in keys if key[0] == name] for audit in audits]
         flags = [sorted({flag for row in part for flag in row.get("flags", ())}) for part in rows]
         if flags[0] != flags[1]:
             yield f"flags of {name}: {' and '.join(', '.join(one) or 'none' for one in flags)}"
+    both = {key[0] for key in keys}
+    made = [{name for generator, name in audit.checks if generator in both} for audit in audits]
+    for which, missing in (("first", made[1] - made[0]), ("second", made[0] - made[1])):
+        if missing:
+            yield f"checks that the {which} did not make: {', '.join(sorted(missing))}"
     for name in sorted({one for audit in audits for one in audit.settings.get("not_described", ())}):
         yield f"{name}: what it does cannot be told from its code, in one of them at least"
 
@@ -178,6 +183,9 @@ class _Audit:
             about = json.loads((folder / "audit.json").read_text(encoding="utf-8"))
             self.settings = _renamed(about["settings"], rename)
             self.data: str = self.settings["data_sha256"]
+            self.checks = {
+                (rename.get(one["generator"], one["generator"]), one["name"]) for one in about.get("checks", ())
+            }
             rows = about["situations"]
             self.images: dict[Key, list[dict[str, Any]]] = {}
             images = parquet.read_table(folder / "images.parquet").to_pylist()

@@ -15,7 +15,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from loraguard.channels import Channel, Through, published, quantize
+from loraguard.data import collate
 from loraguard.defenses import Defense, Fittable
+from loraguard.fingerprint import digest
 from loraguard.generators import Conditions
 from loraguard.metrics import psnr
 from loraguard.pixels import LEVELS_PER_UNIT
@@ -95,7 +97,7 @@ class Crafter:
         self.fit_on, self.conditions = fit_on, conditions
         self.unharmed = Unharmed([subjects.model, *subjects.networks.values()])
         self.fits: dict[tuple[int, str, str, int], Defense] = {}
-        self.known: dict[str, tuple[Batch, Tensor, bool]] = {}
+        self.known: dict[tuple[str, str], tuple[Batch, Tensor, bool]] = {}
         self.undrawn: tuple[tuple[Any, ...], Tensor] | None = None
         self.silent = True
         self.drew = True
@@ -145,33 +147,38 @@ class Crafter:
         """What the defense itself gives, checked but for its budget; :attr:`drew` says whether it drew at random."""
         who = f"The defense {job.treatment.defense!r}"
         trusted = is_own(job.defense)
-        if not trusted and job.crafted_on not in self.known:
+        attacked = job.crafted_on, job.through
+        if not trusted and attacked not in self.known:
             one = batch.rows([0])
-            first, again = (self._output(job.crafted_on, one) for _ in range(2))
-            self.known[job.crafted_on] = one, first, float((again - first).abs().max()) <= MOVED
+            first, again = (self._output(*attacked, one) for _ in range(2))
+            self.known[attacked] = one, first, float((again - first).abs().max()) <= MOVED
         with self.subjects.one(job.crafted_on) as network, settings_kept():
             through = self.channels[job.through].differentiable()
             generator = network if job.through == NO_CHANNEL else Through(network, through)
             defense = self._fitted(job, generator) if must_fit(job) else job.defense
             condition = {key: value.clone() for key, value in batch.of(job.crafted_on).items()}
             with seeded(mixed(job.seed, batch.start)):  # the same random start whatever else is audited
-                before = _states(batch.images.device)
+                before = draws_from(batch.images.device)
                 with nullcontext() if trusted else self.subjects.watched(job.crafted_on, who):
                     perturbed = defense(generator, batch.images.clone(), condition, clean=target.clone())
-                self.drew = _states(batch.images.device) != before
+                self.drew = draws_from(batch.images.device) != before
         self.unharmed.check(who)
         if not trusted:
-            self._check_output(job.crafted_on, who)
+            self._check_output(*attacked, who)
         if isinstance(perturbed, Tensor):
             perturbed = perturbed.detach().as_subclass(Tensor)
         check_perturbed(job.treatment.defense, perturbed, batch.images)
         return perturbed.to(batch.images.dtype).clamp(-1, 1)
 
-    def _output(self, generator: str, one: Batch) -> Tensor:
-        with seeded(0):
-            return self.subjects.outputs(generator, one.images, one.of(generator))
+    def _output(self, generator: str, through: str, one: Batch) -> Tensor:
+        """What a generator gives for a photo that went through a channel, and through what stands in for it."""
+        channel = self.channels[through]
+        ways = [channel] if through == NO_CHANNEL else [channel, channel.differentiable()]
+        with seeded(0), torch.no_grad():
+            sent = [way(one.images.clone()) for way in ways]
+            return torch.cat([self.subjects.outputs(generator, images, one.of(generator)) for images in sent])
 
-    def _check_output(self, generator: str, who: str) -> None:
+    def _check_output(self, generator: str, through: str, who: str) -> None:
         """Compare a generator's output on one photo with what it was before anybody had attacked it.
 
         Of one that is not repeatable this says nothing; the probes flag it.
@@ -179,14 +186,15 @@ class Crafter:
         Raises:
             ValueError: if it is another one.
         """
-        one, was, repeatable = self.known[generator]
-        off = float((self._output(generator, one) - was).abs().max())
+        one, was, repeatable = self.known[generator, through]
+        off = float((self._output(generator, through, one) - was).abs().max())
         if repeatable and not off <= MOVED:
+            where, or_channel = ("", "") if through == NO_CHANNEL else (f" behind {through!r}", " or the channel")
             raise ValueError(
-                f"{who} changed the generator: since it was called {generator!r} gives an output for the same photo "
-                f"that is off by {off:.3g}, which would spoil every figure after it. No defense may change what it "
-                "attacks (attributes, classes, torch's own functions); let it work on a copy. If the generator changes "
-                "by itself between calls, it cannot be audited."
+                f"{who} changed the generator{or_channel}: since it was called {generator!r}{where} gives an output "
+                f"for the same photo that is off by {off:.3g}, which would spoil every figure after it. No defense may "
+                "change what it attacks (attributes, classes, torch's own functions); let it work on a copy. If the "
+                "generator changes by itself between calls, it cannot be audited."
             )
 
     def _fitted(self, job: Job, generator: Any) -> Defense:
@@ -194,14 +202,25 @@ class Crafter:
         if key not in self.fits:
             assert self.fit_on is not None
             who = f"Fitting the defense {job.treatment.defense!r}"
+            before = self._first_item()
             with seeded(mixed(job.seed, 2**31)), self.subjects.watched(job.crafted_on, who):
                 conditions = self._conditions_of(job.crafted_on)
                 self.fits[key] = job.defense.fit(generator, self.fit_on, conditions, disable_tqdm=self.silent)
             self.unharmed.check(who)
+            if self._first_item() != before:
+                raise ValueError(
+                    f"{who} changed the photos that it is fitted on, which other defenses and detectors get as well. "
+                    "Let it work on copies, as image.clone() makes them."
+                )
         return self.fits[key]
 
+    def _first_item(self) -> str:
+        """What the first item to fit on is; of a data set that draws at random, with the same seed."""
+        with seeded(0):
+            return digest(collate([self.fit_on[0]]))  # type: ignore[index]
+
     def _conditions_of(self, generator: str) -> Conditions | None:
-        """From labels to edits as a generator takes them; further networks take them as the audit's own generator does."""
+        """From labels to edits as a generator takes them; further networks take them as the audit's own one does."""
         if generator in self.subjects.others:
             return None
         if generator in self.subjects.networks:
@@ -209,8 +228,8 @@ class Crafter:
         return self.conditions
 
 
-def _states(device: torch.device) -> list[bytes]:
-    """Where torch, NumPy and Python stand in what they draw."""
+def draws_from(device: torch.device) -> list[bytes]:
+    """Where torch, NumPy and Python stand in what they draw: the same after a call that has drawn nothing."""
     states = [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
     others = np.random.get_state(), random.getstate()  # noqa: NPY002 - what defenses draw from is this very state
     return [*(one.numpy().tobytes() for one in states), pickle.dumps(others)]
@@ -259,18 +278,27 @@ def check_perturbed(name: str, perturbed: Any, images: Tensor) -> None:
         ValueError: The defense 'loud' gives values from 3 to 3; photos are in [-1, 1], so clip what it returns.
     """
     who = f"The defense {name!r} gives"
-    if not isinstance(perturbed, Tensor):
-        raise ValueError(f"{who} {type(perturbed).__name__}; expected a tensor of shape {tuple(images.shape)}.")
-    if perturbed.shape != images.shape or not perturbed.is_floating_point():
-        raise ValueError(
-            f"{who} {str(perturbed.dtype).removeprefix('torch.')} {tuple(perturbed.shape)} for photos of "
-            f"{str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}; expected floating images of that shape."
-        )
-    if not torch.isfinite(perturbed).all():
-        raise ValueError(f"{who} values that are not finite.")
+    check_images(who, perturbed, images)
     low, high = float(perturbed.min()), float(perturbed.max())
     if low < -1 - TOLERANCE or high > 1 + TOLERANCE:
         raise ValueError(f"{who} values from {low:.4g} to {high:.4g}; photos are in [-1, 1], so clip what it returns.")
+
+
+def check_images(who: str, given: Any, images: Tensor) -> None:
+    """Refuse what are no images of the same shape as these, floating and finite.
+
+    Raises:
+        ValueError: that begins with `who`.
+    """
+    if not isinstance(given, Tensor):
+        raise ValueError(f"{who} {type(given).__name__}; expected a tensor of shape {tuple(images.shape)}.")
+    if given.shape != images.shape or not given.is_floating_point():
+        raise ValueError(
+            f"{who} {str(given.dtype).removeprefix('torch.')} {tuple(given.shape)} for photos of "
+            f"{str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}; expected floating images of that shape."
+        )
+    if not torch.isfinite(given).all():
+        raise ValueError(f"{who} values that are not finite.")
 
 
 def check_likeness(name: str, perturbed: Tensor, images: Tensor, start: int = 0) -> None:

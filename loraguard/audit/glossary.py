@@ -41,7 +41,8 @@ FLAG_HELP = {
     "somewhere else, and its figures do not come again.",
     "crafted-otherwise-alone": "Photo by photo the defense does something else than in a batch: its figures are those "
     "of a batch, and nobody publishes batches.",
-    "only-a-colour-cast": "Setting each channel's mean right brings back most of what is spoilt; anybody can.",
+    "only-a-colour-cast": "Setting each channel's mean and contrast right brings back most of what is spoilt; "
+    "anybody can.",
     "only-where-the-edit-is": "Where the edit changes the photo far more outputs are spoilt than the DSR says: read "
     "the masked figures.",
     "outputs-not-repeatable": "The same photo with the same seed gives another output: the network draws from "
@@ -50,6 +51,8 @@ FLAG_HELP = {
     "depends-on-the-batch": "The output for a photo depends on what is beside it or came before it.",
     "does-not-edit": "On clean photos the network does little more than nothing, or only part of the edit: what it "
     "undoes is no loss.",
+    "outputs-of-another-range": "No output has a dark value, although photos do: the network seems to give values from "
+    "0 to 1 in place of -1 to 1, so that distances between its outputs are half of what they should be.",
     "only-known-photos": "On photos that it cannot know, means of two in other colours, the network does not edit, or "
     "not undo, as it does on these.",
     "gradients-do-not-fit": "The gradients do not say what the outputs do: attacks along them are blind, and a low DSR "

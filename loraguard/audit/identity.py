@@ -7,10 +7,11 @@ enough: two classes may share a name, two functions their module, two networks t
 from __future__ import annotations
 
 import copyreg
+import dis
 import functools
 import hashlib
+import importlib
 import inspect
-import json
 import re
 import sys
 import types
@@ -19,8 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from enum import Enum
-from importlib.metadata import PackageNotFoundError, distribution, packages_distributions, version
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -30,9 +30,10 @@ from torch import Tensor, nn
 
 from loraguard.fingerprint import digest
 
+from .installed import OWN, installed, package_of, version_of
+
 _PLAIN = (str, int, float, bool, type(None), bytes, complex, type(...), type(NotImplemented))
 _CONTAINERS = (Mapping, set, frozenset, tuple, list)
-_OWN = __name__.partition(".")[0]
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")  # of each layer
 _OF_MODULES = frozenset({*vars(nn.Module()), "peft_config"})  # the latter is PEFT's note on the network beneath
 _ADAPTER = re.compile(r"(?:^|\.)(?:lora_\w+|modules_to_save)(?:\.|$)")
@@ -46,7 +47,8 @@ def identity(thing: Any) -> Identity:
 
     It holds the SHA-256 of the code, attributes, closures, tensors and weights that the thing's behaviour depends on,
     as far as Python shows them; of an object that is made in C, what it would be pickled as. Code of an installed
-    package counts by the package's version, unless it is installed so that it can be edited. Of something that cannot
+    package counts by the package's version, unless it is installed so that it can be edited; of any other module, what
+    is used of it. Of something that cannot
     be looked into (a generator, an open file) the identity is one of this process, so that no other run takes it for
     its own; `opaque` names what it was.
 
@@ -85,7 +87,7 @@ def architecture(model: nn.Module) -> Identity:
     walk = _Walk()
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     for name, layer in base.named_modules():
-        adapter = type(layer).__module__.startswith(("peft.", f"{_OWN}.tuner")) or _ADAPTER.search(name)
+        adapter = type(layer).__module__.startswith(("peft.", f"{OWN}.tuner")) or _ADAPTER.search(name)
         if not adapter:
             walk.layer(name.replace(".base_layer", ""), layer)
     saved = base.state_dict()
@@ -108,7 +110,7 @@ def is_own(thing: Any) -> bool:
     """
     if isinstance(thing, (tuple, list)):
         return all(map(is_own, thing))
-    own = is_dataclass(thing) and _package(type(thing).__module__) == _OWN
+    own = is_dataclass(thing) and package_of(type(thing).__module__) == OWN
     return isinstance(thing, _PLAIN) or (own and all(is_own(getattr(thing, one.name)) for one in fields(thing)))
 
 
@@ -145,7 +147,7 @@ class _Walk:
         elif isinstance(thing, _CONTAINERS):
             self._container(thing)
         elif isinstance(thing, types.ModuleType):
-            self.say("module", thing.__name__, _version(thing.__name__))
+            self.say("module", thing.__name__, version_of(thing.__name__))
         elif isinstance(thing, type):
             self._class(thing)
         elif isinstance(thing, functools.partial):
@@ -200,8 +202,8 @@ class _Walk:
 
     def _class(self, one: type) -> None:
         """Installed classes by their version; others by the code of each method, and of what they inherit."""
-        self.say("class", one.__module__, one.__qualname__, _version(one.__module__))
-        if _installed(one.__module__):
+        self.say("class", one.__module__, one.__qualname__, version_of(one.__module__))
+        if installed(one.__module__):
             return
         for base in (*one.__bases__, type(one)):
             self.add(base)
@@ -214,14 +216,23 @@ class _Walk:
                 self.add(_unwrapped(value))
 
     def _function(self, one: types.FunctionType) -> None:
-        self.say("function", one.__module__, one.__qualname__, _version(one.__module__))
-        if not _installed(one.__module__):
+        self.say("function", one.__module__, one.__qualname__, version_of(one.__module__))
+        if not installed(one.__module__):
             self._code(one.__code__)
-            used = {name for code in _codes(one.__code__) for name in code.co_names}
-            self.pairs((name, one.__globals__[name]) for name in used if name in one.__globals__)
+            names = {name for code in _codes(one.__code__) for name in code.co_names}
+            self._used({**one.__globals__, **_imported(one)}, names)
         for value in (one.__defaults__, one.__kwdefaults__, vars(one)):
             self.add(value)
         self.pairs(zip(one.__code__.co_freevars, map(_contents, one.__closure__ or ()), strict=True))
+
+    def _used(self, space: Mapping[str, Any], names: set[str], within: tuple[Any, ...] = ()) -> None:
+        """What code finds under its names; in modules that are not installed, which no version describes, as well."""
+        self.pairs((name, space[name]) for name in names & space.keys())
+        for name in sorted(names & space.keys()):
+            one = space[name]
+            if isinstance(one, types.ModuleType) and one not in within and not installed(one.__name__):
+                self.say("in", name)
+                self._used(vars(one), names, (*within, one))
 
     def _code(self, code: types.CodeType) -> None:
         self.say("code", code.co_code, code.co_names, code.co_varnames, code.co_freevars)
@@ -248,7 +259,7 @@ class _Walk:
             self.say(code)
             used = {name: getattr(layer, name, None) for name in re.findall(r"\.(\w+)", code)}
             own = {name: one for name, one in used.items() if isinstance(one, (*_PLAIN, *_CONTAINERS, Tensor))}
-        elif _installed(type(layer).__module__):  # what such a layer remembers of its last call does not count
+        elif installed(type(layer).__module__):  # what such a layer remembers of its last call does not count
             own = {key: value for key, value in own.items() if callable(value) or not key.startswith("_")}
         self.pairs(own.items())
 
@@ -268,7 +279,7 @@ class _Walk:
         elif (parts := _pickled(thing)) is not None:
             for one in parts:
                 self.add(one)
-        elif hasattr(thing, "__dict__") or held or not _installed(type(thing).__module__):
+        elif hasattr(thing, "__dict__") or held or not installed(type(thing).__module__):
             return
         elif isinstance(thing, (range, slice, bytearray)):
             self.say(repr(thing))
@@ -334,57 +345,17 @@ def _codes(code: types.CodeType) -> Iterable[types.CodeType]:
             yield from _codes(one)
 
 
-def _package(module: Any) -> str:
-    """The package of a module's name; what Cython makes may have a descriptor in place of one."""
-    return module.partition(".")[0] if isinstance(module, str) else ""
-
-
-@functools.cache
-def _distributions(package: str) -> list[str]:
-    """What was installed that holds a package; most are called as it is, so that nothing else has to be read."""
-    with suppress(PackageNotFoundError, ValueError):  # the latter where code has no package
-        return [distribution(package).metadata["Name"]]
-    return _all_distributions().get(package, [])
-
-
-@functools.cache
-def _all_distributions() -> Mapping[str, list[str]]:
-    return packages_distributions()
-
-
-@functools.cache
-def _installed(module: str | None) -> bool:
-    """Whether code is of Python itself or of an installed package, so that a version says what it is."""
-    package = _package(module)
-    if package in sys.stdlib_module_names - {"__main__"} or package == _OWN:
-        return True
-    names = _distributions(package)
-    return bool(names) and not any(map(_is_worked_on, names))
-
-
-def _is_worked_on(name: str) -> bool:
-    """Whether what was installed is a folder in which somebody works: its code changes and its version does not."""
-    there = distribution(name)
-    editable = json.loads(there.read_text("direct_url.json") or "{}").get("dir_info", {}).get("editable", False)
-    in_place = there.read_text("PKG-INFO") is not None and "-packages" not in str(there.locate_file(""))
-    return bool(editable) or in_place
-
-
-@functools.cache
-def _version(module: str | None) -> str:
-    package = _package(module)
-    if package == _OWN:
-        return _own_code()
-    if package in sys.stdlib_module_names:
-        return f"{sys.version_info[0]}.{sys.version_info[1]}"
-    return ",".join(sorted(version(one) for one in _distributions(package)))
-
-
-@functools.cache
-def _own_code() -> str:
-    """Of this package the code itself: a checkout keeps its version while it changes."""
-    sha = hashlib.sha256()
-    for folder in ("channels", "defenses", "generators", "metrics", "stamp", "tuner"):
-        for file in sorted((Path(__file__).parents[1] / folder).rglob("*.py")):
-            sha.update(file.read_bytes())
-    return sha.hexdigest()[:16]
+def _imported(function: types.FunctionType) -> dict[str, types.ModuleType]:
+    """The modules that a function imports when it is called, but for installed ones, by the names that it says."""
+    names = {
+        step.argval
+        for code in _codes(function.__code__)
+        for step in dis.get_instructions(code)
+        if step.opname == "IMPORT_NAME" and not installed(step.argval)
+    }
+    found = {}
+    for name in names:
+        beside = f"{function.__globals__.get('__package__')}.{name}"
+        with suppress(Exception):  # of whatever kind: the code is somebody else's
+            found[name] = sys.modules[beside] if beside in sys.modules else importlib.import_module(name)
+    return found

@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import Dataset
 
 from loraguard.channels import Channel
+from loraguard.data import PhotoHashes
 from loraguard.fingerprint import digest
 
 from .craft import must_fit
@@ -39,6 +40,7 @@ class Names:
         measures: Measures,
         jobs: Sequence[Job],
         fit_on: Dataset[Any] | None,
+        kept: PhotoHashes | None = None,
     ) -> None:
         self.subjects = subjects
         self.hashes = subjects.hashes()
@@ -47,7 +49,11 @@ class Names:
         self.patches = {name: settings_of(subjects.adapters[name]) for name in subjects.patched}
         self.defenses = {id(job.defense): _named(job.treatment.defense, job.defense) for job in jobs}
         self.channels = {name: _named(name, one) for name, one in channels.items()}
-        self.fit_on: list[Any] | None = None if fit_on is None else [identity(fit_on), len(fit_on)]  # type: ignore[arg-type]
+        self.fit_on: list[Any] | None = None
+        if fit_on is not None:  # photos as well: files change, and the name of their folder does not
+            photos = None if kept is None else digest({"exact": kept.exact})
+            self.fit_on = [identity(fit_on), len(fit_on), photos]  # type: ignore[arg-type]
+        self.detectors = set(measures.detectors)
         self.measures = [measures.settings(), *map(identity, measures.made_by)]
 
     @property
@@ -65,7 +71,9 @@ class Names:
     def fitted_on(self) -> dict[str, Any]:
         """What the photos for fitting are, where that can be told."""
         told = self.fit_on is not None and not self.fit_on[0].get("opaque")
-        return {"sha256": self.fit_on[0]["sha256"], "n": self.fit_on[1]} if self.fit_on is not None and told else {}
+        if self.fit_on is None or not told:
+            return {}
+        return {"sha256": self.fit_on[0]["sha256"], "n": self.fit_on[1], "photos_sha256": self.fit_on[2]}
 
     @property
     def measured_by(self) -> str | None:
@@ -101,7 +109,10 @@ class Names:
 
     def forward(self, generator: str, channel: str, batch: Batch) -> str:
         """Of what a forward pass of a batch through a channel and a generator finds."""
-        return key_of(self.weights(generator), self.channels[channel], self._target(generator, batch), self.measures)
+        own = [generator] if generator in self.detectors else []  # the stamp of this one alone is looked for
+        return key_of(
+            self.weights(generator), self.channels[channel], self._target(generator, batch), self.measures, *own
+        )
 
     def weights(self, generator: str) -> list[Any]:
         """Of a generator."""

@@ -25,6 +25,9 @@ from loraguard.metrics import (
 )
 from loraguard.stamp import StampDetector
 
+MOST_GAIN = 8.0
+"""Outputs that have lost more contrast are not brought back: little but rounding is left of them."""
+
 Encoded = Callable[[nn.Module, str], Tensor]
 """What an encoder gives for the "target" or the "photo" of a batch."""
 
@@ -72,10 +75,12 @@ class Measures:
     """What is measured on each output.
 
     Always MSE, DSR, PSNR and SSIM; the MSE under CMUA's mask where outputs are as large as photos; the stamp where
-    there is a detector; LPIPS and features where there are networks for them.
+    there is a detector; LPIPS and features where there are networks for them. Encoders and detectors, which may work in
+    place, get copies of what they look at.
 
     Args:
-        detectors: by generator, what looks for its stamp; where a generator has none, the first one is taken.
+        detectors: by generator, what looks for its stamp; on outputs of one that has none, each looks for its own, and
+            the stamp is found where one of them finds it.
         lpips: the network of LPIPS, from `LPIPS.load`.
         identity: a face encoder, images (N, 3, H, W) to embeddings (N, D), whose cosine between output and target is
             measured, and the CIDR.
@@ -126,18 +131,20 @@ class Measures:
             found["lpips"] = self.lpips(preds, target)
         if self.identity is not None:
             kept = encoded or (lambda network, of: network(target if of == "target" else images))
-            mine, wanted, photo = self.identity(preds), kept(self.identity, "target"), kept(self.identity, "photo")
+            wanted, photo = kept(self.identity, "target"), kept(self.identity, "photo")
+            mine = self.identity(preds.clone())
             check_encoder("identity", photo, images)
             found["identity"] = cosine_similarity(mine, wanted)
             found["cidr"] = identity_disruption(mine, wanted, photo)
         if self.clip is not None:
-            found["clip"] = self.clip(preds, edits)
+            found["clip"] = self.clip(preds.clone(), edits)
         if self.brisque is not None:
-            found["brisque"] = self.brisque(preds)
+            found["brisque"] = self.brisque(preds.clone())
         if self.detectors:
-            detector = self.detectors.get(generator) or next(iter(self.detectors.values()))
-            found["stamp_score"] = detector.score(preds)
-            found["stamp_rate"] = detector(preds).to(preds)
+            own = self.detectors.get(generator)
+            looking = list(self.detectors.values()) if own is None else [own]
+            found["stamp_score"] = torch.stack([one.score(preds.clone()) for one in looking]).amax(0)
+            found["stamp_rate"] = torch.stack([one(preds.clone()) for one in looking]).any(0).to(preds)
         check_figures(generator, found)
         return found
 
@@ -212,6 +219,7 @@ def check_encoder(name: str, codes: Tensor, images: Tensor) -> None:
 
 
 def _without_cast(preds: Tensor, target: Tensor) -> Tensor:
-    """The MSE that is left when each channel's mean is set to that of the target: what no brightness undoes, (N,)."""
-    cast = (preds - target).mean((2, 3), keepdim=True)
-    return mean_squared_error(preds - cast, target)
+    """The MSE that is left when each channel's mean, and contrast where some is lost, are set to the target's, (N,)."""
+    preds, target = (one - one.mean((2, 3), keepdim=True) for one in (preds, target))
+    gain = (preds * target).sum((2, 3), keepdim=True) / preds.square().sum((2, 3), keepdim=True).clamp_min(1e-12)
+    return mean_squared_error(gain.clamp(1, MOST_GAIN) * preds, target)

@@ -49,6 +49,7 @@ class AuditOptions(AuditExtent):
         fit_on: photos for defenses that have to be fitted; not those of the audit.
         conditions: from labels to edits, by default the generator's own.
         detectors: by patch, what looks for its stamp in every output, or None; without any no stamp rate is measured.
+            Where there is one, each other patch with a stamp gets one for its own, which is not calibrated.
         lpips: from `LPIPS.load`, to measure LPIPS.
         features: an encoder, images (N, 3, H, W) to (N, D), to measure the Fréchet distance between the outputs and
             what they should have been.

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
+from types import CellType
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils.data import Dataset
+from torch import Tensor, nn
+from torch.utils.data import ConcatDataset, Dataset
 
 from loraguard.data import PhotoHashes, PhotoVersions
+from loraguard.defenses import Fittable
 from loraguard.metrics import psnr
 
 from .checks import Check
@@ -119,6 +121,43 @@ def given_twice(alike: Sequence[Mapping[tuple[str, str], Tensor]], generators: S
                 f"{int(same.sum())} of {len(same)} photos that {pair[1]!r} is said to have perturbed are those of "
                 f"{pair[0]!r}.",
             )  # fmt: skip
+
+
+def fitted_before(defenses: Mapping[str, Any]) -> dict[str, Dataset[Any] | None]:
+    """By defense that was fitted before the audit, or holds such ones, their photos; None where nobody knows them.
+
+    Example:
+        >>> from loraguard.defenses import CMUA, Mixture
+        >>> from loraguard.generators import DemoEditor
+        >>> photos = [{"image": torch.zeros(3, 16, 16), "labels": torch.zeros(5)}]
+        >>> fitted = CMUA(steps=1).fit(DemoEditor(conv_dim=4), photos, disable_tqdm=True)
+        >>> fitted_before({"several": Mixture((fitted, CMUA())), "not yet": CMUA()}) == {"several": photos}
+        True
+    """
+    found: dict[str, Dataset[Any] | None] = {}
+    for name, one in defenses.items():
+        seen = [getattr(part, "seen", None) for part in _parts(one) if part.fitted is not None]
+        known = [one for one in seen if one is not None]
+        if seen:
+            found[name] = None if len(known) < len(seen) else known[0] if len(known) == 1 else ConcatDataset(known)
+    return found
+
+
+def _parts(thing: Any, deep: int = 6) -> Iterator[Fittable]:
+    """The defenses that see photos first in a defense: itself, or what it is made of, as a mixture or a function is."""
+    if isinstance(thing, Fittable):
+        yield thing
+    if isinstance(thing, Mapping):
+        held = list(thing.values())
+    elif isinstance(thing, (tuple, list)):
+        held = list(thing)
+    elif isinstance(thing, (nn.Module, Tensor, Dataset, type)):
+        held = []
+    else:
+        cells = [cell for cell in getattr(thing, "__closure__", None) or () if cell != CellType()]
+        held = [*getattr(thing, "__dict__", {}).values(), *(cell.cell_contents for cell in cells)]
+    for one in held if deep else ():
+        yield from _parts(one, deep - 1)
 
 
 def _apart(photos: PhotoVersions, known: PhotoHashes) -> tuple[bool, str]:

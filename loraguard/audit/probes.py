@@ -36,6 +36,12 @@ EDITS, MADE = 0.5, 0.9
 """A network that edits leaves at most this part of the difference that doing nothing leaves, and makes at least this
 part of the edit."""
 
+FOLLOWS = 0.1
+"""Where photos are exchanged for one another, outputs change by at least this part of what the photos do."""
+
+DARK, DARKEST = -0.2, -0.05
+"""Where a tenth of the photos' values is under the first, some value of the outputs is under the second."""
+
 AGAIN = 0.1
 """By this part the MSE on the very same photos may differ between the audit and its end."""
 
@@ -224,15 +230,14 @@ def _edits(
     if first.shape[1] != batch.images.shape[1]:
         return
     idle = _sized(batch.images, first)
+    low, high, dark = float(first.min()), float(first.max()), float((idle < DARK).float().mean())
+    yield Check(
+        "outputs-of-another-range", dark < 0.1 or low < DARKEST, name, None, KNOWLEDGE,
+        f"On clean photos its outputs lie between {low:.2f} and {high:.2f}, although {dark:.0%} of the photos' values "
+        f"are under {DARK:g}.",
+    )  # fmt: skip
     if name == UNTOUCHED or name in subjects.others:
-        off = float((as_saved(name, first, idle) - idle).square().mean().sqrt())
-        other = outputs(batch.images.roll(1, 0), batch.of(name))
-        same = len(first) > 1 and float((other - first).abs().max()) <= SAME
-        yield Check(
-            "does-not-edit", off > 1 / LEVELS_PER_UNIT and not same, name, None, KNOWLEDGE,
-            f"On clean photos its outputs differ from the photos by {off * LEVELS_PER_UNIT:.2f} of 255 levels (root "
-            f"mean square), and {'do not differ' if same else 'differ'} from one another's where photos are exchanged.",
-        )  # fmt: skip
+        yield _edits_at_all(name, outputs, batch, first, idle)
         return
     tried = attacked()
     nothing = mean_squared_error(as_saved(name, idle, batch.images), target).mean().item()
@@ -346,6 +351,23 @@ def _spoilt(craft: Crafter, job: Job, batch: Batch, photos: Tensor, target: Tens
         held = craft.held(job, photos, batch.images).photos
         outputs = craft.subjects.outputs(job.crafted_on, held, batch.of(job.crafted_on))
     return mean_squared_error(as_saved(job.crafted_on, outputs, photos), target)
+
+
+def _edits_at_all(
+    name: str, outputs: Callable[[Tensor, Condition], Tensor], batch: Batch, first: Tensor, idle: Tensor
+) -> Check:
+    """Whether a network that is compared with itself gives something else than photos, and another thing for each."""
+    off = float((as_saved(name, first, idle) - idle).square().mean().sqrt())
+    apart = float((idle.roll(1, 0) - idle).square().mean().sqrt())
+    exchanged = outputs(batch.images.roll(1, 0), batch.of(name))
+    follows = float((exchanged - first).square().mean().sqrt()) / max(apart, 1e-9)
+    ignores = apart > SAME and follows < FOLLOWS
+    return Check(
+        "does-not-edit", off > 1 / LEVELS_PER_UNIT and not ignores, name, None, KNOWLEDGE,
+        f"On clean photos its outputs differ from the photos by {off * LEVELS_PER_UNIT:.2f} of 255 levels (root "
+        f"mean square); where photos are exchanged they change by {follows:.0%} of what these do (at least "
+        f"{FOLLOWS:.0%}).",
+    )  # fmt: skip
 
 
 def _sized(photos: Tensor, outputs: Tensor) -> Tensor:

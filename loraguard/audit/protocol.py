@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from loraguard.data import PhotoVersions
 from loraguard.defenses import Fittable
 from loraguard.files import temporary_folder, writable_folder
+from loraguard.stamp import StampDetector
 
 from .checks import examine
 from .craft import must_fit
@@ -21,7 +22,7 @@ from .detectability import detections
 from .gather import gather
 from .measure import Measures
 from .options import AuditOptions
-from .overlap import distinct, given_twice, hashes_in, overlaps
+from .overlap import distinct, fitted_before, given_twice, hashes_in, overlaps
 from .photos import Photos
 from .plan import Job, plan
 from .power import planned
@@ -97,7 +98,8 @@ def run_audit(
         device=device_of(model),
     )
     jobs = _jobs(subjects, photos, options)
-    measures = Measures(options.detectors or {}, options.lpips, options.features, options.identity, options.brisque,
+    kept = None if options.fit_on is None else hashes_in(options.fit_on)
+    measures = Measures(_detectors(options), options.lpips, options.features, options.identity, options.brisque,
                         options.clip)  # fmt: skip
     with ExitStack() as stack:
         share = options.share or Share.launched()
@@ -107,7 +109,7 @@ def run_audit(
                 raise ValueError(f"{share.of} processes need an output_dir to share what they find.")
             folder = stack.enter_context(temporary_folder())
         store = Store(writable_folder(folder) / "cells")
-        stack.enter_context(subjects.in_eval_mode())
+        stack.enter_context(subjects.in_eval_mode(options.channels, measures.made_by))
         run = Run(
             subjects,
             photos,
@@ -119,6 +121,7 @@ def run_audit(
             options.conditions,
             options.pictures,
             allow_large_change=options.allow_large_change,
+            kept=kept,
         )
         log = run.go(share, options.disable_tqdm)
         result = gather(run, log, options.defenses, options.seeds, Success(options.success))
@@ -127,10 +130,10 @@ def run_audit(
             result.detections = detections(run, options.fit_on, options.detect, options.conditions, share)
     result.settings |= {"preset": options.preset, "transfer": carried(options.transfer, subjects.names)}
     result.settings["power"] = planned(len(photos), len(options.defenses))
-    known, kept = dict(options.trained_on or {}), None if options.fit_on is None else hashes_in(options.fit_on)
+    known = dict(options.trained_on or {})
     result.settings["trained_on"] = {name: len(one) for name, one in known.items()}
     adapted = [name for name in subjects.names[1:] if name not in subjects.others]
-    seen = _fitted_before(options.defenses)
+    seen = fitted_before(options.defenses)
     fitted = {name: hashes_in(photos) for name, photos in seen.items() if photos is not None}
     learned = {**known, **fitted}
     result.settings["unknown_photos"] = [name for name in (*adapted, *seen) if not learned.get(name)]
@@ -143,10 +146,11 @@ def run_audit(
     return result
 
 
-def _fitted_before(defenses: Mapping[str, Any]) -> dict[str, Dataset[Any] | None]:
-    """By defense that was fitted before the audit, the photos that it was fitted on; None where nobody knows them."""
-    ready = {name: one for name, one in defenses.items() if isinstance(one, Fittable) and one.fitted is not None}
-    return {name: getattr(one, "seen", None) for name, one in ready.items()}
+def _detectors(options: AuditOptions) -> dict[str, StampDetector]:
+    """What looks for each patch's stamp; where there is any, a patch without one gets one as it is, not calibrated."""
+    given: dict[str, StampDetector] = options.detectors
+    stamps = {name: stamp for name, stamp in (options.patches or {}).items() if stamp is not None and given}
+    return {**{name: StampDetector(stamp) for name, stamp in stamps.items()}, **given}
 
 
 def carried(wanted: Sequence[str], there: Sequence[str]) -> list[str]:
@@ -171,7 +175,7 @@ def _jobs(subjects: Subjects, photos: Photos, options: AuditOptions) -> list[Job
     """Everything that is to be done; refuses defenses that would have to be fitted and have nothing to do it on."""
     random: set[str] = set()
     if options.checks:
-        with subjects.in_eval_mode():
+        with subjects.in_eval_mode(options.channels):
             random = what_draws(subjects, options.channels, photos.peek().first(PROBED))
     jobs = plan(
         options.defenses,

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from loraguard.channels import Channel, Identity, quantize
-from loraguard.data import PhotoVersions
+from loraguard.data import PhotoHashes, PhotoVersions
 from loraguard.generators import Conditions
 from loraguard.metrics import psnr
 from loraguard.pixels import from_bytes, to_bytes
@@ -23,7 +23,7 @@ from loraguard.pixels import from_bytes, to_bytes
 from .again import agree, alike, flagged
 from .channel_probes import probe_channel, probe_stamp
 from .checks import Check
-from .craft import Crafter, check_likeness, drawn_beyond, farthest, seeded
+from .craft import Crafter, check_images, check_likeness, drawn_beyond, farthest, seeded
 from .keys import Names
 from .measure import Measures, as_saved, check_encoder
 from .overlap import perturbed_alike
@@ -37,6 +37,9 @@ from .subjects import Subjects
 
 PROBED = 4
 """Photos that the probes try."""
+
+TARGETS = 2**31
+"""The seed of targets, which no row's outputs have: a draw of a generator is compared with another, always the same."""
 
 
 @dataclass
@@ -100,6 +103,7 @@ class Run:
         conditions: from labels to edits.
         pictures: so many of the first photos are kept for showing.
         allow_large_change: take photos that somebody else has perturbed even if they are not like their originals.
+        kept: hashes of `fit_on`.
     """
 
     def __init__(
@@ -115,6 +119,7 @@ class Run:
         pictures: int,
         *,
         allow_large_change: bool = False,
+        kept: PhotoHashes | None = None,
     ) -> None:
         self.subjects, self.photos, self.measures = subjects, photos, measures
         self.channels: dict[str, Channel] = {NO_CHANNEL: Identity(), **channels}
@@ -122,7 +127,7 @@ class Run:
         self.fit_on = fit_on
         self.craft = Crafter(subjects, self.channels, fit_on, conditions)
         self.allow_large_change = allow_large_change
-        self.names = Names(subjects, self.channels, measures, jobs, fit_on)
+        self.names = Names(subjects, self.channels, measures, jobs, fit_on, kept)
 
     def go(self, share: Share, disable_tqdm: bool) -> Log:
         """Do what is not stored yet of this process' share of the batches, and say where everything is."""
@@ -277,8 +282,8 @@ class Run:
         for name, channel in self.channels.items():
             if name != NO_CHANNEL:
                 through = any(job.through == name for job in self.jobs)
-                key = key_of("probe", self.names.channels[name], sample.hashes, names, through)
-                probe(key, name, partial(probe_channel, name, channel, sample, names, through))
+                key = key_of("probe", self.names.channels[name], whole.hashes, names, through)
+                probe(key, name, partial(probe_channel, name, channel, sample, names, through, whole))
         for name, stamp in self.subjects.stamps.items():
             if stamp is not None and (detector := self.measures.detectors.get(name)) is not None:
                 key = key_of("probe", self.names.forward(name, NO_CHANNEL, whole), whole.hashes)
@@ -325,7 +330,8 @@ class Run:
                 continue
             with seeded(drawn_beyond(job.seed, batch.start)):
                 sent = self.channels[channel](photos.clone())  # a copy: a channel may work in place
-                outputs = self.subjects.outputs(generator, sent, batch.of(generator))
+                check_images(f"The channel {channel!r} gives", sent, photos)
+                outputs = self.subjects.outputs(generator, sent.clamp(-1, 1), batch.of(generator))
             preds = as_saved(generator, outputs, batch.images)
             target = clean.target(generator)[: len(batch)]
             encoded = partial(clean.encoded, generator, len(batch))
@@ -336,7 +342,7 @@ class Run:
                 shown[name] = preds
             if self.measures.features is not None:
                 with torch.no_grad():
-                    features |= {f"is {name}": self.measures.features(preds).cpu().float()}
+                    features |= {f"is {name}": self.measures.features(preds.clone()).cpu().float()}
                 features |= {f"ought {name}": encoded(self.measures.features, "target").cpu().float()}
                 check_encoder("features", encoded(self.measures.features, "photo"), batch.images)
         pictures = {name: to_bytes(images[: self.pictures - batch.start]).cpu() for name, images in shown.items()}
@@ -361,7 +367,8 @@ class Clean:
     def saved(self, generator: str) -> Tensor:
         """A generator's outputs, as a file would hold them."""
         if generator not in self.found:
-            outputs = self.subjects.outputs(generator, self.whole.images, self.whole.of(generator))
+            with seeded(drawn_beyond(TARGETS, self.whole.start)):
+                outputs = self.subjects.outputs(generator, self.whole.images, self.whole.of(generator))
             self.found[generator] = as_saved(generator, outputs, self.whole.images)
         return self.found[generator]
 
@@ -381,7 +388,7 @@ class Clean:
         """What an encoder makes of the first photos, `of` "photo", or of what a generator should give on them."""
         key = id(network), "" if of == "photo" else generator
         if key not in self.codes:
-            self.codes[key] = network(self.whole.images if of == "photo" else self.target(generator))
+            self.codes[key] = network((self.whole.images if of == "photo" else self.target(generator)).clone())
         return self.codes[key][:count]
 
 

@@ -30,6 +30,13 @@ INSIDE, EDGE = (0.0, 0.03), (0.04, 0.05)
 budget, every value by something between these. (On photos themselves equal values lie side by side, on which a max
 pooling has no slope.)"""
 
+ROOM = 1 - 2 * STEPS[-1]
+"""Where slopes are measured, values leave room for the steps: a network that clips its input has no slope at the ends
+of the range, and there may be white all over a photo."""
+
+AGREE = 2 / LEVELS_PER_UNIT
+"""Gradients in a batch and alone are compared where outputs differ by no more: others draw, or depend on the batch."""
+
 WIDE, STAND_IN = (1 / LEVELS_PER_UNIT, 8 / LEVELS_PER_UNIT), 0.2
 """How far a photo is moved to measure a channel's slopes, wide enough for one that rounds coarsely, and the least
 correlation with those of what stands in for it: that of WebP with no gradient but the identity's is 0.4."""
@@ -47,8 +54,8 @@ def slopes(network: nn.Module, images: Tensor, condition: Condition, count: int 
     The slope of `sum(R * G(x, c))` for fixed random weights R is measured along directions of random signs by central
     differences, and taken from the gradient; by those of :data:`STEPS` at which the two agree best. Photos are moved
     within the usual budget first, as an attack does (:data:`INSIDE`, :data:`EDGE`). Then the gradient is taken once
-    more as an attack takes it: of all images at once, of a sum as small as a mean over all values, and of images that
-    come from something else.
+    more as an attack takes it: of a sum as small as a mean over all values, of images that come from something else;
+    and, where outputs are the same, of all images at once, whatever row each is in.
 
     Args:
         network: from images to images.
@@ -59,8 +66,9 @@ def slopes(network: nn.Module, images: Tensor, condition: Condition, count: int 
 
     Returns:
         The correlation of the two over directions and images, and the size of the gradient's slopes in units of the
-        measured ones (root mean squares); of photos that were moved little, of those that were moved far, and of the
-        gradient as an attack takes it beside the first one, where they fit worst. Both are 1 for exact gradients; where
+        measured ones (root mean squares); of photos that were moved little, of those that were moved far, of the
+        gradient as an attack takes it beside the first one, and of that of the whole batch beside those of `count`
+        images each, where they fit worst. Both are 1 for exact gradients; where
         outputs do not move at all, 0 and 0, or 1 and 1 where the gradient says so too.
 
     Example:
@@ -79,22 +87,57 @@ def slopes(network: nn.Module, images: Tensor, condition: Condition, count: int 
         leaf = some.clone().requires_grad_()
         with torch.enable_grad():
             given = network(leaf, **edits)
-            weights = torch.randn(given.shape, generator=draws).to(given) / given[0].numel() ** 0.5
-            gradient = _gradient((weights * given).sum(), leaf)
-    with undisturbed(network), seeded(seed):
-        leaf = points.clone().requires_grad_()
-        with torch.enable_grad():
-            total = (weights * network(leaf * 1, **condition)[:count]).sum()
-            scale = 1 / (weights.numel() * given[0].numel() ** 0.5)
-            attacked = _gradient(scale * total, leaf)[:count] / scale
+            size = given[0].numel()
+            weights = torch.randn((len(points), *given.shape[1:]), generator=draws).to(given) / size**0.5
+            gradient = _gradient((weights[:count] * given).sum(), leaf)
     signs = _signs(some, DIRECTIONS, draws)
 
     def total_of(moved: Tensor) -> Tensor:
         with seeded(seed):
-            return (weights * network(moved, **edits)).double().flatten(1).sum(1)
+            return (weights[:count] * network(moved, **edits)).double().flatten(1).sum(1)
+
+    def attacked(moved: Tensor, rows: slice) -> Tensor:
+        with undisturbed(network):
+            return network(moved, **{key: value[rows] for key, value in condition.items()})
 
     found = _fits(total_of, some, gradient, signs, STEPS, parts=min(2, count))
-    return min([*found, _fit(attacked.double(), gradient.double())], key=_goodness)
+    alone, in_rows = fits_in_rows(attacked, points, weights, count, seed)
+    return min([*found, *in_rows, _fit(alone[:count], gradient.double())], key=_goodness)
+
+
+def fits_in_rows(
+    call: Callable[[Tensor, slice], Tensor], images: Tensor, weights: Tensor, count: int, seed: int = 0
+) -> tuple[Tensor, list[Fit]]:
+    """Gradients as an attack takes them, of images that come from something else: of few at once, and of all.
+
+    Args:
+        call: from some of the images, and which rows they are, to outputs.
+        images: (N, C, H, W) in [-1, 1].
+        weights: of the sum of outputs whose gradient it is, in their shape. It is taken of a sum as small as a mean.
+        count: so many are few.
+        seed: of what is drawn.
+
+    Returns:
+        The gradients of `count` images after another, (N, C, H, W); and how well that of all at once fits it, for each
+        `count` images whose outputs are the same in both.
+    """
+    scale = 1 / weights.numel()
+
+    def taken(rows: slice) -> tuple[Tensor, Tensor]:
+        with seeded(seed), torch.enable_grad():
+            leaf = images[rows].clone().requires_grad_()
+            given = call(leaf * 1, rows)
+            return given.detach(), _gradient(scale * (weights[rows] * given).sum(), leaf).double() / scale
+
+    outputs, together = taken(slice(None))
+    alone, found = [], []
+    for start in range(0, len(images), count):
+        rows = slice(start, start + count)
+        given, gradient = taken(rows)
+        alone.append(gradient)
+        if float((given - outputs[rows]).abs().max()) <= AGREE:
+            found.append(_fit(together[rows], gradient))
+    return torch.cat(alone), found
 
 
 def slopes_under_attack(
@@ -115,8 +158,7 @@ def slopes_under_attack(
     draws = torch.Generator().manual_seed(seed)
     with seeded(seed):
         ends = Disrupting(eps, ATTACK)(network, images.clone(), condition, clean=target)
-    room = 1 - 2 * STEPS[-1]
-    ends = ends.clamp(-room, room)  # a network that clips its input has no slope at the ends of the range
+    ends = ends.clamp(-ROOM, ROOM)
 
     def losses(moved: Tensor) -> Tensor:
         with seeded(seed):
@@ -132,11 +174,11 @@ def slopes_under_attack(
 
 def _moved(images: Tensor, draws: torch.Generator) -> Tensor:
     """Images within the usual budget of these, every second one at its edge."""
-    points = images.detach().clone()
+    points = images.detach().clamp(EDGE[1] - ROOM, ROOM - EDGE[1])
     for part, (least, most) in enumerate((INSIDE, EDGE)):
         drawn = 2 * torch.rand(points[part::2].shape, generator=draws) - 1
         points[part::2] += (drawn.sign() * (least + (most - least) * drawn.abs())).to(points)
-    return points.clamp(-1, 1)
+    return points
 
 
 def _signs(images: Tensor, count: int, draws: torch.Generator) -> list[Tensor]:
@@ -199,15 +241,17 @@ def _fit(said: Tensor, seen: Tensor) -> Fit:
     return float(correlation), float(sizes[0] / sizes[1])
 
 
-def stand_in_fit(channel: Channel, images: Tensor) -> float:
+def stand_in_fit(channel: Channel, images: Tensor, count: int | None = None) -> float:
     """How well the gradient of what stands in for a channel in attacks says what the channel itself does.
 
     Args:
         channel: itself.
         images: (N, C, H, W) in [-1, 1].
+        count: of how many of the first images slopes are measured; None for all.
 
     Returns:
-        The correlation of their slopes along directions of random signs, for steps of :data:`WIDE`, the best of these.
+        The correlation of their slopes along directions of random signs, for steps of :data:`WIDE`, the best of these;
+        0 where the stand-in's gradient is another one in a larger batch.
         About 1 where gradients pass through the channel, 0.4 for WebP and 0.7 for JPEG by their stand-ins.
 
     Example:
@@ -216,7 +260,8 @@ def stand_in_fit(channel: Channel, images: Tensor) -> float:
         >>> round(stand_in_fit(GaussianBlur(1.0), images), 2)
         1.0
     """
-    draws = torch.Generator().manual_seed(0)
+    draws, every = torch.Generator().manual_seed(0), images
+    images = images[:count]
     leaf = images.clone().requires_grad_()
     with seeded(0), torch.enable_grad():
         given = channel.differentiable()(leaf)
@@ -228,4 +273,7 @@ def stand_in_fit(channel: Channel, images: Tensor) -> float:
         with seeded(0):
             return (weights * channel(moved)).double().flatten(1).sum(1)
 
-    return _fits(total_of, images, gradient, signs, WIDE)[0][0]
+    stand_in = channel.differentiable()
+    on_every = torch.randn((len(every), *weights.shape[1:]), generator=draws).to(weights)
+    _, in_rows = fits_in_rows(lambda moved, rows: stand_in(moved), every, on_every, len(images))
+    return _fits(total_of, images, gradient, signs, WIDE)[0][0] if all(map(fits, in_rows)) else 0.0

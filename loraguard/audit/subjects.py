@@ -58,6 +58,7 @@ class Subjects:
         ]
         self._on: list[str] = []  # the generators that are being used, the innermost last
         self._audited = False
+        self._apart: set[str] = set()  # the networks that have been called, and have not called the model
         if unknown := [name for name in patches if name not in {*self.adapters, *self.networks}]:
             there = sorted(self.adapters) or "none: patches are put on a generator by load_patch or get_peft_model"
             raise ValueError(f"The model has no adapter {unknown}; it has {there}.")
@@ -144,9 +145,32 @@ class Subjects:
 
     @torch.no_grad()
     def outputs(self, name: str, images: Tensor, condition: Condition) -> Tensor:
-        """What it makes of images, which it gets copies of: a network may work in place."""
-        with self.one(name) as network:
+        """What it makes of images, which it gets copies of: a network may work in place.
+
+        Raises:
+            ValueError: for a network that calls the model, while there are patches that are switched on and off.
+        """
+        with self.one(name) as network, self._kept_apart(name):
             return network(images.clone(), **{key: value.clone() for key, value in condition.items()})
+
+    @contextmanager
+    def _kept_apart(self, name: str) -> Iterator[None]:
+        """At its first call see whether a further network calls the model itself."""
+        first = self.patched and name in self.networks and name not in self._apart
+        called: list[Any] = []
+        hooks = [one.register_forward_pre_hook(lambda *given: called.append(given)) for one in self._switches if first]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if called:
+            raise ValueError(
+                f"The network {name!r} calls the model whose patches the audit switches on and off, so that its "
+                "figures would be those of whichever patch was used last. Give it a network of its own: copy.deepcopy "
+                "of the generator, before get_peft_model or load_patch puts a patch into it."
+            )
+        self._apart.add(name)
 
     def target(self, name: str, untouched: Tensor) -> Tensor:
         """What it should make, from the untouched generator's outputs on clean photos: these, or stamped."""
@@ -170,9 +194,13 @@ class Subjects:
                 )  # fmt: skip
 
     @contextmanager
-    def in_eval_mode(self) -> Iterator[None]:
-        """Everything in eval mode and folded; afterwards adapters, modes, flags and the global seed are as before."""
-        everything = [self.model, *self.networks.values()]
+    def in_eval_mode(self, *beside: Any) -> Iterator[None]:
+        """Everything in eval mode and folded; afterwards adapters, modes, flags and the global seed are as before.
+
+        Args:
+            beside: channels, encoders and whatever else may hold networks of its own.
+        """
+        everything = [self.model, *self.networks.values(), *networks_in(beside)]
         patched = self.model if isinstance(self.model, PeftModel) else None
         active = patched.active_adapter if patched is not None else ""
         modes = {module: module.training for one in everything for module in one.modules()}
@@ -195,6 +223,25 @@ class Subjects:
                     module.training = mode
                 for parameter, flag in flags.items():
                     parameter.requires_grad_(flag)
+
+
+def networks_in(thing: Any) -> Iterator[nn.Module]:
+    """The networks that a thing is, holds among its attributes, or has in a container.
+
+    Example:
+        >>> from loraguard.channels import GaussianBlur
+        >>> list(networks_in({"blur": GaussianBlur(1.0), "net": nn.ReLU()}))
+        [ReLU()]
+    """
+    if isinstance(thing, nn.Module):
+        yield thing
+    elif isinstance(thing, Mapping):
+        yield from networks_in(list(thing.values()))
+    elif isinstance(thing, (tuple, list)):
+        for one in thing:
+            yield from networks_in(one)
+    elif held := getattr(thing, "__dict__", None):
+        yield from (one for one in held.values() if isinstance(one, nn.Module))
 
 
 def device_of(network: nn.Module) -> torch.device:

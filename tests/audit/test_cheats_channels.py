@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +18,8 @@ from loraguard.audit.channel_probes import probe_channel
 from loraguard.audit.checks import examine
 from loraguard.audit.photos import Batch
 from loraguard.channels import Channel, parse_channel
+
+HONEST = ("blur:0.5", "jpeg:75", "webp:75", "noise:0.02", "median", "unsharp", "salt-pepper", "crop:0.9")
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,8 @@ def test_channels_that_remember_or_hide_are_flagged() -> None:
 
     Honest ones, of which two have stand-ins, are silent.
     """
-    known = torch.stack([Faces(4)[at]["image"] for at in range(4)])
+    every = torch.stack([Faces(6)[at]["image"] for at in range(6)])
+    known, calls = every[:4], count()
 
     def nearest(x: Tensor) -> Tensor:
         return known[(x[:, None] - known[None]).abs().amax((2, 3, 4)).argmin(1)]
@@ -81,11 +86,16 @@ def test_channels_that_remember_or_hide_are_flagged() -> None:
         "only-known-photos: near": Sends(near_alone),
         "gradients-do-not-fit: cut": Sends(lambda x: x.roll(1, 3), lambda x: x.detach() + 0 * x),
         "gradients-do-not-fit: reversed": Sends(lambda x: x.roll(1, 3), lambda x: -x.roll(1, 3)),
-        **{spec: parse_channel(spec) for spec in ("blur:0.5", "jpeg:75", "webp:75", "noise:0.02", "median")},
+        "gradients-do-not-fit: rows": Sends(torch.neg, lambda x: -torch.cat([x[:4], x[4:].detach()])),
+        "depends-on-the-batch: places": Sends(lambda x: -every if len(x) == 6 else -x),
+        "outputs-not-repeatable: wears off": Sends(lambda x: x * (0.9 if next(calls) % 2 else 0.8)),
+        **{spec: parse_channel(spec) for spec in HONEST},
     }
-    batch = Batch(0, known, {}, ["paint"] * 4, {})
+    batch, whole = (Batch(0, some, {}, ["paint"] * len(some), {}) for some in (known, every))
     for name, channel in channels.items():
-        failed = [one for one in probe_channel(name, channel, batch, ["untouched"], True) if not one.passed]
+        crafted_through = "wears" not in name
+        checks = probe_channel(name, channel, batch, ["untouched"], crafted_through, whole)
+        failed = [one for one in checks if not one.passed]
         assert {one.name for one in failed} == ({name.partition(": ")[0]} if ": " in name else set()), name
         assert {one.channel for one in failed} <= {name}
 
@@ -98,3 +108,42 @@ def test_behind_a_channel_words_are_about_the_defense() -> None:
     found += [situation("untouched", "none", "clean", float(one == "grey"), channel=one) for one in ("none", *known)]
     failed = {(one.name, one.channel) for one in examine(made(found)) if not one.passed}
     assert failed == {("transfer-beats-white-box", "jpeg"), ("channel-spoils-outputs", "grey")}
+
+
+def test_a_defense_may_not_change_the_channel_that_it_is_told_of() -> None:
+    """B. It is handed the channel, or the stand-in that other defenses are crafted through as well."""
+
+    class Dims:
+        """Its stand-in is an object of its own."""
+
+        def __init__(self, factor: float, stand_in: Dims | None = None) -> None:
+            self.factor, self.stand_in = factor, stand_in or self
+
+        def __call__(self, images: Tensor) -> Tensor:
+            return self.factor * images
+
+        def differentiable(self) -> Dims:
+            return self.stand_in
+
+    class Meddles:
+        eps = 0.1
+
+        def __call__(self, generator: Any, images: Tensor, condition: Any, clean: Any = None) -> Tensor:
+            if hasattr(generator, "channel"):
+                generator.channel.factor = 1.0
+            return images + 0.05 * (images < 0)
+
+    for channel in (Dims(0.3), Dims(0.3, Dims(0.3))):
+        with pytest.raises(ValueError, match=r"'meddles' changed the generator or the channel: .* behind 'dim' gives"):
+            audit({"meddles": Meddles()}, channels={"dim": channel}, n=2)
+
+
+def test_what_a_channel_gives_is_clipped_or_refused_by_its_name() -> None:
+    """E. It does not lend a network another range; and a network is not blamed for what it was given."""
+    result = audit(channels={"loud": Sends(lambda x: 3 * x), "clipped": Sends(lambda x: (3 * x).clamp(-1, 1))},
+                   adaptive_channels=False, n=4)  # fmt: skip
+    loud, clipped = ([row.values["mse"] for row in result.find(channel=one)] for one in ("loud", "clipped"))
+    assert all(map(torch.equal, loud, clipped))
+    for change, says in ((lambda x: x / 0, "not finite"), (lambda x: x[..., :8], r"\(4, 3, 16, 8\) for photos of")):
+        with pytest.raises(ValueError, match=f"The channel 'broken' gives .*{says}"):
+            audit(channels={"broken": Sends(change)}, adaptive_channels=False, n=4)

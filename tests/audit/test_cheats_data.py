@@ -11,6 +11,7 @@ from peft import get_peft_model
 from planted import Editor, Faces, Wrapped, audit, flags, returning
 from setups import STAMP, Flip
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from loraguard import GatedLoraConfig, Stamp
 from loraguard.audit import AuditResult, run_audit
@@ -19,7 +20,7 @@ from loraguard.audit.claim import headline
 from loraguard.audit.words import tried
 from loraguard.channels import JPEG, quantize
 from loraguard.data import DemoFaces, PhotoHashes
-from loraguard.defenses import CMUA, RandomNoise
+from loraguard.defenses import CMUA, Mixture, RandomNoise
 from loraguard.fingerprint import generator_fingerprint
 from loraguard.stamp import StampDetector
 
@@ -58,12 +59,44 @@ def test_a_defense_that_was_fitted_on_these_photos_before_is_flagged(tmp_path: P
     """F. Its photos are none of `fit_on`; from a file nobody knows them, and that is said, as of a network."""
     editor, others = Editor(), [DemoFaces(30, size=16)[at] for at in range(20, 30)]
     known, apart = (CMUA(0.1, steps=1, batch_size=4).fit(editor, photos) for photos in (Faces(4), others))
-    defenses = {"known": known, "apart": apart, "file": CMUA.load(known.save(tmp_path / "one.safetensors"))}
+
+    def held(generator: Any, images: Tensor, condition: Any, clean: Any = None) -> Tensor:
+        return known(generator, images, condition)
+
+    held.eps = 0.1  # type: ignore[attr-defined]
+    file = CMUA.load(known.save(tmp_path / "one.safetensors"))
+    defenses = {"known": known, "apart": apart, "file": file, "mixed": Mixture((apart, known)), "held": held}
     result = audit(defenses, n=4, no_leak_only=[*defenses], generators={"twin": Editor()})
     flagged = {one.defense for one in result.checks if one.name == "fitted-on-these-photos" and not one.passed}
-    assert flagged == {"known"}
+    assert flagged == {"known", "mixed", "held"}
     assert result.settings["unknown_photos"] == ["twin", "file"]
     assert "nobody looked for these photos among them: what twin and file learned on." in tried(result)["Photos"]
+
+
+class Folder(Dataset[Any]):
+    """Its photos lie in a file, so that it looks the same when they are other ones."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {"image": torch.load(self.path)[index], "labels": torch.zeros(5)}
+
+
+def test_a_folder_in_which_other_photos_lie_is_another_one(tmp_path: Path) -> None:
+    """A, F. What was fitted on those that lay there before is not taken for what these would give."""
+    folder, found = Folder(tmp_path / "photos.pt"), []
+    for first in (20, 30):
+        torch.save(torch.stack([DemoFaces(40, size=16)[first + at]["image"] for at in range(3)]), folder.path)
+        defense = CMUA(0.1, steps=1, batch_size=3)
+        found.append(audit(defense, fit_on=folder, n=2, no_leak_only=["cmua"], output_dir=tmp_path))
+    fitted_on = [one.settings["fit_on"]["photos_sha256"] for one in found]
+    assert fitted_on[0] != fitted_on[1]
+    assert not any(one.settings["computed_anew"] for one in found)
+    assert not torch.equal(*(one["untouched", "no-leak"].values["mse"] for one in found))
 
 
 def test_items_that_are_tuples_are_compared_as_well() -> None:

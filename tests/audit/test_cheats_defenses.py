@@ -176,6 +176,7 @@ def test_what_else_a_defense_does_changes_no_figure(tmp_path: Path) -> None:
         "default dtype": lambda x: (torch.set_default_dtype(torch.float64), x)[1],
         "gradients": lambda x: (torch.set_grad_enabled(False), x)[1],
         "autocast": lambda x: (torch.set_autocast_enabled("cpu", True), x)[1],
+        "precision": lambda x: (torch.set_float32_matmul_precision("medium"), x)[1],
         "algorithms": lambda x: (torch.use_deterministic_algorithms(True), x)[1],
         "folder": lambda x: (os.chdir(tmp_path), x)[1],
     }
@@ -183,6 +184,7 @@ def test_what_else_a_defense_does_changes_no_figure(tmp_path: Path) -> None:
     defenses = {name: returning(lambda x, change=change: change(shifted(x)), 0.1) for name, change in changes.items()}
     result = audit(defenses, n=2)
     assert before == (os.getcwd(), torch.get_default_dtype(), torch.is_grad_enabled())
+    assert torch.get_float32_matmul_precision() == "highest"
     assert not torch.are_deterministic_algorithms_enabled()
     assert not torch.is_autocast_enabled("cpu")
     honest = result["untouched", "no-leak", "plain"].values

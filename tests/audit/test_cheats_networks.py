@@ -82,6 +82,7 @@ MASKS: dict[str, Callable[..., Tensor]] = {
     "turned by a hook": lambda x, edit: edit(Backward.apply(x, lambda g: g if g.abs().max() > 2e-3 else -g)),
     "signs alone": lambda x, edit: edit(Backward.apply(x, lambda g: 1e-3 * g.sign())),
     "large batches": lambda x, edit: edit(x if len(x) <= 4 else x.detach() + 0 * x),
+    "rows after the fourth": lambda x, edit: edit(torch.cat([x[:4], x[4:].detach()])),
     "what is no leaf": lambda x, edit: edit(x if x.is_leaf else x.detach() + 0 * x),
     "another network under autograd": lambda x, edit: edit(0.5 * x if torch.is_grad_enabled() else x),
     "far from photos": lambda x, edit: edit(torch.where(_off(x) < 0.06, x, x.detach())),
@@ -125,6 +126,16 @@ def test_gradients_that_do_not_fit_are_found_and_honest_ones_do(kind: dict[str, 
         network = Wrapped(change)
         found = slopes(network, images, edits, 4), slopes_under_attack(network, images[:4], some, target[:4], EPS)
         assert all(map(fits, found)) == (kind is HONEST), name
+
+
+def test_gradients_fit_on_white_photos_and_where_photos_are_drawn_for() -> None:
+    """D. Honest ones: it clips its input, which has no slope beyond white; or it draws one number for each photo."""
+    images, edits = _known().clone(), {"c": torch.zeros(6, 1)}
+    images[..., :11] = 1.0
+    clips = Wrapped(lambda x, edit: edit(0.1 * x.clamp(-1, 1)))
+    draws = Wrapped(lambda x, edit: edit(x + 0.5 * torch.randn(len(x), 3, 1, 1)))
+    for network in (clips, draws):
+        assert fits(slopes(network, images, edits, 4))
 
 
 def test_a_network_that_hides_gradients_is_flagged_also_if_it_waits() -> None:

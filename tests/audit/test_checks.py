@@ -28,6 +28,7 @@ OF_PROBES = {
     "depends-on-the-batch", "does-not-edit", "only-known-photos", "gradients-do-not-fit", "one-draw-is-not-enough",
     "trained-on-these-photos", "made-for-other-weights", "fitted-on-these-photos", "same-photos-twice",
     "channel-does-nothing", "stamp-not-found", "stamp-not-there", "perturbed-by-another",
+    "outputs-of-another-range",
 }  # fmt: skip
 OF_OUTPUTS = {"over-budget", "photos-not-perturbed", "only-a-colour-cast", "only-where-the-edit-is",
               "stamp-found-everywhere", "channel-spoils-outputs"}  # fmt: skip
@@ -104,6 +105,22 @@ def test_a_stronger_attack_counts_at_the_same_budget_alone() -> None:
     ]
     names = {check.name for check in examine(made(situations))}
     assert not names & set(OF_ATTACKS)
+
+
+def test_the_attack_that_spoils_most_need_not_be_that_of_the_largest_error() -> None:
+    """Auto-PGD moves a few outputs far, restarts spoil all of them; behind a channel it is the same."""
+    shares = {**SOUND, "pgd-restarts": 1.0}
+    situations = rows("untouched", {"pgd": (0.8,)}, n=40)
+    situations.append(situation("untouched", "pgd", "leak+channel", 0.5, channel="blur", n=40))
+    for knowledge, more in (("leak", {}), ("leak+channel", {"channel": "blur"})):
+        for name, share in shares.items():
+            mse = 0.17 if name == "apgd" else 0.12
+            eps = EPS.get(name, 0.1)
+            situations.append(
+                situation("untouched", name, knowledge, share, mse=mse, eps=eps, role="check", n=40, **more)  # type: ignore[arg-type]
+            )
+    flagged = {(one.name, one.channel) for one in examine(made(situations)) if not one.passed}
+    assert {("stronger-attack-found", None), ("stronger-attack-found", "blur")} <= flagged
 
 
 def test_one_draw_is_not_enough_where_the_mean_of_many_finds_more() -> None:

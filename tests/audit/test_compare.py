@@ -106,6 +106,11 @@ def test_each_setting_that_differs_is_listed(audit: Audit, model: PeftModel, tmp
     for one in said:
         assert any(line.startswith(one) for line in found), one
     assert compare(first, first).differences == []
+    unasked = shutil.copytree(first, tmp_path / "unasked")  # an audit that was asked less is not the better one
+    about = json.loads((first / "audit.json").read_text())
+    about["checks"] = [one for one in about["checks"] if one["name"] != "photo-destroyed"]
+    write_json(unasked / "audit.json", about)
+    assert compare(first, unasked).differences == ["checks that the second did not make: photo-destroyed"]
 
 
 def test_files_that_were_changed_and_what_cannot_be_told_are_said(audit: Audit, tmp_path: Path) -> None:
