@@ -60,6 +60,7 @@ DEFENSES = {
     "apgd, 20 steps": APGD(eps=EPS, steps=20),
 }
 STEPS = (1, 10, 20, 50, 100, 200, 500, 1000)
+SLOW_STEPS = (100, 200, 500, 1000, 2000)
 FACTORS = tuple(round(1.3 - 0.05 * i, 2) for i in range(17))
 """Of a patch's update as it is merged: which trades what is seen for what is read."""
 DECIBELS = 35.1
@@ -197,7 +198,7 @@ def measure(audit: MarkAudit, folder: Path, thorough: bool) -> list[MarkRow]:
     rows += kept(folder / "tuned.json", lambda: audit.fine_tuned(attacker(), STEPS))
     rows += kept(folder / "defenses.json", lambda: audit.defenses(DEFENSES))
     rows += kept(folder / "adapted.json", lambda: audit.another_adapter(attacker(), STEPS))
-    slow = {"learning_rate": 1e-4, "steps": (*STEPS[4:], 2000)}
+    slow = {"learning_rate": 1e-4, "steps": SLOW_STEPS}
     for file, attack, name in (("tuned", audit.fine_tuned, "fine-tuning of all weights"),
                                ("adapted", audit.another_adapter, "another adapter")):  # fmt: skip
         make = partial(attack, attacker(), name=f"{name} at 1e-4", **slow)

@@ -137,7 +137,7 @@ def sign(
     typer.echo(f"{len(made)} signed: {in_full(output_dir)}")
 
 
-@app.command(epilog=examples("loraguard mark verify signed/", "loraguard mark verify photo.jpg --trust anchors.pem --json"))
+@app.command(epilog=examples("loraguard mark verify signed/", "loraguard mark verify a.jpg --trust anchors.pem --json"))
 def verify(
     *,
     images: Images,
@@ -148,8 +148,8 @@ def verify(
 ) -> None:
     """Say what is signed in images (C2PA), by anybody, and whether it holds.
 
-    Whether the signer is trusted is said and changes no exit code. As grep does, it leaves with 0 if every image has credentials that hold, 1 if an image has none, and 2 if some do
-    not hold or cannot be read.
+    Whether the signer is trusted is said and changes no exit code. As grep does, it leaves with 0 if every image has
+    credentials that hold, 1 if an image has none, and 2 if some do not hold or cannot be read.
     """
     with said_in_a_line():
         check_files(images, "image")

@@ -235,7 +235,7 @@ def read_credentials(file: bytes, media_type: str, anchors: str | None = None) -
     Args:
         file: its bytes.
         media_type: such as "image/png".
-        anchors: certificates of the authorities that are trusted, as :func:`read_anchors` gives them; None trusts nobody.
+        anchors: certificates of authorities that are trusted, as :func:`read_anchors` gives them; None trusts nobody.
 
     Raises:
         ImportError: where c2pa-python is not installed.

@@ -27,7 +27,8 @@ def tiny() -> DemoEditor:
 def test_a_shortest_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     script = importlib.import_module("marks")
-    small = {"STEPS": (1,), "FACTORS": (1.0,), "CALIBRATED": 20, "ATTACKER": 2, "FORGED": 2, "WRITER_STEPS": 25}
+    small = {"SLOW_STEPS": (2,)}
+    small |= {"STEPS": (1,), "FACTORS": (1.0,), "CALIBRATED": 20, "ATTACKER": 2, "FORGED": 2, "WRITER_STEPS": 25}
     small |= {"CHANNELS": {"JPEG 50": script.CHANNELS["JPEG 50"]}, "DEFENSES": {"noise": script.NOISE}}
     for name, value in small.items():
         monkeypatch.setattr(script, name, value)
@@ -53,6 +54,7 @@ def test_a_shortest_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     assert stamped["psnr outside of the stamp"] > 20
     rows = {row["name"]: row for row in stamped["rows"]}
     assert {"noise", "fine-tuning of all weights, 1 step", "another adapter, 1 step", "weights in 8 bits"} <= set(rows)
+    assert {"fine-tuning of all weights at 1e-4, 2 steps", "another adapter at 1e-4, 2 steps"} <= set(rows)
     assert rows["outputs of the untouched network"]["found"] == rows["photos"]["found"] == 0
     assert rows["composed with the public pattern"]["bits"] > 0.9
     assert patches["decoder"]["rows"][0] == LEFT  # what an earlier run has left is not measured anew
