@@ -6,8 +6,8 @@
 Each audit is `loraguard audit --config examples/configs/results_NAME.yaml`. It keeps what it has found, so that a piece
 that runs out of time loses at most the batch that it was at. Once an audit is finished, its tables take the place of
 those between `<!-- table: NAME, HEADING -->` and `<!-- end -->` in docs/results.md; the findings there are written by
-hand. The matrix takes about two hours of one core, the curves an estimated three quarters of one. An audit that was
-stopped computes a batch of each row again before it ends, to see that what lies there is its own: up to a quarter.
+hand. The matrix takes about two hours of one core, the curves an hour and a half. An audit that was stopped computes a
+batch of each row again before it ends, to see that what lies there is its own: up to a quarter.
 """
 
 from __future__ import annotations
