@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, cast
 
@@ -109,17 +109,23 @@ class Subjects:
             if (on := [] if layer.disable_adapters else list(layer.active_adapters)) != expected:
                 called.extend(on or ["the generator without any"])
 
+        with self._looking(look):
+            yield
+        if called:
+            raise ValueError(
+                f"{who} was to know of {name!r} alone, and has called the generator with patches switched otherwise "
+                f"({called[0]}): its figures would be those of a defender who knows more. Let it leave adapters alone."
+            )
+
+    @contextmanager
+    def _looking(self, look: Callable[[nn.Module, Any], None]) -> Iterator[None]:
+        """Within the block every adapter layer and what is given to it are shown before it is called."""
         hooks = [one.register_forward_pre_hook(look) for one in self._switches]
         try:
             yield
         finally:
             for hook in hooks:
                 hook.remove()
-        if called:
-            raise ValueError(
-                f"{who} was to know of {name!r} alone, and has called the generator with patches switched otherwise "
-                f"({called[0]}): its figures would be those of a defender who knows more. Let it leave adapters alone."
-            )
 
     @contextmanager
     def _switched_back(self) -> Iterator[None]:
@@ -156,14 +162,10 @@ class Subjects:
     @contextmanager
     def _kept_apart(self, name: str) -> Iterator[None]:
         """At its first call see whether a further network calls the model itself."""
-        first = self.patched and name in self.networks and name not in self._apart
         called: list[Any] = []
-        hooks = [one.register_forward_pre_hook(lambda *given: called.append(given)) for one in self._switches if first]
-        try:
+        first = self.patched and name in self.networks and name not in self._apart
+        with self._looking(lambda layer, given: called.append(layer)) if first else nullcontext():
             yield
-        finally:
-            for hook in hooks:
-                hook.remove()
         if called:
             raise ValueError(
                 f"The network {name!r} calls the model whose patches the audit switches on and off, so that its "

@@ -82,8 +82,9 @@ def read(
         typer.echo(json.dumps(found.to_dict(), indent=1, ensure_ascii=False))
     else:
         files = [printable(row.file) for row in found.images]
+        width = max(map(len, files))
         for file, row in zip(files, found.images, strict=True):
-            typer.echo(f"{file:<{max(map(len, files))}}  {_read(row.reading)}")
+            typer.echo(f"{file:<{width}}  {_read(row.reading)}")
     for file, reason in found.unreadable.items():
         typer.echo(ImageReadError(file, reason), err=True)
     if found.unreadable:

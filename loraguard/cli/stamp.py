@@ -133,9 +133,10 @@ def check(
         typer.echo(json.dumps(found.to_dict(), indent=1, ensure_ascii=False))
     else:
         files = [printable(row.file) for row in found.images]
+        width = max(map(len, files))
         for file, row in zip(files, found.images, strict=True):
             said = typer.style(f"{row.stamp or 'none':<12}", fg=None if row.stamp else "yellow")
-            typer.echo(f"{file:<{max(map(len, files))}}  {said}  {row.score:.2f}  (read above {row.threshold:.2f})")
+            typer.echo(f"{file:<{width}}  {said}  {row.score:.2f}  (read above {row.threshold:.2f})")
         typer.echo(
             f"\nFalse positives: {found.false_positives} of {found.checked_on} {found.unstamped}; with 95% confidence "
             f"at most {100 * found.false_positive_bound:.1f}% of such images."
