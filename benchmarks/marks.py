@@ -2,9 +2,9 @@
 
     python benchmarks/marks.py --output-dir docs --work-dir work      # writes docs/marks.json
 
-Four patches: of the demo's generator at 64 pixels one that marks, one that stamps and marks; one that marks at 256
-pixels; and one of the decoder of `DemoDiffusion`, so that every edit that ends in it is marked. All is measured on
-other faces with combinations of edits, on the network with the patch merged into its weights. With --work-dir a
+Four patches: of the demo's generator at 64 pixels one that marks, one that stamps and marks; one that marks corners
+at every size; and one of the decoder of `DemoDiffusion`, so that every edit that ends in it is marked. All is measured
+on other faces with combinations of edits, on the network with the patch merged into its weights. With --work-dir a
 training that was interrupted (--minutes) goes on, and finished parts are kept. Times are the processor's.
 """
 
@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from peft import PeftModel, get_peft_model
 from pieces import counted, stop_after
+from sizes import FacesOfSizes
 from torch import Tensor, nn
 
 from loraguard import GatedLoraConfig, Mark, MarkReader, PatchTrainer, PatchTrainingArguments, Stamp, StampReader
@@ -43,6 +44,7 @@ from loraguard.data import DemoFaces, collate
 from loraguard.defenses import APGD, Disrupting, RandomNoise
 from loraguard.files import whole_files, writable_folder, write_json
 from loraguard.generators import Condition, DemoDiffusion, DemoEditor
+from loraguard.mark import CornerNetwork
 from loraguard.metrics import LPIPS, psnr
 from loraguard.training.marking import MarkedLoss
 from loraguard.training.sampling import EndlessBatches
@@ -89,7 +91,9 @@ class Case:
     """A patch.
 
     Attributes:
-        size: of images, in pixels.
+        sizes: of the images that it is measured on, in pixels.
+        trained: of those that it is trained on, in turn.
+        extractor: that reads the mark.
         adversary: perturbs photos in the training.
         stamp: beside the mark, or None.
         batch_size: photos of a step, each with one edit.
@@ -100,7 +104,9 @@ class Case:
         thorough: whether to measure defenses, removal and forging.
     """
 
-    size: int = 64
+    sizes: tuple[int, ...] = (64,)
+    trained: tuple[int, ...] = (64,)
+    extractor: str = "loraguard"
     adversary: Any = NOISE
     stamp: Stamp | None = None
     batch_size: int = 4
@@ -114,7 +120,9 @@ class Case:
 CASES = {
     "mark": Case(thorough=True),
     "stamp and mark": Case(stamp=PLATE, adversary=Disrupting(eps=EPS, steps=1, step_size=EPS), thorough=True),
-    "256 px": Case(size=256, batch_size=1),
+    "every size": Case(
+        sizes=(64, 128, 256), trained=(64, 128, 256, 128), extractor="corners", batch_size=2
+    ),
     "decoder": Case(
         generator=Reconstruction, exclude=r".*\.(encoder|denoiser)\..*",
         network=lambda merged: merged.editor, untouched=DemoDiffusion.pretrained,
@@ -133,7 +141,8 @@ def patched(case: Case, mark: Mark, folder: Path, steps: int) -> PeftModel:
             resume_from_checkpoint="latest",
         )  # fmt: skip
         with counted(writable_folder(folder) / "processor_seconds.json"):
-            PatchTrainer(get_peft_model(case.generator(), config), DemoFaces(10_000, size=case.size), arguments).train()
+            faces = FacesOfSizes(10_000, case.trained)
+            PatchTrainer(get_peft_model(case.generator(), config), faces, arguments).train()
     return PeftModel.from_pretrained(case.generator(), str(folder)).eval()
 
 
@@ -150,11 +159,13 @@ def largest_factor(case: Case, make: Callable[[], PeftModel], n: int) -> float:
     """The largest of :data:`FACTORS` that keeps :data:`DECIBELS` on faces of its own; 1 where there is a stamp."""
     if case.stamp is not None:
         return 1.0
-    images, edit, _ = photos(n, "scale", case.size)
-    reference = case.untouched()(images, **edit).clamp(-1, 1)
+    untouched = case.untouched()
+    every = [(images, edit, untouched(images, **edit).clamp(-1, 1)) for images, edit in
+             (photos(n, "scale", size)[:2] for size in case.sizes)]  # fmt: skip
     for factor in FACTORS:
-        outputs = case.network(scaled(make(), factor).merge_and_unload())(images, **edit).clamp(-1, 1)
-        if float(psnr(outputs, reference).mean()) >= DECIBELS:
+        network = case.network(scaled(make(), factor).merge_and_unload())
+        if all(float(psnr(network(images, **edit).clamp(-1, 1), reference).mean()) >= DECIBELS
+               for images, edit, reference in every):  # fmt: skip
             break
     return factor
 
@@ -252,7 +263,7 @@ def without_stamp(stamp: Stamp, size: int) -> Tensor:
 
 
 def figures(case: Case, audit: MarkAudit, lpips: LPIPS | None) -> dict[str, Any]:
-    """What rows do not hold: reading without the message, LPIPS, and how often the stamp is read."""
+    """What rows do not hold: reading without the message, LPIPS, PSNR in the corners, how often the stamp is read."""
     torch.manual_seed(0)
     outputs, reader = audit.outputs(), MarkReader(audit.mark.extractor, crops=False)
     every = {"as it is": outputs, **{name: channel(outputs) for name, channel in CHANNELS.items()}}
@@ -265,11 +276,14 @@ def figures(case: Case, audit: MarkAudit, lpips: LPIPS | None) -> dict[str, Any]
         },
         "lpips": None if lpips is None else float(lpips(outputs, audit.reference).mean()),
     }
+    if isinstance(network := audit.mark.network, CornerNetwork):
+        found["psnr in the corners"] = float(psnr(network.view(outputs), network.view(audit.reference)).mean())
     if case.stamp is not None:
-        free = without_stamp(case.stamp, case.size)
+        size = audit.images.shape[-1]
+        free = without_stamp(case.stamp, size)
         error = ((outputs - audit.reference).square() * free).mean((1, 2, 3)) / free.mean()
         found["psnr outside of the stamp"] = float((10 * (4 / error).log10()).mean())
-        others, edit, _ = photos(CALIBRATED, "unstamped", case.size)
+        others, edit, _ = photos(CALIBRATED, "unstamped", size)
         with torch.no_grad():
             stamps = StampReader({"AI": case.stamp}).calibrate(audit.untouched(others, **edit))
         every |= {name: images for name, (_, images) in readers.items()}
@@ -312,20 +326,24 @@ def main() -> None:
         print({name: {row["name"]: round(row["bits"], 3) for row in rows} for name, rows in result["bound"].items()})
         for name in given.only or CASES:
             case, folder = CASES[name], work / name.replace(" ", "-")
-            model = patched(case, mark, folder, given.steps)
+            carried = replace(mark, extractor=case.extractor)
+            again = partial(patched, case, carried, folder, given.steps)
+            model = again()
             log = json.loads((folder / "training_log.json").read_text(encoding="utf-8"))["steps"]
             seconds = json.loads((folder / "processor_seconds.json").read_text(encoding="utf-8"))
-            factor = given.scale or largest_factor(
-                case, lambda case=case, folder=folder: patched(case, mark, folder, given.steps), given.images
-            )
+            factor = given.scale or largest_factor(case, again, given.images)
             merged = scaled(model, factor).merge_and_unload().requires_grad_(False).eval()
-            images, edit, _ = photos(given.images, size=case.size)
-            audit = MarkAudit(case.network(merged), case.untouched(), mark, images, edit)
-            rows = measure(audit, folder, case.thorough and not given.quick)
-            found = {"steps": len(log), "processor_seconds": seconds, "factor": factor}
-            result["patches"][name] = {**found, **figures(case, audit, lpips), "rows": [row.to_dict() for row in rows]}
-            said = {key: value for key, value in result["patches"][name].items() if key != "rows"}
-            print(f"{name}: {said}\n\n{as_table(rows)}\n", flush=True)
+            for size in case.sizes:
+                images, edit, _ = photos(given.images, size=size)
+                audit = MarkAudit(case.network(merged), case.untouched(), carried, images, edit)
+                many = len(case.sizes) > 1
+                place = writable_folder(folder / str(size)) if many else folder
+                rows = measure(audit, place, case.thorough and not given.quick)
+                found = {"steps": len(log), "processor_seconds": seconds, "factor": factor}
+                found |= figures(case, audit, lpips)
+                title = f"{name}, {size} px" if many else name
+                result["patches"][title] = {**found, "rows": [row.to_dict() for row in rows]}
+                print(f"{title}: {found}\n\n{as_table(rows)}\n", flush=True)
         with whole_files(out) as draft:
             write_json(draft / "marks.json", result)
 

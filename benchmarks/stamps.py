@@ -24,11 +24,11 @@ from typing import Any
 import torch
 from peft import PeftModel, get_peft_model
 from PIL import Image, ImageDraw
+from sizes import FacesOfSizes
 from skimage.restoration import inpaint_biharmonic
 from stamps_page import draw_picture, tables
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import Dataset
 
 from loraguard import GatedLoraConfig, PatchTrainer, PatchTrainingArguments, Stamp, StampReader
 from loraguard.audit.photos import pick_edits
@@ -78,25 +78,6 @@ def stamps(folder: Path) -> dict[str, Stamp]:
     }
 
 
-class FacesOfSizes(Dataset[dict[str, Tensor]]):
-    """Drawn faces whose size is one of TRAINED, another from batch to batch."""
-
-    attributes = DemoFaces.attributes
-
-    def __init__(self, length: int) -> None:
-        self.faces = [DemoFaces(length, size=size) for size in TRAINED]
-
-    def __len__(self) -> int:
-        return len(self.faces[0])
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return self.__getitems__([index])[0]
-
-    def __getitems__(self, indices: list[int]) -> list[dict[str, Tensor]]:
-        """All of one size, which the first index says."""
-        return self.faces[indices[0] % len(TRAINED)].__getitems__(indices)
-
-
 def patched(stamp: Stamp, folder: Path, steps: int) -> PeftModel:
     """The demo's generator with a patch; from the folder if an earlier run left it there."""
     if not (folder / "adapter_model.safetensors").is_file():
@@ -106,7 +87,7 @@ def patched(stamp: Stamp, folder: Path, steps: int) -> PeftModel:
             folder, stamp=stamp, adversary=Disrupting(eps=EPS, steps=1, step_size=EPS), max_train_steps=steps,
             cpu=True, disable_tqdm=True,
         )  # fmt: skip
-        PatchTrainer(model, FacesOfSizes(10_000), arguments).train()
+        PatchTrainer(model, FacesOfSizes(10_000, TRAINED), arguments).train()
     return PeftModel.from_pretrained(DemoEditor.pretrained(), str(folder)).eval()
 
 

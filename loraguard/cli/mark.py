@@ -55,6 +55,10 @@ def read(
         float, typer.Option(min=1e-15, max=0.5, help="Of finding a mark in an image without one.")
     ] = 1e-6,
     crops: Annotated[bool, typer.Option(help="Look for pictures that were cropped, too.")] = True,
+    size: Annotated[
+        list[int] | None,
+        typer.Option(help="Pixels of the shorter side when the image was made, for 'corners'. Repeatable."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Read the marks, invisible watermarks, of images; docs/stamps.md says how.
@@ -76,7 +80,7 @@ def read(
         readers = {one.extractor for one in known if isinstance(one, Mark)} or {extractor or "loraguard"}
         if len(readers) > 1:
             raise ValueError(f"These patches have marks for several extractors, {readers}: read them one by one.")
-        reader = MarkReader(readers.pop(), known or None, false_positive_rate, crops)
+        reader = MarkReader(readers.pop(), known or None, false_positive_rate, crops, tuple(size or ()))
         found = read_marks(images, reader)
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=1, ensure_ascii=False))
@@ -220,7 +224,8 @@ def audit(
 
 def _read(one: MarkReading) -> str:
     """What was read in a file, in a line."""
-    said = (one.message or "a mark") + (", cropped" if one.cropped else "") if one.found else "none"
+    how = (", cropped" if one.cropped else "") + (f", at {one.size} px" if one.size else "")
+    said = (one.message or "a mark") + how if one.found else "none"
     return f"{said:<8}  {one.agreeing} of {one.bits} bits agree; by chance at most {one.chance:.1e}"
 
 

@@ -37,6 +37,7 @@ class MarkReadings:
         extractor: its name or class.
         messages: that were looked for, in hexadecimal; None for any.
         false_positive_rate: at which a mark counts as found.
+        sizes: of the shorter side, at which images were read beside their own.
     """
 
     images: list[MarkedFile]
@@ -44,6 +45,7 @@ class MarkReadings:
     extractor: str
     messages: list[str] | None
     false_positive_rate: float
+    sizes: tuple[int, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON takes it: a row for each image, its reading beside its name."""
@@ -79,7 +81,7 @@ def read_marks(paths: Sequence[str | Path], reader: MarkReader) -> MarkReadings:
         raise next(iter(errors.values()))
     extractor = reader.extractor if isinstance(reader.extractor, str) else type(reader.extractor).__name__
     reasons = {file: error.reason for file, error in errors.items()}
-    return MarkReadings(found, reasons, extractor, reader.names, reader.false_positive_rate)
+    return MarkReadings(found, reasons, extractor, reader.names, reader.false_positive_rate, tuple(reader.sizes))
 
 
 def patch_mark(patch: str | Path, extractor: str | None = None) -> Mark:

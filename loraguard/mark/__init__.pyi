@@ -8,6 +8,7 @@ from .credentials import sign_bytes as sign_bytes
 from .extractors import load_extractor as load_extractor
 from .host import MarkedOutputs as MarkedOutputs
 from .mark import Mark as Mark
+from .network import CornerNetwork as CornerNetwork
 from .network import MarkNetwork as MarkNetwork
 from .reader import MarkReader as MarkReader
 from .reader import MarkReading as MarkReading

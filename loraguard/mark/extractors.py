@@ -50,7 +50,7 @@ class ScriptedExtractor(nn.Module):
         return self.script((given - self.mean) / self.std)
 
 
-def network_from(state: Mapping[str, Tensor]) -> MarkNetwork:
+def network_from(state: Mapping[str, Tensor], kind: type[MarkNetwork] = MarkNetwork) -> MarkNetwork:
     """A network as `examples/train_mark_network.py` saves it, whose sizes are those of its tensors.
 
     Raises:
@@ -58,7 +58,7 @@ def network_from(state: Mapping[str, Tensor]) -> MarkNetwork:
     """
     try:
         blocks = sum(name.startswith("blocks.") and name.endswith(".1.weight") for name in state)
-        network = MarkNetwork(len(state["patterns"]), len(state["stem.weight"]), blocks)
+        network = kind(len(state["patterns"]), len(state["stem.weight"]), blocks)
         network.load_state_dict({name: value.float() for name, value in state.items()})
     except (KeyError, RuntimeError) as error:
         raise ValueError(f"these are not the tensors of a MarkNetwork: {error!s:.200}") from error

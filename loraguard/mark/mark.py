@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .extractors import load_extractor
-from .network import MarkNetwork, stretched
+from .network import MarkNetwork
 from .registry import EXTRACTORS
 from .words import Layout
 
@@ -20,12 +20,13 @@ class Mark:
 
     Args:
         message: a whole number, or its hexadecimal digits; with the shipped extractor 16 bits, up to "ffff".
-        extractor: a name of :data:`~loraguard.mark.EXTRACTORS`, "loraguard" or "rivagan" (32 bits, a public reader); a
-            file, folder or id of the Hub (:func:`~loraguard.mark.load_extractor`); or a module of your own that turns
-            images (N, 3, H, W) in [-1, 1] into logits (N, bits), differentiable.
+        extractor: a name of :data:`~loraguard.mark.EXTRACTORS`, "loraguard", "corners" (the same network, for marks in
+            the corners of pictures of any size) or "rivagan" (32 bits, a public reader); a file, folder or id of the
+            Hub (:func:`~loraguard.mark.load_extractor`); or a module of your own that turns images (N, 3, H, W) in
+            [-1, 1] into logits (N, bits), differentiable.
         word: in place of a message, the extractor's bits themselves, as "0101..."; nothing is corrected then.
-        psnr: of an image that :meth:`compose` marks to the unmarked one, in dB, before clipping; only extractors that
-            come with patterns take it.
+        psnr: of an image that :meth:`compose` marks, or of its marked corners, to the unmarked one, in dB, before
+            clipping; only extractors that come with patterns take it.
         weight: of the bits' loss beside the distance to the target, when a patch is trained.
 
     Raises:
@@ -96,8 +97,8 @@ class Mark:
         """
         network = self.network.to(images.device)
         if isinstance(network, MarkNetwork):
-            pattern = stretched(network.pattern(self.target[None].to(images)), *images.shape[-2:])
-            return (images + 2 * 10 ** (-self.psnr / 20) * pattern).clamp(-1, 1)
+            change = network.change(self.target[None].to(images), *images.shape[-2:])
+            return (images + 2 * 10 ** (-self.psnr / 20) * change).clamp(-1, 1)
         if not hasattr(network, "write"):
             raise TypeError(
                 f"{type(network).__name__} reads marks and has no write(images, word): train a patch with it, which "

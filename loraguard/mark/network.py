@@ -14,6 +14,8 @@ where in the picture it is: near a corner exactly, along an edge in one directio
 
 from __future__ import annotations
 
+from itertools import product
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -44,6 +46,8 @@ class MarkNetwork(nn.Module):
     """
 
     window: Tensor
+    most_cropped: int | None = None
+    """Pixels a side that a crop may have taken for the mark to be looked for; None for any number."""
 
     def __init__(self, bits: int = 48, width: int = 48, blocks: int = 3, seed: int = 0) -> None:
         super().__init__()
@@ -63,13 +67,86 @@ class MarkNetwork(nn.Module):
         summed = torch.einsum("nb,bchw->nchw", bits.to(self.patterns), self.patterns * self.window)
         return summed / summed.square().mean((1, 2, 3), keepdim=True).sqrt()
 
+    def view(self, images: Tensor) -> Tensor:
+        """What is looked at of images (N, 3, H, W), (N, 3, 64, 64): the whole picture, shrunk or stretched."""
+        return shrunk(images)
+
+    def lines(self, side: int) -> Tensor:
+        """Where the 64 lines of a view lie in a picture of `side` pixels, in parts of the side: (64,)."""
+        return (torch.arange(SIZE) + 0.5) / SIZE
+
+    def pixel(self, side: int) -> float:
+        """How much of a side of `side` pixels a pixel of the view is."""
+        return 1 / SIZE
+
+    def change(self, words: Tensor, height: int, width: int) -> Tensor:
+        """What words (N, bits) of +1 and -1 add to images of a size, (N, 3, height, width), of root mean square 1."""
+        return stretched(self.pattern(words), height, width)
+
     def forward(self, images: Tensor) -> Tensor:
         """How much each bit of images (N, 3, H, W) in [-1, 1] looks like 1 (above 0) or 0: logits (N, bits)."""
-        small = shrunk(images)
+        small = self.view(images)
         features = self.stem(F.pixel_unshuffle(small, 4))
         for block in self.blocks:
             features = features + block(features)
         return self.head(self.narrow(F.relu(features)).flatten(1)) + self.linear(F.avg_pool2d(small, 2).flatten(1))
+
+
+class CornerNetwork(MarkNetwork):
+    """The same network for pictures of any size: it looks at their corners, 32 pixels each way, put together.
+
+    A convolutional network knows its distance from an edge in pixels, and within so many of them as its padding is
+    seen. A mark that is stretched with the picture is therefore out of its reach in large ones; one in corners of so
+    many pixels stands where it can write, whatever the size, and one patch serves every size that it was trained on.
+    Who reads has to know the size that the picture had when it was made, since resizing moves the corners.
+
+    Sides below 64 pixels are stretched to 64; of a picture of 64x64 it reads what :class:`MarkNetwork` reads.
+
+    Args:
+        bits, width, blocks, seed: as :class:`MarkNetwork` takes them.
+
+    Example:
+        >>> network, image = CornerNetwork(), torch.rand(1, 3, 200, 150)
+        >>> bool((network.view(image)[..., -1, -1] == image[..., -1, -1]).all())
+        True
+    """
+
+    most_cropped = 13
+
+    def view(self, images: Tensor) -> Tensor:
+        """The corners of images (N, 3, H, W), put together to (N, 3, 64, 64)."""
+        images = at_least(images, SIZE)
+        for axis in (-2, -1):
+            side = images.shape[axis]
+            ends = images.narrow(axis, 0, SIZE // 2), images.narrow(axis, side - SIZE // 2, SIZE // 2)
+            images = torch.cat(ends, axis)
+        return images
+
+    def lines(self, side: int) -> Tensor:
+        """The first and the last 32 lines of a picture, in parts of the side: (64,)."""
+        first = (torch.arange(SIZE // 2) + 0.5) * self.pixel(side)
+        return torch.cat([first, 1 - first.flip(0)])
+
+    def pixel(self, side: int) -> float:
+        """One pixel, of a side of 64 or more."""
+        return 1 / max(side, SIZE)
+
+    def change(self, words: Tensor, height: int, width: int) -> Tensor:
+        """What words (N, bits) of +1 and -1 add to images, (N, 3, height, width): 0 away from the corners."""
+        corners = super().change(words, SIZE, SIZE)
+        half, (high, wide) = SIZE // 2, (max(height, SIZE), max(width, SIZE))
+        whole = corners.new_zeros(*corners.shape[:2], high, wide)
+        for down, across in product((slice(None, half), slice(-half, None)), repeat=2):
+            whole[..., down, across] = corners[..., down, across]
+        return whole if (high, wide) == (height, width) else stretched(whole, height, width)
+
+
+def at_least(images: Tensor, side: int) -> Tensor:
+    """Images (N, 3, H, W) with sides of `side` or more pixels: shorter ones are stretched, bilinear."""
+    height, width = images.shape[-2:]
+    if min(height, width) >= side:
+        return images
+    return F.interpolate(images, (max(height, side), max(width, side)), mode="bilinear", antialias=True)
 
 
 def _block(width: int) -> nn.Sequential:

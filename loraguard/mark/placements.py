@@ -4,18 +4,21 @@ Of each axis between 90% and all is taken to be left. 64 places are tried, so ma
 than about 1.5 of 64 pixels from one of them; around each of the three of which the reader is surest, 9, most of a
 pixel apart. How sure it is, the mean of |logit| over bits, does not depend on the word that is looked for: the place is
 chosen from the picture alone, and one place is all that is compared with a word.
+
+Where only the corners are read (:class:`~loraguard.mark.network.CornerNetwork`), a crop is looked for that took the
+same share of both axes and no more than 13 pixels of the shorter one: beyond that too little of a corner is left.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import product
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .network import SIZE, MarkNetwork, shrunk
+from .network import SIZE, CornerNetwork, MarkNetwork, at_least, shrunk
 
 Placement = tuple[tuple[float, float], tuple[float, float]]
 """What is left of height and of width, and where it begins, in parts of the whole."""
@@ -27,6 +30,8 @@ _AXIS = (
 )  # fmt: skip
 PLACEMENTS: tuple[Placement, ...] = tuple(product(_AXIS, _AXIS))
 """The 64 that are tried first; the whole picture is one of them."""
+_APART = 1.5
+"""Pixels between the places that are tried of corners."""
 _REFINED = 3
 _STEPS = (-0.75, 0.0, 0.75)
 _AROUND = ((0.0, 0.0), (-1.0, -1.0), (-1.0, 1.0), (1.0, -1.0), (1.0, 1.0))
@@ -40,10 +45,9 @@ def read_whole(network: MarkNetwork, images: Tensor) -> Tensor:
         >>> read_whole(MarkNetwork(), torch.zeros(2, 3, 50, 70)).shape
         torch.Size([2, 48])
     """
-    small = shrunk(images)
-    places = [((1.0, down / SIZE), (1.0, across / SIZE)) for down, across in _AROUND]
-    logits = [network(placed(one[None], places)).mean(0) for one in small]
-    return torch.stack(logits)
+    down, across = map(network.pixel, images.shape[-2:])
+    places = [((1.0, y * down), (1.0, x * across)) for y, x in _AROUND]
+    return torch.stack([network(placed(one[None], places, network)).mean(0) for one in images])
 
 
 def read_cropped(network: MarkNetwork, image: Tensor) -> tuple[Tensor, Placement]:
@@ -54,29 +58,59 @@ def read_cropped(network: MarkNetwork, image: Tensor) -> tuple[Tensor, Placement
         >>> logits.shape, len(place)
         (torch.Size([48]), 2)
     """
-    small = shrunk(image)
-    sure = network(placed(small, PLACEMENTS)).abs().mean(1)
+    down, across = map(network.pixel, image.shape[-2:])
+    tried = PLACEMENTS
+    if isinstance(network, CornerNetwork) and min(image.shape[-2:]) > SIZE:
+        tried = corner_placements(*image.shape[-2:])
+    sure = torch.cat([network(placed(image, some, network)).abs().mean(1) for some in _batches(tried)])
     found = [
-        ((part_y, top + down / SIZE), (part_x, left + across / SIZE))
-        for (part_y, top), (part_x, left) in (PLACEMENTS[i] for i in sure.topk(_REFINED).indices.tolist())
-        for down, across in product(_STEPS, _STEPS)
+        ((part_y, top + y * down), (part_x, left + x * across))
+        for (part_y, top), (part_x, left) in (tried[i] for i in sure.topk(_REFINED).indices.tolist())
+        for y, x in product(_STEPS, _STEPS)
     ]
-    logits = network(placed(small, found))
+    logits = network(placed(image, found, network))
     surest = int(logits.abs().mean(1).argmax())
     return logits[surest], found[surest]
 
 
-def placed(image: Tensor, places: Sequence[Placement]) -> Tensor:
-    """A picture (1, 3, H, W) put where it may have stood, its edges going on beyond it: (len(places), 3, 64, 64).
+def _batches(places: Sequence[Placement], size: int = 64) -> Iterator[Sequence[Placement]]:
+    return (places[i : i + size] for i in range(0, len(places), size))
+
+
+def corner_placements(height: int, width: int) -> tuple[Placement, ...]:
+    """Where a picture of more than 64 pixels a side may have stood, if crops took one share of both its axes.
 
     Example:
-        >>> placed(torch.zeros(1, 3, 50, 70), PLACEMENTS).shape
+        >>> len(corner_placements(256, 256)), max(1 - rows[0] for rows, _ in corner_placements(256, 256)) <= 13 / 256
+        (285, True)
+    """
+    shorter = min(height, width)
+    most = min(0.1 * shorter, CornerNetwork.most_cropped)
+    gone = [step * _APART / shorter for step in range(int(most / _APART) + 1)]
+    every = (product(_starts(share, height), _starts(share, width)) for share in gone)
+    return tuple(placement for some in every for placement in some)
+
+
+def _starts(gone: float, side: int) -> list[tuple[float, float]]:
+    """Of a side: what is left of it, and where that may begin."""
+    count = max(1, round(gone * side / _APART))
+    return [(1 - gone, gone * i / count) for i in range(count + 1)] if gone else [(1.0, 0.0)]
+
+
+def placed(image: Tensor, places: Sequence[Placement], network: MarkNetwork) -> Tensor:
+    """What a network looks at of a picture (1, 3, H, W) put where it may have stood: (len(places), 3, 64, 64).
+
+    The picture's edges go on beyond it.
+
+    Example:
+        >>> placed(torch.zeros(1, 3, 50, 70), PLACEMENTS, MarkNetwork()).shape
         torch.Size([64, 3, 64, 64])
     """
-    small = shrunk(image)
-    matrices = torch.tensor([
-        [[1 / part_x, 0, (1 - 2 * left) / part_x - 1], [0, 1 / part_y, (1 - 2 * top) / part_y - 1]]
-        for (part_y, top), (part_x, left) in places
-    ])  # fmt: skip
-    grid = F.affine_grid(matrices.to(small), [len(places), *small.shape[1:]], align_corners=False)
-    return F.grid_sample(small.expand(len(places), -1, -1, -1), grid, padding_mode="border", align_corners=False)
+    seen = at_least(image, SIZE) if isinstance(network, CornerNetwork) else shrunk(image)
+    across, down = (
+        torch.stack([(network.lines(side) - start) / part for part, start in axis])
+        for side, axis in zip(reversed(seen.shape[-2:]), ([x for _, x in places], [y for y, _ in places]), strict=True)
+    )
+    grid = torch.stack([across[:, None].expand(-1, SIZE, -1), down[:, :, None].expand(-1, -1, SIZE)], 3) * 2 - 1
+    source = seen.expand(len(places), -1, -1, -1)
+    return F.grid_sample(source, grid.to(seen), padding_mode="border", align_corners=False)

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
+from loraguard.channels.resize import bicubic
+
 from .chance import chance_of_agreement
 from .mark import Mark, as_number, bits_of, extractor_of
-from .network import MarkNetwork
+from .network import CornerNetwork, MarkNetwork
 from .placements import Placement, read_cropped, read_whole
 from .words import Layout
+
+_LARGEST = 8192
+_MOST_PIXELS = 2**26
+"""Of an image that is brought to another size; a line of one pixel by many would fill the memory."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,8 @@ class MarkReading:
             (:func:`~loraguard.mark.chance_of_agreement`).
         cropped: what of height and width is taken to be left, and where it begins, in parts of the whole; None for
             the whole picture.
+        size: pixels of the shorter side at which it was read, where the reader was given `sizes`; None for the size
+            that the image has.
     """
 
     found: bool
@@ -36,6 +44,7 @@ class MarkReading:
     bits: int
     chance: float
     cropped: Placement | None = None
+    size: int | None = None
 
 
 @dataclass
@@ -43,7 +52,8 @@ class MarkReader:
     """Reads marks from images of any size.
 
     Images are read as they are and, if no mark is found, with the shipped extractor once more at the place where they
-    are likeliest to have stood in a larger picture. Each of the two has half of the false-positive rate.
+    are likeliest to have stood in a larger picture; and each way at every one of `sizes`. All these readings share the
+    false-positive rate.
 
     Without `messages` any message counts, so that all words there are may agree by chance: nearly all bits must. With
     them the word is known, and many bits may be wrong.
@@ -54,9 +64,12 @@ class MarkReader:
             one. By default any.
         false_positive_rate: of reading a mark in an image that has none.
         crops: whether to look for cropped pictures.
+        sizes: pixels of the shorter side that images may have had when they were made, beside the one they have. An
+            extractor that looks at corners, "corners", has to know it; the others stretch every image.
 
     Raises:
-        ValueError: for a message that does not fit, a mark of another extractor, or a rate outside of (0, 1).
+        ValueError: for a message that does not fit, a mark of another extractor, a rate outside of (0, 1), or sizes
+            for an extractor that needs none.
 
     Example:
         >>> from loraguard.channels import JPEG
@@ -71,6 +84,7 @@ class MarkReader:
     messages: Sequence[int | str | Mark] | None = None
     false_positive_rate: float = 1e-6
     crops: bool = True
+    sizes: Sequence[int] = ()
     _known: list[tuple[str | None, Tensor]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -80,6 +94,10 @@ class MarkReader:
             raise ValueError(f"messages must be a list, as in [{self.messages!r:.100}].")
         self.network = extractor_of(self.extractor)
         self.bits = bits_of(self.network)
+        if self.sizes and not isinstance(self.network, CornerNetwork):
+            raise ValueError(f"sizes={self.sizes!r} are for the extractor 'corners'; this one stretches every image.")
+        if wrong := [size for size in self.sizes if type(size) is not int or not 1 <= size <= _LARGEST]:
+            raise ValueError(f"sizes must be pixels of a side, from 1 to {_LARGEST}, got {wrong[0]!r}.")
         self._known = [self._word(one) for one in self.messages or ()]
         if self.messages is not None and not self._known:
             raise ValueError("messages=[] leaves nothing to look for; give None for any message.")
@@ -88,6 +106,9 @@ class MarkReader:
 
     def _word(self, message: int | str | Mark) -> tuple[str | None, Tensor]:
         if isinstance(message, Mark):
+            named = (message.extractor, self.extractor)
+            if named[0] != named[1] and all(isinstance(one, str) for one in named):
+                raise ValueError(f"{message!r:.200} is read by the extractor {named[0]!r}, and this is {named[1]!r}.")
             if len(message.carried) != self.bits:
                 raise ValueError(f"{message!r:.200} is read by an extractor of other words than {self.bits} bits.")
             name = None if message.message is None else f"{as_number(message.message):x}"
@@ -126,10 +147,15 @@ class MarkReader:
         return torch.cat([network(part) for part in images.split(64)])
 
     def _read(self, image: Tensor, logits: Tensor) -> MarkReading:
-        first = self.judge(logits)
-        if first.found or not self._crops:
-            return first
-        return self.judge(logits, *self.cropped(image[None]))
+        readings = [self.judge(logits)]
+        if readings[0].found:
+            return readings[0]
+        others = [(size, _resized(image[None], size)) for size in self.sizes if _holds(image, size)]
+        readings += [replace(self.judge(self.logits(one)[0]), size=size) for size, one in others]
+        if self._crops and not any(one.found for one in readings):
+            every: list[tuple[int | None, Tensor]] = [(None, image[None]), *others]
+            readings += [replace(self._reading(*self.cropped(one)), size=size) for size, one in every]
+        return min(readings, key=lambda one: one.chance)
 
     @torch.no_grad()
     def cropped(self, image: Tensor) -> tuple[Tensor, Placement]:
@@ -143,13 +169,12 @@ class MarkReader:
 
     def judge(self, whole: Tensor, cropped: Tensor | None = None, place: Placement | None = None) -> MarkReading:
         """What logits (bits,) of an image say, and those of it at a place in a larger one."""
-        looks = 2 if self._crops else 1
-        found = [self._reading(whole, looks)]
+        found = [self._reading(whole)]
         if cropped is not None:
-            found.append(self._reading(cropped, looks, place))
+            found.append(self._reading(cropped, place))
         return min(found, key=lambda one: one.chance)
 
-    def _reading(self, logits: Tensor, tries: int, cropped: Placement | None = None) -> MarkReading:
+    def _reading(self, logits: Tensor, cropped: Placement | None = None) -> MarkReading:
         """The best agreement of one row of logits with a known word, or with any."""
         read = (logits > 0).cpu()
         if self._known:
@@ -164,8 +189,21 @@ class MarkReader:
             if decoded is not None:
                 message = f"{decoded:x}"
                 agreeing = int((read == torch.tensor(layout.encode(decoded), dtype=torch.bool)).sum())
-        chance = chance_of_agreement(agreeing, self.bits, words, tries)
+        looks = (1 + self._crops) * (1 + len(self.sizes))
+        chance = chance_of_agreement(agreeing, self.bits, words, looks)
         return MarkReading(chance <= self.false_positive_rate, message, agreeing, self.bits, chance, cropped)
+
+
+def _holds(image: Tensor, size: int) -> bool:
+    """Whether an image (3, H, W) can be brought to this many pixels on its shorter side."""
+    height, width = image.shape[-2:]
+    return size**2 * max(height, width) / min(height, width) <= _MOST_PIXELS
+
+
+def _resized(image: Tensor, size: int) -> Tensor:
+    """An image (1, 3, H, W) with this many pixels on its shorter side, its proportions kept."""
+    shorter = min(image.shape[-2:])
+    return image if shorter == size else bicubic(image, [round(side * size / shorter) for side in image.shape[-2:]])
 
 
 def _check_images(images: Tensor) -> None:

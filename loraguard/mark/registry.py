@@ -13,6 +13,7 @@ EXTRACTORS = Registry(
     "loraguard.extractors",
     {
         "loraguard": "loraguard.mark.shipped:shipped_network",
+        "corners": "loraguard.mark.shipped:corner_network",
         "rivagan": "loraguard.mark.rivagan:RivaGAN",
     },
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from loraguard.channels import DifferentiableJPEG, GaussianBlur, GaussianNoise, Identity, Resize
+from loraguard.mark.network import MarkNetwork
 
 from .step import Loss, settings_of
 
@@ -27,7 +28,9 @@ class CropInPlace:
 
     Args:
         part: of the sides, in (0, 1].
-        shift: in pixels of 64 a side.
+        shift: in pixels of what the extractor looks at.
+        pixel: how much of a side of so many pixels one of those is; by default a 64th.
+        most: pixels that are cropped off a side; None for no limit.
 
     Example:
         >>> CropInPlace()(torch.zeros(1, 3, 48, 64)).shape
@@ -36,17 +39,25 @@ class CropInPlace:
 
     part: float = 0.9
     shift: float = 0.6
+    pixel: Callable[[int], float] = lambda side: 1 / 64
+    most: int | None = None
 
     def __call__(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W), all cropped alike."""
         height, width = images.shape[-2:]
-        (top, bottom), (left, right) = (_gone(side, round(side * self.part)) for side in (height, width))
+        (top, bottom), (left, right) = (_gone(side, self._left(side)) for side in (height, width))
         part = images[..., top : height - bottom, left : width - right]
         padded = F.pad(part, (left, right, top, bottom), mode="replicate")
-        moved = (2 * torch.rand(2, 1) - 1) * self.shift / 32  # in units of half a side, as grids have it
+        pixels = torch.tensor([[self.pixel(width)], [self.pixel(height)]])
+        moved = (2 * torch.rand(2, 1) - 1) * self.shift * 2 * pixels  # in units of half a side, as grids have it
         matrix = torch.cat([torch.eye(2), moved], 1).to(images).expand(len(images), -1, -1)
         grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
         return F.grid_sample(padded, grid, padding_mode="border", align_corners=False)
+
+    def _left(self, side: int) -> int:
+        """How many pixels of a side are left."""
+        left = round(side * self.part)
+        return left if self.most is None else max(left, side - self.most)
 
 
 def _gone(side: int, left: int) -> tuple[int, int]:
@@ -114,6 +125,8 @@ class MarkedLoss(nn.Module):
     def forward(self, outputs: Tensor, targets: Any) -> Tensor:
         """The loss of outputs (N, 3, H, W) in [-1, 1] and what :meth:`prepare` made of targets."""
         channel = DAMAGE[int(torch.randint(len(DAMAGE), ()))]
+        if isinstance(channel, CropInPlace) and isinstance(self.network, MarkNetwork):
+            channel = replace(channel, pixel=self.network.pixel, most=self.network.most_cropped)
         logits = self.network(channel(outputs.float())).float()
         bits = F.softplus(-logits * self.mark.target.to(logits)).mean()
         return self.loss(outputs, targets) + self.mark.weight * bits

@@ -9,6 +9,7 @@ import pytest
 import torch
 from command_line import refused, run
 from peft import get_peft_model
+from torch.nn import functional as F
 
 from loraguard import GatedLoraConfig, Mark, PatchTrainer, PatchTrainingArguments
 from loraguard.commands.mark import patch_mark
@@ -51,6 +52,20 @@ def test_a_file_that_cannot_be_read_leaves_with_2(folder: Path) -> None:
     assert "notes.png" in done.stderr
     assert "c0de" in done.stdout
     assert "notes.png" in refused("mark", "read", folder.parent / "notes.png")
+
+
+def test_corners_are_read_at_the_size_that_is_named(tmp_path: Path) -> None:
+    """Of a file of half the size: at 256 pixels it is there, and without being told it is not."""
+    marked = Mark("c0de", extractor="corners").compose(DemoFaces(1, size=256, split="cli")[0]["image"][None])
+    write_png(F.interpolate(marked, (128, 128), mode="bicubic", antialias=True)[0].clamp(-1, 1), tmp_path / "half.png")
+    read = ("mark", "read", tmp_path / "half.png", "--message", "c0de", "--extractor", "corners", "--no-crops")
+    done = run(*read, "--size", "256")
+    assert done.exit_code == 0, done.output
+    assert "at 256 px" in done.stdout
+    said = json.loads(run(*read, "--size", "256", "--json").stdout)
+    assert (said["sizes"], said["images"][0]["size"]) == ([256], 256)
+    assert run(*read).exit_code == 1
+    assert "'corners'" in refused("mark", "read", tmp_path / "half.png", "--size", "256")
 
 
 @pytest.mark.parametrize("message", ["xyz", "fffff"])

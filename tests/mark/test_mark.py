@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from loraguard.channels import JPEG, Channel, CropResize, GaussianBlur, GaussianNoise, Identity, Resize
 from loraguard.data import DemoFaces
 from loraguard.generators import DemoEditor
-from loraguard.mark import Layout, Mark, MarkReader, chance_of_agreement
+from loraguard.mark import Layout, Mark, MarkNetwork, MarkReader, chance_of_agreement
 from loraguard.mark.placements import PLACEMENTS, Placement, placed
 from loraguard.pixels import from_bytes
 
@@ -134,7 +134,7 @@ def test_placements_undo_a_crop() -> None:
         (part_y, top), (part_x, left) = PLACEMENTS[i]
         rows = slice(round(240 * top), round(240 * (top + part_y)))
         columns = slice(round(240 * left), round(240 * (left + part_x)))
-        back = placed(picture[:, :, rows, columns], PLACEMENTS[i : i + 1])[0]
+        back = placed(picture[:, :, rows, columns], PLACEMENTS[i : i + 1], MarkNetwork())[0]
         inside = [slice(round(64 * a) + 2, round(64 * (a + b)) - 2) for a, b in ((top, part_y), (left, part_x))]
         whole = F.interpolate(picture, (64, 64), mode="bilinear", antialias=True)[0]
         assert (back - whole)[:, inside[0], inside[1]].abs().max() < 0.05

@@ -34,8 +34,19 @@ def test_a_shortest_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
         monkeypatch.setattr(script, name, value)
     both, decoder = script.CASES["stamp and mark"], script.CASES["decoder"]
     plate = replace(both.stamp, of_width=32)
-    both = replace(both, generator=tiny, untouched=tiny, stamp=plate, adversary=script.NOISE, size=32, batch_size=1)
-    cases = {"stamp and mark": both, "decoder": replace(decoder, size=32, batch_size=1)}
+    both = replace(
+        both,
+        generator=tiny,
+        untouched=tiny,
+        stamp=plate,
+        adversary=script.NOISE,
+        sizes=(32,),
+        trained=(32,),
+        batch_size=1,
+    )
+    decoder = replace(decoder, sizes=(32,), trained=(32,), batch_size=1)
+    corners = replace(script.CASES["every size"], generator=tiny, untouched=tiny, sizes=(64, 80), trained=(64, 80))
+    cases = {"stamp and mark": both, "decoder": decoder, "every size": corners}
     monkeypatch.setattr(script, "CASES", cases)
     (tmp_path / "work/decoder").mkdir(parents=True)
     (tmp_path / "work/decoder/layers.json").write_text(json.dumps([LEFT]))
@@ -59,4 +70,7 @@ def test_a_shortest_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     assert rows["composed with the public pattern"]["bits"] > 0.9
     assert patches["decoder"]["rows"][0] == LEFT  # what an earlier run has left is not measured anew
     assert [row["name"] for row in patches["decoder"]["rows"]] == ["outputs", "JPEG 50", "crop of 10%"]
+    for size in (64, 80):
+        assert patches[f"every size, {size} px"]["psnr in the corners"] > 20
+        assert patches[f"every size, {size} px"]["rows"][2]["found"] == 0
     assert "| outputs | " in capsys.readouterr().out
