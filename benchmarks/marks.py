@@ -13,8 +13,8 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -101,6 +101,7 @@ class Case:
         exclude: names of layers that are not, as a regular expression.
         network: from the patched network, merged, to what is measured.
         untouched: the same without a patch.
+        crops: how outputs are cropped.
         thorough: whether to measure defenses, removal and forging.
     """
 
@@ -114,6 +115,7 @@ class Case:
     exclude: str | None = None
     network: Callable[[nn.Module], nn.Module] = lambda merged: merged
     untouched: Callable[[], nn.Module] = DemoEditor.pretrained
+    crops: Mapping[str, Channel] = field(default_factory=lambda: CROPS)
     thorough: bool = False
 
 
@@ -121,7 +123,8 @@ CASES = {
     "mark": Case(thorough=True),
     "stamp and mark": Case(stamp=PLATE, adversary=Disrupting(eps=EPS, steps=1, step_size=EPS), thorough=True),
     "every size": Case(
-        sizes=(64, 128, 256), trained=(64, 128, 256, 128), extractor="corners", batch_size=2
+        sizes=(64, 128, 256), trained=(64, 128, 64, 256), extractor="corners", batch_size=2,
+        crops={"crop of 5%": CropResize(0.95), **CROPS},
     ),
     "decoder": Case(
         generator=Reconstruction, exclude=r".*\.(encoder|denoiser)\..*",
@@ -197,10 +200,10 @@ def kept(file: Path, make: Callable[[], Iterable[MarkRow]]) -> list[MarkRow]:
     return [MarkRow(**row) for row in json.loads(file.read_text(encoding="utf-8"))]
 
 
-def measure(audit: MarkAudit, folder: Path, thorough: bool) -> list[MarkRow]:
+def measure(case: Case, audit: MarkAudit, folder: Path, thorough: bool) -> list[MarkRow]:
     """Every row of a patch."""
     rows = kept(folder / "layers.json", audit.layers)
-    rows += kept(folder / "channels.json", lambda: audit.channels(CHANNELS, crops=False) + audit.channels(CROPS))
+    rows += kept(folder / "channels.json", lambda: audit.channels(CHANNELS, crops=False) + audit.channels(case.crops))
     if not thorough:
         return rows
     rows += kept(folder / "sizes.json", lambda: audit.sizes((0.5, 2.0, 4.0)))
@@ -268,7 +271,7 @@ def figures(case: Case, audit: MarkAudit, lpips: LPIPS | None) -> dict[str, Any]
     outputs, reader = audit.outputs(), MarkReader(audit.mark.extractor, crops=False)
     every = {"as it is": outputs, **{name: channel(outputs) for name, channel in CHANNELS.items()}}
     readers = {name: (reader, images) for name, images in every.items()}
-    readers |= {name: (replace(reader, crops=True), channel(outputs)) for name, channel in CROPS.items()}
+    readers |= {name: (replace(reader, crops=True), channel(outputs)) for name, channel in case.crops.items()}
     found: dict[str, Any] = {
         "message read without knowing it": {
             name: sum(one.found and one.message == audit.mark.message for one in read(images))
@@ -338,7 +341,7 @@ def main() -> None:
                 audit = MarkAudit(case.network(merged), case.untouched(), carried, images, edit)
                 many = len(case.sizes) > 1
                 place = writable_folder(folder / str(size)) if many else folder
-                rows = measure(audit, place, case.thorough and not given.quick)
+                rows = measure(case, audit, place, case.thorough and not given.quick)
                 found = {"steps": len(log), "processor_seconds": seconds, "factor": factor}
                 found |= figures(case, audit, lpips)
                 title = f"{name}, {size} px" if many else name
