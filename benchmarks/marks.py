@@ -2,10 +2,11 @@
 
     python benchmarks/marks.py --output-dir docs --work-dir work      # writes docs/marks.json
 
-Four patches: of the demo's generator at 64 pixels one that marks, one that stamps and marks; one that marks corners
-at every size; and one of the decoder of `DemoDiffusion`, so that every edit that ends in it is marked. All is measured
-on other faces with combinations of edits, on the network with the patch merged into its weights. With --work-dir a
-training that was interrupted (--minutes) goes on, and finished parts are kept. Times are the processor's.
+Five patches: of the demo's generator at 64 pixels one that marks, one that stamps and marks; one that marks corners
+at every size; and of the decoder of `DemoDiffusion`, so that every edit that ends in it is marked, one at 64 pixels and
+one at every size. All is measured on other faces with combinations of edits, on the network with the patch merged into
+its weights. With --work-dir a training that was interrupted (--minutes) goes on, and finished parts are kept. Times are
+the processor's.
 """
 
 from __future__ import annotations
@@ -102,7 +103,8 @@ class Case:
         network: from the patched network, merged, to what is measured.
         untouched: the same without a patch.
         crops: how outputs are cropped.
-        thorough: whether to measure defenses, removal and forging.
+        removal: whether to measure, at the first size, what removes the mark at a rate of 1e-3.
+        thorough: whether to measure that and everything else: other sizes, defenses, a smaller rate, forging.
     """
 
     sizes: tuple[int, ...] = (64,)
@@ -116,20 +118,24 @@ class Case:
     network: Callable[[nn.Module], nn.Module] = lambda merged: merged
     untouched: Callable[[], nn.Module] = DemoEditor.pretrained
     crops: Mapping[str, Channel] = field(default_factory=lambda: CROPS)
+    removal: bool = False
     thorough: bool = False
 
 
+EVERY_SIZE: dict[str, Any] = {
+    "sizes": (64, 128, 256), "trained": (64, 128, 64, 256), "extractor": "corners", "batch_size": 2,
+    "crops": {"crop of 5%": CropResize(0.95), **CROPS},
+}  # fmt: skip
+DECODER: dict[str, Any] = {
+    "generator": Reconstruction, "exclude": r".*\.(encoder|denoiser)\..*",
+    "network": lambda merged: merged.editor, "untouched": DemoDiffusion.pretrained,
+}  # fmt: skip
 CASES = {
     "mark": Case(thorough=True),
     "stamp and mark": Case(stamp=PLATE, adversary=Disrupting(eps=EPS, steps=1, step_size=EPS), thorough=True),
-    "every size": Case(
-        sizes=(64, 128, 256), trained=(64, 128, 64, 256), extractor="corners", batch_size=2,
-        crops={"crop of 5%": CropResize(0.95), **CROPS},
-    ),
-    "decoder": Case(
-        generator=Reconstruction, exclude=r".*\.(encoder|denoiser)\..*",
-        network=lambda merged: merged.editor, untouched=DemoDiffusion.pretrained,
-    ),
+    "every size": Case(**EVERY_SIZE),
+    "decoder": Case(**DECODER),
+    "decoder at every size": Case(**EVERY_SIZE, **DECODER, removal=True),
 }  # fmt: skip
 
 
@@ -200,18 +206,22 @@ def kept(file: Path, make: Callable[[], Iterable[MarkRow]]) -> list[MarkRow]:
     return [MarkRow(**row) for row in json.loads(file.read_text(encoding="utf-8"))]
 
 
-def measure(case: Case, audit: MarkAudit, folder: Path, thorough: bool) -> list[MarkRow]:
-    """Every row of a patch."""
+def measure(case: Case, audit: MarkAudit, folder: Path, quick: bool) -> list[MarkRow]:
+    """Every row of a patch at one size; `quick` leaves out what takes longest."""
     rows = kept(folder / "layers.json", audit.layers)
     rows += kept(folder / "channels.json", lambda: audit.channels(CHANNELS, crops=False) + audit.channels(case.crops))
-    if not thorough:
+    first = audit.images.shape[-1] == case.sizes[0]
+    if quick or not (case.thorough or (case.removal and first)):
         return rows
-    rows += kept(folder / "sizes.json", lambda: audit.sizes((0.5, 2.0, 4.0)))
+    if case.thorough:
+        rows += kept(folder / "sizes.json", lambda: audit.sizes((0.5, 2.0, 4.0)))
     rows += kept(folder / "weights.json", lambda: [*audit.changed_weights(), *audit.regenerated()])
-    rows += kept(folder / "forged.json", lambda: audit.forged(photos(FORGED, "forged")[0]))
     rows += kept(folder / "tuned.json", lambda: audit.fine_tuned(attacker(), STEPS))
-    rows += kept(folder / "defenses.json", lambda: audit.defenses(DEFENSES))
     rows += kept(folder / "adapted.json", lambda: audit.another_adapter(attacker(), STEPS))
+    if not case.thorough:
+        return rows
+    rows += kept(folder / "forged.json", lambda: audit.forged(photos(FORGED, "forged")[0]))
+    rows += kept(folder / "defenses.json", lambda: audit.defenses(DEFENSES))
     slow = {"learning_rate": 1e-4, "steps": SLOW_STEPS}
     for file, attack, name in (("tuned", audit.fine_tuned, "fine-tuning of all weights"),
                                ("adapted", audit.another_adapter, "another adapter")):  # fmt: skip
@@ -341,7 +351,7 @@ def main() -> None:
                 audit = MarkAudit(case.network(merged), case.untouched(), carried, images, edit)
                 many = len(case.sizes) > 1
                 place = writable_folder(folder / str(size)) if many else folder
-                rows = measure(case, audit, place, case.thorough and not given.quick)
+                rows = measure(case, audit, place, given.quick)
                 found = {"steps": len(log), "processor_seconds": seconds, "factor": factor}
                 found |= figures(case, audit, lpips)
                 title = f"{name}, {size} px" if many else name

@@ -46,6 +46,7 @@ def test_a_shortest_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     )
     decoder = replace(decoder, sizes=(32,), trained=(32,), batch_size=1)
     corners = replace(script.CASES["every size"], generator=tiny, untouched=tiny, sizes=(64, 80), trained=(64, 80))
+    corners = replace(corners, removal=True)
     cases = {"stamp and mark": both, "decoder": decoder, "every size": corners}
     monkeypatch.setattr(script, "CASES", cases)
     (tmp_path / "work/decoder").mkdir(parents=True)
@@ -73,4 +74,6 @@ def test_a_shortest_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     for size in (64, 80):
         assert patches[f"every size, {size} px"]["psnr in the corners"] > 20
         assert patches[f"every size, {size} px"]["rows"][2]["found"] == 0
+        names = {row["name"] for row in patches[f"every size, {size} px"]["rows"]}
+        assert ("another adapter, 1 step" in names) == (size == 64)
     assert "| outputs | " in capsys.readouterr().out
