@@ -81,8 +81,13 @@ class Mark:
         return torch.tensor(self.carried) * 2.0 - 1
 
     def logits(self, images: Tensor) -> Tensor:
-        """What the extractor says of images (N, 3, H, W): (N, bits), above 0 for a 1."""
-        return self.network.to(images.device)(images)
+        """What the extractor says of images (N, 3, H, W) in [-1, 1]: (N, bits), above 0 for a 1.
+
+        Raises:
+            ValueError: for anything else.
+        """
+        network = self.network.to(images.device)
+        return network(as_read(images, network))
 
     @property
     def composes(self) -> bool:
@@ -94,11 +99,13 @@ class Mark:
 
         Raises:
             TypeError: for an extractor that only reads.
+            ValueError: for other images.
         """
+        check_images(images)
         network = self.network.to(images.device)
         if isinstance(network, MarkNetwork):
             change = network.change(self.target[None].to(images), *images.shape[-2:])
-            return (images + 2 * 10 ** (-self.psnr / 20) * change).clamp(-1, 1)
+            return (images + 2 * 10 ** (-self.psnr / 20) * change.to(images)).clamp(-1, 1)
         if not hasattr(network, "write"):
             raise TypeError(
                 f"{type(network).__name__} reads marks and has no write(images, word): train a patch with it, which "
@@ -127,6 +134,33 @@ def as_number(message: int | str) -> int:
         return int(str(message), 16)
     except ValueError:
         raise ValueError(f"message={message!r} must be a whole number or hexadecimal digits, as in 'c0de'.") from None
+
+
+def check_images(images: Tensor) -> None:
+    """Check the shape and type that marks are put on and read from.
+
+    Raises:
+        ValueError: for anything but floating-point (N, 3, H, W) with pixels.
+    """
+    if images.ndim != 4 or images.shape[1] != 3 or not all(images.shape[-2:]):
+        raise ValueError(f"Images with a mark have the shape (N, 3, H, W), got {tuple(images.shape)}.")
+    if not images.is_floating_point():
+        raise ValueError(
+            f"Images with a mark are in [-1, 1], got {images.dtype}; of bytes, pixels.from_bytes makes some."
+        )
+
+
+def as_read(images: Tensor, network: nn.Module) -> Tensor:
+    """Images, which are checked, in the precision of a network."""
+    check_images(images)
+    return images.to(next((one.dtype for one in network.parameters()), torch.float32))
+
+
+def same_reader(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two extractors are of one class and have the same weights."""
+    from loraguard.fingerprint import generator_fingerprint
+
+    return one is other or (type(one) is type(other) and generator_fingerprint(one) == generator_fingerprint(other))
 
 
 def extractor_of(extractor: str | nn.Module) -> nn.Module:

@@ -206,14 +206,21 @@ def test_images_of_any_floating_type_are_read_and_others_are_refused() -> None:
     reader = MarkReader(messages=["c0de"], crops=False)
     for dtype in (torch.float16, torch.bfloat16, torch.float64):
         assert [one.found for one in reader(marked.to(dtype))] == [True]
+        assert reader.logits(marked.to(dtype)).shape == MARK.logits(marked.to(dtype)).shape == (1, 48)
+        assert MARK.compose(marked.to(dtype)).dtype == dtype
     assert reader(marked[:0]) == []
     for images, why in (
         (marked.to(torch.uint8), "from_bytes"), (["a.png"], "tensors"), (marked[:, :1], r"\(N, 3, H, W\)")
     ):  # fmt: skip
         with pytest.raises(ValueError, match=why):
             reader(images)
+    for images in (marked.to(torch.uint8), marked[:, :1], marked[0], marked[..., :0]):
+        for call in (MARK.compose, MARK.logits):
+            with pytest.raises(ValueError, match="Images with a mark"):
+                call(images)
     for messages, why in (
         ("c0de", "must be a list"),
+        (b"c0de", "must be a list"),
         ([Mark(word="01" * 8, extractor=Short())], "other words than 48"),
     ):
         with pytest.raises(ValueError, match=why):
