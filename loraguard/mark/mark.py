@@ -172,13 +172,20 @@ def bits_of(network: nn.Module) -> int:
     """How many bits an extractor reads: its attribute `bits`, or what it gives for an image of 256x256.
 
     Raises:
-        ValueError: if it does not give a row of logits for each image.
+        ValueError: if it does not give a row of logits for each image, or reads images of another size alone.
     """
     if isinstance(bits := getattr(network, "bits", None), int):
         return bits
     parameter = next(network.parameters(), None)
-    with torch.no_grad():
-        found = network(torch.zeros(1, 3, 256, 256).to(parameter if parameter is not None else torch.zeros(1)))
+    try:
+        with torch.no_grad():
+            found = network(torch.zeros(1, 3, 256, 256).to(parameter if parameter is not None else torch.zeros(1)))
+    except RuntimeError as error:
+        said = " ".join(str(error).split())[-100:]
+        raise ValueError(
+            f"{type(network).__name__} must read images of any size, and cannot of 256x256 (...{said}). Beside a TorchScript "
+            "file, an extractor.json says its size."
+        ) from error
     if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != 1:
         shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
         raise ValueError(f"{type(network).__name__} must turn images (N, 3, H, W) into logits (N, bits), got {shape}.")

@@ -18,6 +18,8 @@ from .words import Layout
 
 _LARGEST = 8192
 _MOST_PIXELS = 2**26
+_AT_ONCE = 2**22
+"""Pixels that an extractor of one's own is given at once: its features of large images may fill the memory."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,8 @@ class MarkReader:
             return images.new_empty(0, self.bits)
         if isinstance(network, MarkNetwork):
             return read_whole(network, images)
-        return torch.cat([network(part) for part in images.split(64)])
+        some = max(1, _AT_ONCE // images[0, 0].numel())
+        return torch.cat([network(part) for part in images.split(some)])
 
     def _read(self, image: Tensor, logits: Tensor) -> MarkReading:
         readings = [self._reading(logits)]

@@ -163,6 +163,23 @@ def test_an_extractor_of_ones_own() -> None:
     assert reading.chance == pytest.approx(binom.sf(reading.agreeing - 1, 20, 0.5))
 
 
+def test_large_images_are_read_in_small_batches() -> None:
+    """By an extractor whose features may be many: four of 1,024 pixels at once, and many small ones."""
+    seen = []
+
+    class Watches(nn.Module):
+        bits = 16
+
+        def forward(self, images: Tensor) -> Tensor:
+            seen.append(len(images))
+            return images[:, 0, 0, :16]
+
+    reader = MarkReader(Watches(), [Mark(word="01" * 8, extractor=Watches())])
+    for size in (1024, 32):
+        assert len(reader(torch.zeros(1, 3, size, size).expand(9, -1, -1, -1))) == 9
+    assert seen == [4, 4, 1, 9]
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
@@ -175,6 +192,10 @@ def test_an_extractor_of_ones_own() -> None:
         ({"message": 1, "psnr": 5.0}, "20 dB"),
         ({"message": 1, "weight": 0.0}, "above 0"),
         ({"message": 1, "extractor": nn.Identity()}, "logits"),
+        (
+            {"message": 1, "extractor": nn.Sequential(nn.Flatten(), nn.Linear(12, 20))},
+            "any size, and cannot of 256x256",
+        ),
     ],
     ids=str,
 )
