@@ -183,8 +183,8 @@ def bits_of(network: nn.Module) -> int:
     except RuntimeError as error:
         said = " ".join(str(error).split())[-100:]
         raise ValueError(
-            f"{type(network).__name__} must read images of any size, and cannot of 256x256 (...{said}). Beside a TorchScript "
-            "file, an extractor.json says its size."
+            f"{type(network).__name__} must read images of any size, and cannot read 256x256 (...{said}). Beside a "
+            "TorchScript file, an extractor.json says its size."
         ) from error
     if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != 1:
         shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__

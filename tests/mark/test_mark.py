@@ -194,7 +194,7 @@ def test_large_images_are_read_in_small_batches() -> None:
         ({"message": 1, "extractor": nn.Identity()}, "logits"),
         (
             {"message": 1, "extractor": nn.Sequential(nn.Flatten(), nn.Linear(12, 20))},
-            "any size, and cannot of 256x256",
+            "cannot read 256x256",
         ),
     ],
     ids=str,
