@@ -78,7 +78,7 @@ class Mark:
     @property
     def target(self) -> Tensor:
         """The word as +1 and -1, (bits,)."""
-        return torch.tensor(self.carried) * 2.0 - 1
+        return torch.tensor(self.carried, device="cpu") * 2.0 - 1
 
     def logits(self, images: Tensor) -> Tensor:
         """What the extractor says of images (N, 3, H, W) in [-1, 1]: (N, bits), above 0 for a 1.

@@ -117,9 +117,9 @@ class MarkReader:
                                 for one in (message.extractor, self.extractor))  # fmt: skip
                 raise ValueError(f"{message!r:.200} is read by the extractor {theirs!r}, and this is {this!r}.")
             name = None if message.message is None else f"{as_number(message.message):x}"
-            return name, torch.tensor(message.carried, dtype=torch.bool)
+            return name, _as_bits(message.carried)
         number = as_number(message)
-        return f"{number:x}", torch.tensor(Layout(self.bits).encode(number), dtype=torch.bool)
+        return f"{number:x}", _as_bits(Layout(self.bits).encode(number))
 
     @property
     def names(self) -> list[str] | None:
@@ -203,7 +203,11 @@ class MarkReader:
             words, message, agreeing = 2**layout.message_bits, None, 0
             if decoded is not None:
                 message = f"{decoded:x}"
-                agreeing = int((read == torch.tensor(layout.encode(decoded), dtype=torch.bool)).sum())
+                agreeing = int((read == _as_bits(layout.encode(decoded))).sum())
         looks = (1 + self._crops) * (1 + len(self.sizes))
         chance = chance_of_agreement(agreeing, self.bits, words, looks)
         return MarkReading(chance <= self.false_positive_rate, message, agreeing, self.bits, chance, cropped)
+
+
+def _as_bits(word: Sequence[int]) -> Tensor:
+    return torch.tensor(word, dtype=torch.bool, device="cpu")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from loraguard import GatedLoraConfig, Mark, MarkReader, PatchTrainingArguments
 from loraguard.commands.mark import patch_mark
-from loraguard.mark import MarkNetwork, load_extractor
+from loraguard.mark import MarkNetwork, extractors, load_extractor
 from loraguard.mark.shipped import corner_network
 
 
@@ -142,3 +142,17 @@ def test_a_patch_s_mark_is_read_by_no_other_extractor(extractor: object, given: 
     assert patch_mark(tmp_path, "corners") == Mark("a", "corners")
     with pytest.raises(ValueError, match=said):
         patch_mark(tmp_path, given)
+
+
+@pytest.mark.parametrize("kind", ["corners", "file"])
+def test_a_network_that_all_share_takes_no_mode_of_whom_asked_first(kind: str, own: Path) -> None:
+    """Neither inference mode, after which nothing could train, nor a default device, here one without memory."""
+    for cached in (extractors._registered, extractors._from_file):
+        cached.cache_clear()
+    name, message, image = kind if kind == "corners" else str(own), "a", torch.zeros(1, 3, 70, 70)
+    with torch.inference_mode(), torch.device("meta"):
+        mark = Mark(message, name)
+        readings = MarkReader(name, [mark])(mark.compose(image))
+    assert [(one.found, one.message) for one in readings] == [(kind == "corners", "a")]
+    mark.logits(image.requires_grad_()).sum().backward()
+    assert image.grad.abs().sum() > 0
