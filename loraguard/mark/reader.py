@@ -87,7 +87,7 @@ class MarkReader:
     false_positive_rate: float = 1e-6
     crops: bool = True
     sizes: Sequence[int] = ()
-    _known: list[tuple[str | None, Tensor]] = field(init=False, repr=False)
+    _known: list[tuple[str | None, Tensor]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not 0 < self.false_positive_rate < 1:

@@ -210,6 +210,10 @@ def test_large_pictures_are_not_held_together(monkeypatch: pytest.MonkeyPatch) -
     assert len(made) == 6  # of three sizes, whole and cropped
 
 
+def test_readers_of_the_same_settings_are_equal() -> None:
+    assert reader(sizes=[80]) == reader(sizes=(80,)) != reader()
+
+
 def test_a_size_that_is_named_twice_costs_once() -> None:
     once, twice = (reader(crops=False, sizes=sizes)(torch.zeros(1, 3, 70, 70))[0] for sizes in ((80,), [80, 80]))
     assert once == twice
