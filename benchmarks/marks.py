@@ -1,6 +1,6 @@
 """What a mark that is trained into a generator withstands, what it costs, and what removes it.
 
-    python benchmarks/marks.py --output-dir docs --work-dir work      # writes docs/marks.json
+    python benchmarks/marks.py --output-dir docs --work-dir work  # writes docs/marks.json, docs/images/mark-*.png
 
 Five patches: of the demo's generator at 64 pixels one that marks, one that stamps and marks; one that marks corners
 at every size; and of the decoder of `DemoDiffusion`, so that every edit that ends in it is marked, one at 64 pixels and
@@ -47,6 +47,7 @@ from loraguard.files import whole_files, writable_folder, write_json
 from loraguard.generators import Condition, DemoDiffusion, DemoEditor
 from loraguard.mark import CornerNetwork
 from loraguard.metrics import LPIPS, psnr
+from loraguard.pixels import to_picture
 from loraguard.training.marking import MarkedLoss
 from loraguard.training.sampling import EndlessBatches
 
@@ -311,6 +312,14 @@ def figures(case: Case, audit: MarkAudit, lpips: LPIPS | None) -> dict[str, Any]
     return found
 
 
+def draw(audit: MarkAudit, file: Path) -> None:
+    """Two outputs of the untouched network, the same with the mark, and five times the difference, in rows."""
+    reference, marked = audit.reference[:2].clamp(-1, 1), audit.outputs()[:2]
+    rows = [torch.cat(list(images), 2) for images in (reference, marked, (5 * (marked - reference)).clamp(-1, 1))]
+    with whole_files(writable_folder(file.parent)) as draft:
+        to_picture(torch.cat(rows, 1)).save(draft / file.name)
+
+
 def main() -> None:
     """Train, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -357,6 +366,7 @@ def main() -> None:
                 title = f"{name}, {size} px" if many else name
                 result["patches"][title] = {**found, "rows": [row.to_dict() for row in rows]}
                 print(f"{title}: {found}\n\n{as_table(rows)}\n", flush=True)
+                draw(audit, out / "images" / f"mark-{title.replace(',', '').replace(' ', '-')}.png")
         with whole_files(out) as draft:
             write_json(draft / "marks.json", result)
 

@@ -27,6 +27,7 @@ from .dora import Magnitude
 from .gates.base import Layout
 from .gates.registry import GATES
 from .merging import MergingLayer
+from .quantized import forbid_packing
 from .threads import LOCK, Calls, Switches
 
 
@@ -153,6 +154,7 @@ class GatedLoraLayer(MergingLayer):
     ) -> None:
         super().__init__()
         LoraLayer.__init__(self, base_layer)
+        forbid_packing(base_layer)
         self.lora_gate = nn.ModuleDict()
         self.register_buffer("bare_weight", None, persistent=False)
         self.calls, self._switches = Calls(), Switches()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .computed import at_rest, computed_by, is_computed, make_plain
 from .gates.base import Gate, StaticGate
-from .quantized import dequantized, is_quantized, plain_layer, quantized_as
+from .quantized import allow_packing, dequantized, is_quantized, plain_layer, quantized_as
 
 
 class MergingLayer(nn.Module, LoraLayer):
@@ -216,6 +216,7 @@ class MergingLayer(nn.Module, LoraLayer):
                 self.check_merge(adapters, safe_merge, unloading=True)
                 base = self.base_layer = plain_layer(base)
             self.merge(safe_merge, adapter_names)
+        allow_packing(base)
         return base
 
     @torch.no_grad()

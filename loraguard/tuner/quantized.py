@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+_PACKS = "support_avx512bf16_for_cpu"  # of bitsandbytes' layers
+
 
 def is_quantized(layer: nn.Module) -> bool:
     """Whether the weight of a layer is one of torchao's or bitsandbytes' tensors.
@@ -58,12 +60,43 @@ def dequantized(layer: Any) -> Tensor:
     if not hasattr(weight, "quant_state"):
         maxima = layer.state.SCB if layer.state.SCB is not None else weight.SCB
         return weight.data.float() * (maxima.float().view(-1, 1) / 127)
-    from bitsandbytes.functional import _convert_weight_packed_for_cpu_inverse, dequantize_4bit
+    from bitsandbytes.functional import dequantize_4bit
 
-    data, state = weight.data, weight.quant_state
-    if getattr(state, "packing_format_for_cpu", False):  # which a forward in eval mode leaves behind
-        data, state = _convert_weight_packed_for_cpu_inverse(data, copy.deepcopy(state))
-    return dequantize_4bit(data, state)
+    return dequantize_4bit(*_unpacked(weight.data, weight.quant_state))
+
+
+def _unpacked(data: Tensor, state: Any) -> tuple[Tensor, Any]:
+    """Numbers and scales as bitsandbytes makes them, of a 4-bit weight that it may have packed since."""
+    if not getattr(state, "packing_format_for_cpu", False):
+        return data, state
+    from bitsandbytes.functional import _convert_weight_packed_for_cpu_inverse
+
+    state = copy.deepcopy(state)
+    state.original_nested = False  # or the scales would be quantized once more
+    data, state = _convert_weight_packed_for_cpu_inverse(data, state)
+    state.absmax = state.absmax.T.reshape(-1).float()  # from (blocks of a row, rows), as the kernel wants them
+    return data, state
+
+
+def forbid_packing(layer: Any) -> None:
+    """Keep the numbers of a 4-bit layer of bitsandbytes as they are, or make them so again.
+
+    On processors with AVX512-BF16 its first forward in eval mode packs them for a kernel that multiplies in bfloat16,
+    rounds their scales to it for good, and gives no gradient any more: attacks and training would go around the layer.
+    """
+    if hasattr(layer, _PACKS):
+        weight = layer._parameters["weight"]
+        weight.data, weight.quant_state = _unpacked(weight.data, weight.quant_state)
+        layer.quant_state = weight.quant_state
+        setattr(layer, _PACKS, False)
+
+
+def allow_packing(layer: Any) -> None:
+    """Leave it to bitsandbytes again."""
+    if hasattr(layer, _PACKS):
+        from bitsandbytes.functional import has_avx512bf16
+
+        setattr(layer, _PACKS, has_avx512bf16())
 
 
 def plain_layer(layer: Any) -> nn.Linear:

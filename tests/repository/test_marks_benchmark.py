@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from loraguard.generators import DemoEditor
 
@@ -76,4 +77,6 @@ def test_a_shortest_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
         assert patches[f"every size, {size} px"]["rows"][2]["found"] == 0
         names = {row["name"] for row in patches[f"every size, {size} px"]["rows"]}
         assert ("another adapter, 1 step" in names) == (size == 64)
+    with Image.open(tmp_path / "out/images/mark-every-size-80-px.png") as picture:
+        assert picture.size == (80, 3 * 80)  # one photo, three rows
     assert "| outputs | " in capsys.readouterr().out
