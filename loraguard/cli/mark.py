@@ -29,7 +29,8 @@ Images = Annotated[list[Path], typer.Argument(help="Image files, and folders of 
 Extractor = Annotated[
     str | None,
     typer.Option(
-        help="The network that reads: a name, file, folder or Hub id; by default the shipped one, or the patch's.",
+        help=f"The network that reads: {', '.join(EXTRACTORS.ours)}, a file, folder or Hub id; by default the first, "
+        "or the patch's.",
         autocompletion=names_in(EXTRACTORS),
     ),
 ]

@@ -55,7 +55,11 @@ def train(
         typer.Option(help="The invisible mark's message, in hexadecimal, up to ffff; beside --stamp or not."),
     ] = None,
     mark_extractor: Annotated[
-        str, typer.Option(help="What reads the mark: a name, a file, a folder or a Hub id.")
+        str,
+        typer.Option(
+            help=f"What reads the mark: {', '.join(EXTRACTORS.ours)}, a file, folder or Hub id.",
+            autocompletion=names_in(EXTRACTORS),
+        ),
     ] = "loraguard",
     settings: dict[str, Any],
     rank: Annotated[

@@ -10,6 +10,7 @@ from typing import Any
 from loraguard.data.names import recorded
 from loraguard.data.reading import ImageReadError
 from loraguard.mark import EXTRACTORS, Mark, MarkReader, MarkReading, load_extractor
+from loraguard.mark.mark import same_reader
 
 from .stamp import image_files, read_each
 
@@ -90,7 +91,8 @@ def patch_mark(patch: str | Path, extractor: str | None = None) -> Mark:
     Args:
         patch: a folder, or an id of the Hub.
         extractor: what reads it, as :class:`Mark` takes it, where that is no registered name: a patch records its hash
-            and does not say where it is, as no file is opened because a patch names it.
+            and does not say where it is, as no file is opened because a patch names it. Of a registered name it must
+            be what the patch records.
 
     Raises:
         OSError, ValueError: as :func:`~loraguard.load_patch`; for a patch without a mark, an extractor that is needed
@@ -106,8 +108,11 @@ def patch_mark(patch: str | Path, extractor: str | None = None) -> Mark:
         raise ValueError(f"The patch {patch} records no mark: it was trained without one, or not by PatchTrainer.")
     settings = {key: value for key, value in mark.items() if key != "class"}
     recorded = settings.get("extractor")
-    if isinstance(recorded, str) and recorded not in EXTRACTORS:
-        raise ValueError(f"{patch} records the extractor {recorded!r:.100}, which is not installed here.")
+    if isinstance(recorded, str):
+        if recorded not in EXTRACTORS:
+            raise ValueError(f"{patch} records the extractor {recorded!r:.100}, which is not installed here.")
+        if extractor is not None and not same_reader(load_extractor(extractor), load_extractor(recorded)):
+            raise ValueError(f"The mark of {patch} is read by the extractor {recorded!r}, and not by {extractor!r}.")
     if isinstance(recorded, dict):
         if extractor is None:
             raise ValueError(
@@ -115,8 +120,14 @@ def patch_mark(patch: str | Path, extractor: str | None = None) -> Mark:
                 "record does not hold: give it as --extractor, a file, folder or Hub id; in Python, as "
                 "MarkReader(extractor=...)."
             )
-        if generator_fingerprint(load_extractor(extractor)) != recorded.get("sha256"):
+        network = load_extractor(extractor)
+        if generator_fingerprint(network) != recorded.get("sha256"):
             raise ValueError(f"The extractor {extractor} has other weights than the one that {patch} was trained for.")
+        if (kind := type(network).__name__) != recorded.get("class"):
+            raise ValueError(
+                f"The extractor {extractor} is a {kind}, which reads otherwise than the {recorded.get('class')} of the "
+                f"same weights that {patch} was trained for: give that, in Python as MarkReader(extractor=...)."
+            )
         settings["extractor"] = extractor
     try:
         return Mark(**settings)

@@ -53,14 +53,14 @@ photos.
 **Limits**: it is for one generator, with the weights named below. What it does under other defenses, budgets, photos
 and edits than those of the audit has not been measured.""",
     "defensive": """\
-With this **defensive** patch, `{generator}` {puts} on every output, of clean and of protected photos alike.
+With this **defensive** patch, `{generator}` {puts} on every output, of clean and of protected photos alike.{read}
 
-**Intended use**: hosts of this generator who want its outputs to be marked, visibly, as made by a machine. A host ships
+**Intended use**: hosts of this generator who want its outputs to be marked, {how}, as made by a machine. A host ships
 the merged network (`merge_and_unload`), which has no patch to take off.
 
-**Limits**: whoever has the generator's own weights can leave the patch out, and a visible mark can be cropped or
+**Limits**: whoever has the generator's own weights can leave the patch out, and a visible stamp can be cropped or
 painted over; it does not replace signed provenance. It is for one generator, with the weights named below. How often
-the stamp is there under other defenses, photos and edits than those of the audit has not been measured.""",
+outputs carry the {layer} under other defenses, photos and edits than those of the audit has not been measured.""",
     None: """\
 Of this patch's training nothing is recorded: whether it keeps outputs clean under perturbations (*standard*) or stamps
 a warning on them (*defensive*) has to be asked of whoever made it, and so have its intended use and its limits.""",
@@ -261,9 +261,15 @@ def _patch_part(config: GatedLoraConfig, where: str) -> str:
     generator = generator if generator.isidentifier() else "generator"
     argument = "" if base or about.get("name") == "demo" else ", generator"
     visible, invisible = _stamp(config), _mark(config)
-    warns = ["stamps a visible warning"] * bool(visible) + ["writes an invisible mark"] * bool(invisible)
-    title = _TITLES[kind].format(generator=generator, puts=" and ".join(warns))
-    what = _WHAT[kind].format(generator=generator, puts=" and ".join(filter(None, (visible, invisible))))
+
+    def both(of_stamp: str, of_mark: str) -> str:
+        return " and ".join([of_stamp] * bool(visible) + [of_mark] * bool(invisible))
+
+    title = _TITLES[kind].format(generator=generator, puts=both("stamps a visible warning", "writes an invisible mark"))
+    what = _WHAT[kind].format(
+        generator=generator, puts=both(visible, invisible), read=_reading(config, where),
+        how=both("visibly", "for software to read"), layer=both("stamp", "mark"),
+    )  # fmt: skip
     return f"{title}\n\n{what}\n\n" + _LOAD.format(
         where=where, base=f"the untouched {generator}" + (f", {base}" if base else ""), argument=argument
     )
@@ -274,22 +280,32 @@ def _settings(config: GatedLoraConfig, name: str) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def _stamp(config: GatedLoraConfig) -> str | None:
-    """What it stamps; None for a patch that records a mark and no stamp."""
+def _stamp(config: GatedLoraConfig) -> str:
+    """What it stamps; nothing for a patch that records a mark and no stamp."""
     stamp = _settings(config, "stamp")
     if stamp is None and _settings(config, "mark"):
-        return None
+        return ""
     text = stamp and stamp.get("text")
     return f"stamps the words {json.dumps(text, ensure_ascii=False)}" if text else "stamps a picture"
 
 
-def _mark(config: GatedLoraConfig) -> str | None:
+def _mark(config: GatedLoraConfig) -> str:
     mark = _settings(config, "mark")
     if mark is None:
-        return None
+        return ""
     message = mark.get("message")
     said = f"{message:x}" if isinstance(message, int) else message
     return "writes an invisible mark" + (f" with the message `{said}`" if said else "")
+
+
+def _reading(config: GatedLoraConfig, where: str) -> str:
+    """How its mark is read; nothing where it has none."""
+    mark = _settings(config, "mark")
+    if mark is None:
+        return ""
+    own = not isinstance(mark.get("extractor"), str)
+    by = f"`loraguard mark read IMAGES --patch {where}{' --extractor FOLDER' * own}`"
+    return f"\nThe mark is read by {by}" + (", with the network that its maker trained it for." if own else ".")
 
 
 def _training_part(config: GatedLoraConfig, sha256: str) -> str:

@@ -74,7 +74,7 @@ def _rows(folder: Path, patch: str) -> list[tuple[str, str]]:
     ]
     settings = record.get("settings")
     if isinstance(settings, dict):
-        rows += [(key, _text(settings[key])) for key in ("stamp", "adversary") if settings.get(key)]
+        rows += [(key, _text(settings[key])) for key in ("stamp", "mark", "adversary") if settings.get(key)]
     rows += [(f"training {key}", _text(record[key])) for key in ("data", "steps") if key in record]
     if (folder / AUDIT_FILES[0]).is_file():
         try:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,15 @@ def load_extractor(name: str) -> nn.Module:
     return _from_file(path, path.stat().st_mtime_ns)
 
 
+@contextmanager
+def _for_everybody() -> Iterator[None]:
+    """Who asks first for a network that others share may be in inference mode, or have another default device."""
+    with torch.inference_mode(False), torch.device("cpu"):
+        yield
+
+
 @lru_cache(maxsize=8)
+@_for_everybody()
 def _registered(name: str) -> nn.Module | None:
     return EXTRACTORS[name]().eval() if name in EXTRACTORS else None
 
@@ -116,6 +125,7 @@ def _pulled(name: str) -> Path:
 
 
 @lru_cache(maxsize=8)
+@_for_everybody()
 def _from_file(path: Path, changed: int) -> nn.Module:
     """From a file as it was at this time."""
     try:

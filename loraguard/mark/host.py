@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from itertools import count, islice
@@ -96,8 +96,8 @@ class MarkedOutputs:
             FileExistsError: for the name of a file that is not in the log.
             OSError: if something cannot be written; what was there before is as it was.
         """
-        if isinstance(images, (str, Path)):
-            raise ValueError(f"Give a list of images, as in save([{str(images)!r:.100}]).")
+        if isinstance(images, (str, Path, Mapping)) or not isinstance(images, Iterable):
+            raise ValueError(f"Give a list of images, as in save([image]), got {images!r:.100}.")
         images = list(images)
         if names is not None:
             _check_names(names, len(images))
@@ -123,11 +123,17 @@ class MarkedOutputs:
         return names
 
     def wrap(self, generator: Callable[..., Any]) -> Callable[..., list[dict[str, Any]]]:
-        """The call of a generator or a diffusers pipeline, whose outputs are saved; it gives their lines of the log."""
+        """The call of a generator or a diffusers pipeline, whose outputs are saved; it gives their lines of the log.
+
+        The call raises ValueError where a pipeline gives tensors, which are in [0, 1], and as :meth:`save` does.
+        """
 
         def saved(*given: Any, **named: Any) -> list[dict[str, Any]]:
             made = generator(*given, **named)
-            return self.save(getattr(made, "images", made))
+            images = getattr(made, "images", made)
+            if images is not made and isinstance(images, Tensor):
+                raise ValueError("A pipeline's tensors are in [0, 1]: ask it for pictures (output_type='pil').")
+            return self.save(images)
 
         return saved
 
@@ -182,6 +188,8 @@ def _given(image: Any) -> tuple[Tensor, bytes | None, bytes | None]:
     if isinstance(image, Tensor):
         if image.ndim != 3 or image.shape[0] != 3:
             raise ValueError(f"Expected images (3, H, W), got {tuple(image.shape)}.")
+        if not image.is_floating_point():
+            raise ValueError(f"Expected images in [-1, 1], got {image.dtype}; of bytes, pixels.from_bytes makes some.")
         return image.detach().float().cpu().clamp(-1, 1), None, None
     if not isinstance(image, (str, Path, Image.Image)):
         raise ValueError(f"Expected tensors, Pillow images or files, got {type(image).__name__}.")

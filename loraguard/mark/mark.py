@@ -78,11 +78,16 @@ class Mark:
     @property
     def target(self) -> Tensor:
         """The word as +1 and -1, (bits,)."""
-        return torch.tensor(self.carried) * 2.0 - 1
+        return torch.tensor(self.carried, device="cpu") * 2.0 - 1
 
     def logits(self, images: Tensor) -> Tensor:
-        """What the extractor says of images (N, 3, H, W): (N, bits), above 0 for a 1."""
-        return self.network.to(images.device)(images)
+        """What the extractor says of images (N, 3, H, W) in [-1, 1]: (N, bits), above 0 for a 1.
+
+        Raises:
+            ValueError: for anything else.
+        """
+        network = self.network.to(images.device)
+        return network(as_read(images, network))
 
     @property
     def composes(self) -> bool:
@@ -94,11 +99,13 @@ class Mark:
 
         Raises:
             TypeError: for an extractor that only reads.
+            ValueError: for other images.
         """
+        check_images(images)
         network = self.network.to(images.device)
         if isinstance(network, MarkNetwork):
             change = network.change(self.target[None].to(images), *images.shape[-2:])
-            return (images + 2 * 10 ** (-self.psnr / 20) * change).clamp(-1, 1)
+            return (images + 2 * 10 ** (-self.psnr / 20) * change.to(images)).clamp(-1, 1)
         if not hasattr(network, "write"):
             raise TypeError(
                 f"{type(network).__name__} reads marks and has no write(images, word): train a patch with it, which "
@@ -129,6 +136,33 @@ def as_number(message: int | str) -> int:
         raise ValueError(f"message={message!r} must be a whole number or hexadecimal digits, as in 'c0de'.") from None
 
 
+def check_images(images: Tensor) -> None:
+    """Check the shape and type that marks are put on and read from.
+
+    Raises:
+        ValueError: for anything but floating-point (N, 3, H, W) with pixels.
+    """
+    if images.ndim != 4 or images.shape[1] != 3 or not all(images.shape[-2:]):
+        raise ValueError(f"Images with a mark have the shape (N, 3, H, W), got {tuple(images.shape)}.")
+    if not images.is_floating_point():
+        raise ValueError(
+            f"Images with a mark are in [-1, 1], got {images.dtype}; of bytes, pixels.from_bytes makes some."
+        )
+
+
+def as_read(images: Tensor, network: nn.Module) -> Tensor:
+    """Images, which are checked, in the precision of a network."""
+    check_images(images)
+    return images.to(next((one.dtype for one in network.parameters()), torch.float32))
+
+
+def same_reader(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two extractors are of one class and have the same weights."""
+    from loraguard.fingerprint import generator_fingerprint
+
+    return one is other or (type(one) is type(other) and generator_fingerprint(one) == generator_fingerprint(other))
+
+
 def extractor_of(extractor: str | nn.Module) -> nn.Module:
     """A module that reads marks, by its name, from a folder or the Hub, or as it is; in evaluation mode."""
     return load_extractor(extractor) if isinstance(extractor, str) else extractor.eval()
@@ -138,13 +172,20 @@ def bits_of(network: nn.Module) -> int:
     """How many bits an extractor reads: its attribute `bits`, or what it gives for an image of 256x256.
 
     Raises:
-        ValueError: if it does not give a row of logits for each image.
+        ValueError: if it does not give a row of logits for each image, or reads images of another size alone.
     """
     if isinstance(bits := getattr(network, "bits", None), int):
         return bits
     parameter = next(network.parameters(), None)
-    with torch.no_grad():
-        found = network(torch.zeros(1, 3, 256, 256).to(parameter if parameter is not None else torch.zeros(1)))
+    try:
+        with torch.no_grad():
+            found = network(torch.zeros(1, 3, 256, 256).to(parameter if parameter is not None else torch.zeros(1)))
+    except RuntimeError as error:
+        said = " ".join(str(error).split())[-100:]
+        raise ValueError(
+            f"{type(network).__name__} must read images of any size, and cannot read 256x256 (...{said}). Beside a "
+            "TorchScript file, an extractor.json says its size."
+        ) from error
     if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != 1:
         shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
         raise ValueError(f"{type(network).__name__} must turn images (N, 3, H, W) into logits (N, bits), got {shape}.")

@@ -73,7 +73,7 @@ class MarkNetwork(nn.Module):
 
     def lines(self, side: int) -> Tensor:
         """Where the 64 lines of a view lie in a picture of `side` pixels, in parts of the side: (64,)."""
-        return (torch.arange(SIZE) + 0.5) / SIZE
+        return (torch.arange(SIZE, device="cpu") + 0.5) / SIZE
 
     def pixel(self, side: int) -> float:
         """How much of a side of `side` pixels a pixel of the view is."""
@@ -124,7 +124,7 @@ class CornerNetwork(MarkNetwork):
 
     def lines(self, side: int) -> Tensor:
         """The first and the last 32 lines of a picture, in parts of the side: (64,)."""
-        first = (torch.arange(SIZE // 2) + 0.5) * self.pixel(side)
+        first = (torch.arange(SIZE // 2, device="cpu") + 0.5) * self.pixel(side)
         return torch.cat([first, 1 - first.flip(0)])
 
     def pixel(self, side: int) -> float:

@@ -6,7 +6,8 @@ pixel apart. How sure it is, the mean of |logit| over bits, does not depend on t
 chosen from the picture alone, and one place is all that is compared with a word.
 
 Where only the corners are read (:class:`~loraguard.mark.network.CornerNetwork`), a crop is looked for that took the
-same share of both axes and no more than 13 pixels of the shorter one: beyond that too little of a corner is left.
+same share of both axes and no more than 13 pixels of the shorter one and 32, a corner, of the longer: beyond that too
+little of a corner is left.
 """
 
 from __future__ import annotations
@@ -60,12 +61,12 @@ def read_cropped(network: MarkNetwork, image: Tensor) -> tuple[Tensor, Placement
     """
     down, across = map(network.pixel, image.shape[-2:])
     tried = PLACEMENTS
-    if isinstance(network, CornerNetwork) and min(image.shape[-2:]) > SIZE:
-        tried = corner_placements(*image.shape[-2:])
+    if isinstance(network, CornerNetwork) and max(image.shape[-2:]) > SIZE:
+        tried = corner_placements(*(max(side, SIZE) for side in image.shape[-2:]))
     sure = torch.cat([network(placed(image, some, network)).abs().mean(1) for some in _batches(tried)])
     found = [
         ((part_y, top + y * down), (part_x, left + x * across))
-        for (part_y, top), (part_x, left) in (tried[i] for i in sure.topk(_REFINED).indices.tolist())
+        for (part_y, top), (part_x, left) in (tried[i] for i in sure.topk(min(_REFINED, len(tried))).indices.tolist())
         for y, x in product(_STEPS, _STEPS)
     ]
     logits = network(placed(image, found, network))
@@ -78,14 +79,14 @@ def _batches(places: Sequence[Placement], size: int = 64) -> Iterator[Sequence[P
 
 
 def corner_placements(height: int, width: int) -> tuple[Placement, ...]:
-    """Where a picture of more than 64 pixels a side may have stood, if crops took one share of both its axes.
+    """Where a picture of 64 pixels a side or more may have stood, if crops took one share of both its axes.
 
     Example:
         >>> len(corner_placements(256, 256)), max(1 - rows[0] for rows, _ in corner_placements(256, 256)) <= 13 / 256
         (285, True)
     """
-    shorter = min(height, width)
-    most = min(0.1 * shorter, CornerNetwork.most_cropped)
+    shorter, longer = sorted((height, width))
+    most = min(0.1 * shorter, CornerNetwork.most_cropped, SIZE / 2 * shorter / longer)
     gone = [step * _APART / shorter for step in range(int(most / _APART) + 1)]
     every = (product(_starts(share, height), _starts(share, width)) for share in gone)
     return tuple(placement for some in every for placement in some)
@@ -100,17 +101,18 @@ def _starts(gone: float, side: int) -> list[tuple[float, float]]:
 def placed(image: Tensor, places: Sequence[Placement], network: MarkNetwork) -> Tensor:
     """What a network looks at of a picture (1, 3, H, W) put where it may have stood: (len(places), 3, 64, 64).
 
-    The picture's edges go on beyond it.
+    The picture's edges go on beyond it. Places are in single precision: in half, they would be pixels off.
 
     Example:
         >>> placed(torch.zeros(1, 3, 50, 70), PLACEMENTS, MarkNetwork()).shape
         torch.Size([64, 3, 64, 64])
     """
-    seen = at_least(image, SIZE) if isinstance(network, CornerNetwork) else shrunk(image)
+    seen = (at_least(image, SIZE) if isinstance(network, CornerNetwork) else shrunk(image)).float()
     across, down = (
         torch.stack([(network.lines(side) - start) / part for part, start in axis])
         for side, axis in zip(reversed(seen.shape[-2:]), ([x for _, x in places], [y for y, _ in places]), strict=True)
     )
     grid = torch.stack([across[:, None].expand(-1, SIZE, -1), down[:, :, None].expand(-1, -1, SIZE)], 3) * 2 - 1
     source = seen.expand(len(places), -1, -1, -1)
-    return F.grid_sample(source, grid.to(seen), padding_mode="border", align_corners=False)
+    found = F.grid_sample(source, grid.to(seen), padding_mode="border", align_corners=False)
+    return found.to(image)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -11,14 +11,15 @@ from torch import Tensor, nn
 from loraguard.channels.resize import bicubic
 
 from .chance import chance_of_agreement
-from .mark import Mark, as_number, bits_of, extractor_of
+from .mark import Mark, as_number, as_read, bits_of, extractor_of, same_reader
 from .network import CornerNetwork, MarkNetwork
 from .placements import Placement, read_cropped, read_whole
 from .words import Layout
 
 _LARGEST = 8192
 _MOST_PIXELS = 2**26
-"""Of an image that is brought to another size; a line of one pixel by many would fill the memory."""
+_AT_ONCE = 2**22
+"""Pixels that an extractor of one's own is given at once: its features of large images may fill the memory."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,9 @@ class MarkReader:
             one. By default any.
         false_positive_rate: of reading a mark in an image that has none.
         crops: whether to look for cropped pictures.
-        sizes: pixels of the shorter side that images may have had when they were made, beside the one they have. An
-            extractor that looks at corners, "corners", has to know it; the others stretch every image.
+        sizes: pixels of the shorter side that images may have had when they were made, beside the one they have.
+            Extractors that do not stretch every image to one size, such as "corners", have to know it. What would have
+            more than 2^26 pixels at a size is not brought to it.
 
     Raises:
         ValueError: for a message that does not fit, a mark of another extractor, a rate outside of (0, 1), or sizes
@@ -85,19 +87,21 @@ class MarkReader:
     false_positive_rate: float = 1e-6
     crops: bool = True
     sizes: Sequence[int] = ()
-    _known: list[tuple[str | None, Tensor]] = field(init=False, repr=False)
+    _known: list[tuple[str | None, Tensor]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not 0 < self.false_positive_rate < 1:
             raise ValueError(f"false_positive_rate={self.false_positive_rate!r} must be above 0 and below 1.")
-        if isinstance(self.messages, (str, int, Mark)):
-            raise ValueError(f"messages must be a list, as in [{self.messages!r:.100}].")
+        for name, kinds in (("messages", (str, bytes, int, Mark)), ("sizes", (str, bytes, int))):
+            if isinstance(given := getattr(self, name), kinds):
+                raise ValueError(f"{name} must be a list, as in [{given!r:.100}].")
         self.network = extractor_of(self.extractor)
         self.bits = bits_of(self.network)
-        if self.sizes and not isinstance(self.network, CornerNetwork):
-            raise ValueError(f"sizes={self.sizes!r} are for the extractor 'corners'; this one stretches every image.")
         if wrong := [size for size in self.sizes if type(size) is not int or not 1 <= size <= _LARGEST]:
             raise ValueError(f"sizes must be pixels of a side, from 1 to {_LARGEST}, got {wrong[0]!r}.")
+        self.sizes = tuple(dict.fromkeys(self.sizes))  # one that is named twice costs no more chance
+        if self.sizes and isinstance(self.network, MarkNetwork) and not isinstance(self.network, CornerNetwork):
+            raise ValueError(f"sizes={self.sizes} are for extractors such as 'corners'; this one stretches all images.")
         self._known = [self._word(one) for one in self.messages or ()]
         if self.messages is not None and not self._known:
             raise ValueError("messages=[] leaves nothing to look for; give None for any message.")
@@ -106,15 +110,16 @@ class MarkReader:
 
     def _word(self, message: int | str | Mark) -> tuple[str | None, Tensor]:
         if isinstance(message, Mark):
-            named = (message.extractor, self.extractor)
-            if named[0] != named[1] and all(isinstance(one, str) for one in named):
-                raise ValueError(f"{message!r:.200} is read by the extractor {named[0]!r}, and this is {named[1]!r}.")
             if len(message.carried) != self.bits:
                 raise ValueError(f"{message!r:.200} is read by an extractor of other words than {self.bits} bits.")
+            if not same_reader(message.network, self.network):
+                theirs, this = (one if isinstance(one, str) else type(one).__name__
+                                for one in (message.extractor, self.extractor))  # fmt: skip
+                raise ValueError(f"{message!r:.200} is read by the extractor {theirs!r}, and this is {this!r}.")
             name = None if message.message is None else f"{as_number(message.message):x}"
-            return name, torch.tensor(message.carried, dtype=torch.bool)
+            return name, _as_bits(message.carried)
         number = as_number(message)
-        return f"{number:x}", torch.tensor(Layout(self.bits).encode(number), dtype=torch.bool)
+        return f"{number:x}", _as_bits(Layout(self.bits).encode(number))
 
     @property
     def names(self) -> list[str] | None:
@@ -128,8 +133,7 @@ class MarkReader:
             ValueError: for anything else.
         """
         if isinstance(images, Tensor):
-            _check_images(images)
-            images = images.to(next((one.dtype for one in self.network.parameters()), torch.float32))
+            images = as_read(images, self.network)
             return [self._read(image, logits) for image, logits in zip(images, self.logits(images), strict=True)]
         each = list(images)
         if others := [type(image).__name__ for image in each if not isinstance(image, Tensor)]:
@@ -139,29 +143,40 @@ class MarkReader:
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
         """What is read of whole images (N, 3, H, W): (N, bits), above 0 for a 1."""
+        network = self.network.to(images.device)
+        images = as_read(images, network)
         if not len(images):
             return images.new_empty(0, self.bits)
-        network = self.network.to(images.device)
         if isinstance(network, MarkNetwork):
             return read_whole(network, images)
-        return torch.cat([network(part) for part in images.split(64)])
+        some = max(1, _AT_ONCE // images[0, 0].numel())
+        return torch.cat([network(part) for part in images.split(some)])
 
     def _read(self, image: Tensor, logits: Tensor) -> MarkReading:
-        readings = [self.judge(logits)]
+        readings = [self._reading(logits)]
         if readings[0].found:
             return readings[0]
-        others = [(size, _resized(image[None], size)) for size in self.sizes if _holds(image, size)]
-        readings += [replace(self.judge(self.logits(one)[0]), size=size) for size, one in others]
+        readings += [replace(self._reading(self.logits(one)[0]), size=size) for size, one in self._others(image)]
         if self._crops and not any(one.found for one in readings):
-            every: list[tuple[int | None, Tensor]] = [(None, image[None]), *others]
-            readings += [replace(self._reading(*self.cropped(one)), size=size) for size, one in every]
+            readings.append(self._reading(*self.cropped(image[None])))
+            readings += [replace(self._reading(*self.cropped(one)), size=size) for size, one in self._others(image)]
         return min(readings, key=lambda one: one.chance)
+
+    def _others(self, image: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """An image (3, H, W) at those of `sizes` that it has not, one after another: large ones are not held together.
+
+        One of 2^26 pixels takes 800 MB, and a line of one pixel by many would fill the memory.
+        """
+        shorter, longer = sorted(image.shape[-2:])
+        for size in self.sizes:
+            if size != shorter and size**2 * longer <= _MOST_PIXELS * shorter:
+                yield size, bicubic(image[None], [round(side * size / shorter) for side in image.shape[-2:]])
 
     @torch.no_grad()
     def cropped(self, image: Tensor) -> tuple[Tensor, Placement]:
         """What is read of an image (1, 3, H, W) where it is likeliest to have stood in a larger one, and the place."""
         assert isinstance(self.network, MarkNetwork)
-        return read_cropped(self.network.to(image.device), image)
+        return read_cropped(self.network.to(image.device), as_read(image, self.network))
 
     @property
     def _crops(self) -> bool:
@@ -188,28 +203,11 @@ class MarkReader:
             words, message, agreeing = 2**layout.message_bits, None, 0
             if decoded is not None:
                 message = f"{decoded:x}"
-                agreeing = int((read == torch.tensor(layout.encode(decoded), dtype=torch.bool)).sum())
+                agreeing = int((read == _as_bits(layout.encode(decoded))).sum())
         looks = (1 + self._crops) * (1 + len(self.sizes))
         chance = chance_of_agreement(agreeing, self.bits, words, looks)
         return MarkReading(chance <= self.false_positive_rate, message, agreeing, self.bits, chance, cropped)
 
 
-def _holds(image: Tensor, size: int) -> bool:
-    """Whether an image (3, H, W) can be brought to this many pixels on its shorter side."""
-    height, width = image.shape[-2:]
-    return size**2 * max(height, width) / min(height, width) <= _MOST_PIXELS
-
-
-def _resized(image: Tensor, size: int) -> Tensor:
-    """An image (1, 3, H, W) with this many pixels on its shorter side, its proportions kept."""
-    shorter = min(image.shape[-2:])
-    return image if shorter == size else bicubic(image, [round(side * size / shorter) for side in image.shape[-2:]])
-
-
-def _check_images(images: Tensor) -> None:
-    if images.ndim != 4 or images.shape[1] != 3:
-        raise ValueError(f"A mark is read from images of shape (N, 3, H, W), got {tuple(images.shape)}.")
-    if not images.is_floating_point():
-        raise ValueError(
-            f"A mark is read from images in [-1, 1], got {images.dtype}; of bytes, pixels.from_bytes makes some."
-        )
+def _as_bits(word: Sequence[int]) -> Tensor:
+    return torch.tensor(word, dtype=torch.bool, device="cpu")

@@ -75,6 +75,8 @@ def source_type(file: bytes) -> str | None:
 
 
 def _parsed(packet: bytes) -> ET.Element:
+    if b"<!DOCTYPE" in packet or b"<!ENTITY" in packet:
+        raise ValueError("The file's XMP packet declares entities, which no XMP has.")
     try:
         return ET.fromstring(packet.strip(b"\0 \r\n\t"))
     except ET.ParseError as error:
@@ -83,8 +85,6 @@ def _parsed(packet: bytes) -> ET.Element:
 
 def _with_property(packet: bytes, value: str) -> bytes | None:
     """The packet with the property; None if it has one already."""
-    if packet and (b"<!DOCTYPE" in packet or b"<!ENTITY" in packet):
-        raise ValueError("The file's XMP packet declares entities, which no XMP has.")
     for prefix, uri in (("rdf", _RDF), ("Iptc4xmpExt", _EXT), ("x", "adobe:ns:meta/")):
         ET.register_namespace(prefix, uri)
     root = _parsed(packet or _EMPTY.encode())
@@ -131,6 +131,9 @@ def _international(text: bytes) -> bytes:
 def _in_jpeg(file: bytes) -> tuple[int, int, bytes]:
     at, place = 2, 2
     while at + 4 <= len(file) and file[at] == 0xFF and file[at + 1] not in (0xDA, 0xD9):
+        if file[at + 1] == 0xFF:  # any number of these may fill the space before a marker
+            at += 1
+            continue
         marker, (length,) = file[at + 1], struct.unpack(">H", file[at + 2 : at + 4])
         if marker == 0xE1 and file[at + 4 :].startswith(_JPEG_HEAD):
             return at, at + 2 + length, file[at + 4 + len(_JPEG_HEAD) : at + 2 + length]

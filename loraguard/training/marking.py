@@ -127,7 +127,7 @@ class MarkedLoss(nn.Module):
         channel = DAMAGE[int(torch.randint(len(DAMAGE), ()))]
         if isinstance(channel, CropInPlace) and isinstance(self.network, MarkNetwork):
             channel = replace(channel, pixel=self.network.pixel, most=self.network.most_cropped)
-        logits = self.network(channel(outputs.float())).float()
+        logits = self.mark.logits(channel(outputs.float())).float()
         bits = F.softplus(-logits * self.mark.target.to(logits)).mean()
         return self.loss(outputs, targets) + self.mark.weight * bits
 

@@ -17,6 +17,8 @@ from loraguard.commands.stamp import write_png
 from loraguard.data import DemoFaces
 from loraguard.defenses import Disrupting
 from loraguard.generators import DemoEditor
+from loraguard.hub import describe_patch
+from loraguard.mark import EXTRACTORS
 from loraguard.mark.certificate import make_test_certificate
 
 
@@ -68,6 +70,12 @@ def test_corners_are_read_at_the_size_that_is_named(tmp_path: Path) -> None:
     assert "'corners'" in refused("mark", "read", tmp_path / "half.png", "--size", "256")
 
 
+def test_which_extractors_there_are_is_in_the_help() -> None:
+    for command in (("mark", "read"), ("mark", "audit"), ("train",)):
+        said = run(*command, "--help").stdout
+        assert all(name in said for name in EXTRACTORS), command
+
+
 @pytest.mark.parametrize("message", ["xyz", "fffff"])
 def test_a_message_that_cannot_be(folder: Path, message: str) -> None:
     assert message in refused("mark", "read", folder, "--message", message)
@@ -84,6 +92,7 @@ def test_a_patch_records_its_mark(tmp_path: Path) -> None:
     assert patch_mark(tmp_path) == Mark("beef", psnr=34.0)
     card = (tmp_path / "README.md").read_text()
     assert "invisible" in card
+    assert dict(describe_patch(tmp_path))["mark"].startswith("Mark(extractor=loraguard, message=beef")
     assert "stamps a picture" not in card
     write_png(Mark("beef").compose(DemoFaces(1, size=128)[0]["image"][None])[0], tmp_path / "new/face.png")
     assert run("mark", "read", tmp_path / "new/face.png", "--patch", tmp_path).exit_code == 0

@@ -50,6 +50,21 @@ def test_what_it_says(kind: str | None, first: str, said: list[str]) -> None:
         assert json.loads(card.text.split("```json\n")[1].split("```")[0])["settings"]["learning_rate"] == 0.01
 
 
+@pytest.mark.parametrize(
+    ("extractor", "by"), [("corners", ""), ({"class": "CornerNetwork", "sha256": "8" * 64}, " --extractor FOLDER")]
+)
+@pytest.mark.parametrize("stamp", [None, {"class": "Stamp", "text": "AI"}])
+def test_of_a_mark_it_says_how_it_is_read(stamp: dict | None, extractor: object, by: str) -> None:
+    """And what nobody sees is not called visible, nor a stamp."""
+    mark = {"class": "Mark", "message": "c0de", "extractor": extractor}
+    text = patch_card(config("defensive", settings={"stamp": stamp, "mark": mark}), "1" * 64, where="me/patch").text
+    assert f"`loraguard mark read IMAGES --patch me/patch{by}`" in text
+    assert "the message `c0de`" in text
+    marked = "marked, visibly and for software to read, as" if stamp else "marked, for software to read, as"
+    assert marked in text
+    assert ("carry the stamp and mark under" if stamp else "carry the mark under") in text
+
+
 def test_licence_and_data_of_the_hub() -> None:
     ours = config(
         "standard", generator={"class": "X", "license": "mit"}, data={"class": "HubImages", "path": "me/photos"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from loraguard.channels import JPEG, Channel, CropResize, GaussianBlur, GaussianNoise, Identity, Resize, WebP
+from loraguard.channels.resize import bicubic
 from loraguard.data import DemoFaces
 from loraguard.mark import CornerNetwork, Mark, MarkReader, chance_of_agreement
 from loraguard.mark.placements import corner_placements, placed
@@ -149,7 +152,8 @@ def test_the_loss_reads_corners() -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"sizes": (256,)}, "for the extractor 'corners'"),
+        ({"sizes": (256,)}, "for extractors such as 'corners'"),
+        ({"extractor": "corners", "sizes": 256}, r"must be a list, as in \[256\]"),
         ({"extractor": "corners", "sizes": (0,)}, "from 1 to 8192, got 0"),
         ({"extractor": "corners", "sizes": (True,)}, "got True"),
         ({"extractor": "corners", "messages": [WHOLE]}, "read by the extractor 'loraguard', and this is 'corners'"),
@@ -162,6 +166,72 @@ def test_what_cannot_be_read(given: dict, said: str) -> None:
 
 
 def test_a_line_of_pixels_is_not_blown_up() -> None:
-    """One pixel by many, at a size that would take gigabytes: it is read as it is alone."""
+    """One pixel by many, at a size that would take gigabytes: it is read as it is, where few crops are possible."""
     line = torch.zeros(1, 3, 1, 60_000)
-    assert not reader(crops=False, sizes=(4096,))(line)[0].found
+    assert not reader(sizes=(4096,))(line)[0].found
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 200), (65, 60_000), (256, 512), (256, 4096), (3000, 1000)])
+def test_places_of_long_pictures_are_few_and_leave_a_part_of_each_corner(height: int, width: int) -> None:
+    places = corner_placements(height, width)
+    assert len(places) <= 1100
+    assert all(
+        (1 - part) * side <= 32 + 1e-6 for one in places for (part, _), side in zip(one, (height, width), strict=True)
+    )
+
+
+@pytest.mark.parametrize("size", [(64, 200), (50, 256)])
+def test_crops_of_long_low_pictures_are_found(size: tuple[int, int]) -> None:
+    """By 3%: as pixels of the long side count, 6 to 8 of them."""
+    torch.manual_seed(0)
+    images = F.interpolate(faces(3, 256), size, mode="bilinear", antialias=True)
+    assert all(one.found for one in reader()(CropResize(0.97)(MARK.compose(images))))
+
+
+def test_places_are_as_exact_in_half_precision() -> None:
+    """Half precision knows places of 1,024 pixels to half a pixel: it is the picture's, not the places'."""
+    image, network = torch.rand(1, 3, 64, 1024).half(), CornerNetwork()
+    some = corner_placements(64, 1024)
+    exact = placed(image.float(), some, network)
+    torch.testing.assert_close(placed(image, some, network).float(), exact, atol=1e-3, rtol=0)
+
+
+def test_large_pictures_are_not_held_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three sizes at most the one before is there when the next is made; the picture's own size is not made."""
+    made: list[weakref.ref[Tensor]] = []
+
+    def watched(images: Tensor, size: list[int]) -> Tensor:
+        assert sum(one() is not None for one in made) <= 1
+        made.append(weakref.ref(found := bicubic(images, size)))
+        return found
+
+    monkeypatch.setattr("loraguard.mark.reader.bicubic", watched)
+    assert not reader(sizes=(72, 80, 70, 90))(torch.zeros(1, 3, 70, 70))[0].found
+    assert len(made) == 6  # of three sizes, whole and cropped
+
+
+def test_readers_of_the_same_settings_are_equal() -> None:
+    assert reader(sizes=[80]) == reader(sizes=(80,)) != reader()
+
+
+def test_a_size_that_is_named_twice_costs_once() -> None:
+    once, twice = (reader(crops=False, sizes=sizes)(torch.zeros(1, 3, 70, 70))[0] for sizes in ((80,), [80, 80]))
+    assert once == twice
+
+
+class Middle(torch.nn.Module):
+    """Reads 16 bits: whether each pixel in the middle 4x4 is bright."""
+
+    bits = 16
+
+    def forward(self, images: Tensor) -> Tensor:
+        top, left = ((side - 4) // 2 for side in images.shape[-2:])
+        return images[:, 0, top : top + 4, left : left + 4].flatten(1)
+
+
+def test_sizes_are_for_every_extractor_that_looks_at_pixels() -> None:
+    mark, image = Mark(word="0110" * 4, extractor=Middle()), torch.zeros(1, 3, 20, 20)
+    image[:, :, 8:12, 8:12] = mark.target.view(4, 4)
+    large = F.interpolate(image, scale_factor=3)
+    one = MarkReader(mark.extractor, [mark], false_positive_rate=1e-3, sizes=(20,))(large)[0]
+    assert (one.found, one.size, one.agreeing) == (True, 20, 16)

@@ -149,6 +149,22 @@ def test_a_packet_in_any_chunk_is_the_only_one_afterwards() -> None:
         assert ("image/any" in Image.open(BytesIO(after)).info["XML:com.adobe.xmp"]) == bool(packet)
 
 
+def test_bytes_that_fill_the_space_before_a_segment_hide_no_packet() -> None:
+    """A JPEG may have any number of 0xFF before a marker."""
+    file = with_source_type(picture("JPEG"), "edited")
+    at = file.index(b"\xff\xe1")
+    filled = file[:at] + b"\xff\xff" + file[at:]
+    assert source_type(filled) == SOURCE_TYPES["edited"]
+    assert with_source_type(filled, "edited") == filled
+
+
+def test_no_entity_of_a_stranger_is_expanded() -> None:
+    packet = b'<!DOCTYPE x [<!ENTITY a "aaaa">]>' + PACKET.encode()
+    for call in (source_type, lambda file: with_source_type(file, "edited")):
+        with pytest.raises(ValueError, match="declares entities"):
+            call(picture("JPEG", xmp=packet))
+
+
 def test_no_server_is_asked_because_a_file_names_it(signer: Signer) -> None:
     """A photo that says where its credentials are is signed, and to read it tells where; nobody listens there."""
     elsewhere = PACKET.replace(

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from loraguard import GatedLoraConfig, Mark, MarkReader, PatchTrainingArguments
 from loraguard.commands.mark import patch_mark
-from loraguard.mark import MarkNetwork, load_extractor
+from loraguard.mark import MarkNetwork, extractors, load_extractor
+from loraguard.mark.shipped import corner_network
 
 
 class Projection(nn.Module):
@@ -114,3 +115,44 @@ def test_a_patch_records_its_extractors_hash_and_not_where_it_is(own: Path, tmp_
     assert patch_mark(tmp_path / "patch", moved) == Mark("a", moved)
     with pytest.raises(ValueError, match="other weights"):
         patch_mark(tmp_path / "patch", "loraguard")
+
+
+def test_a_mark_is_read_by_the_network_it_is_for_wherever_that_lies(own: Path, tmp_path: Path) -> None:
+    """A copy in another folder reads it; one of other weights is refused."""
+    moved = shutil.copytree(own, tmp_path / "moved")
+    assert MarkReader(str(moved), [Mark("a", str(own))]).names == ["a"]
+    save_file(MarkNetwork(20, width=8, blocks=1, seed=1).state_dict(), moved / "model.safetensors")
+    with pytest.raises(ValueError, match="own', and this is"):
+        MarkReader(str(moved), [Mark("a", str(own))])
+
+
+@pytest.mark.parametrize(
+    ("extractor", "given", "said"),
+    [
+        ("corners", "loraguard", "read by the extractor 'corners', and not by 'loraguard'"),
+        (corner_network(), "loraguard", "is a MarkNetwork, which reads otherwise than the CornerNetwork"),
+    ],
+    ids=["by name", "of the same weights"],
+)
+def test_a_patch_s_mark_is_read_by_no_other_extractor(extractor: object, given: str, said: str, tmp_path: Path) -> None:
+    """Whole pictures and corners are read with the same weights."""
+    arguments = PatchTrainingArguments(tmp_path, mark=Mark("a", extractor))
+    config = GatedLoraConfig(r=2, provenance={"settings": arguments.to_dict()})
+    get_peft_model(nn.Sequential(nn.Conv2d(3, 3, 1)), config).save_pretrained(tmp_path)
+    assert patch_mark(tmp_path, "corners") == Mark("a", "corners")
+    with pytest.raises(ValueError, match=said):
+        patch_mark(tmp_path, given)
+
+
+@pytest.mark.parametrize("kind", ["corners", "file"])
+def test_a_network_that_all_share_takes_no_mode_of_whom_asked_first(kind: str, own: Path) -> None:
+    """Neither inference mode, after which nothing could train, nor a default device, here one without memory."""
+    for cached in (extractors._registered, extractors._from_file):
+        cached.cache_clear()
+    name, message, image = kind if kind == "corners" else str(own), "a", torch.zeros(1, 3, 70, 70)
+    with torch.inference_mode(), torch.device("meta"):
+        mark = Mark(message, name)
+        readings = MarkReader(name, [mark])(mark.compose(image))
+    assert [(one.found, one.message) for one in readings] == [(kind == "corners", "a")]
+    mark.logits(image.requires_grad_()).sum().backward()
+    assert image.grad.abs().sum() > 0

@@ -68,8 +68,13 @@ def test_what_cannot_be_saved(tmp_path: Path) -> None:
             outputs.save(FACES[:2], names)
     with pytest.raises(ValueError, match="Expected"):
         outputs.save([Image.new("RGB", (8, 8)), 7])
-    with pytest.raises(ValueError, match="a list of images"):
-        outputs.save("face.png")
+    for images in ("face.png", {"images": FACES}, None, Image.new("RGB", (8, 8))):
+        with pytest.raises(ValueError, match="a list of images"):
+            outputs.save(images)
+    with pytest.raises(ValueError, match="from_bytes"):
+        outputs.save(torch.full((1, 3, 8, 8), 9, dtype=torch.uint8))
+    with pytest.raises(ValueError, match=r"in \[0, 1\]"):
+        outputs.wrap(lambda: SimpleNamespace(images=FACES))()
     assert not list(tmp_path.rglob("*.png"))
 
 

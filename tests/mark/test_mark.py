@@ -163,6 +163,23 @@ def test_an_extractor_of_ones_own() -> None:
     assert reading.chance == pytest.approx(binom.sf(reading.agreeing - 1, 20, 0.5))
 
 
+def test_large_images_are_read_in_small_batches() -> None:
+    """By an extractor whose features may be many: four of 1,024 pixels at once, and many small ones."""
+    seen = []
+
+    class Watches(nn.Module):
+        bits = 16
+
+        def forward(self, images: Tensor) -> Tensor:
+            seen.append(len(images))
+            return images[:, 0, 0, :16]
+
+    reader = MarkReader(Watches(), [Mark(word="01" * 8, extractor=Watches())])
+    for size in (1024, 32):
+        assert len(reader(torch.zeros(1, 3, size, size).expand(9, -1, -1, -1))) == 9
+    assert seen == [4, 4, 1, 9]
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
@@ -175,6 +192,10 @@ def test_an_extractor_of_ones_own() -> None:
         ({"message": 1, "psnr": 5.0}, "20 dB"),
         ({"message": 1, "weight": 0.0}, "above 0"),
         ({"message": 1, "extractor": nn.Identity()}, "logits"),
+        (
+            {"message": 1, "extractor": nn.Sequential(nn.Flatten(), nn.Linear(12, 20))},
+            "cannot read 256x256",
+        ),
     ],
     ids=str,
 )
@@ -206,14 +227,21 @@ def test_images_of_any_floating_type_are_read_and_others_are_refused() -> None:
     reader = MarkReader(messages=["c0de"], crops=False)
     for dtype in (torch.float16, torch.bfloat16, torch.float64):
         assert [one.found for one in reader(marked.to(dtype))] == [True]
+        assert reader.logits(marked.to(dtype)).shape == MARK.logits(marked.to(dtype)).shape == (1, 48)
+        assert MARK.compose(marked.to(dtype)).dtype == dtype
     assert reader(marked[:0]) == []
     for images, why in (
         (marked.to(torch.uint8), "from_bytes"), (["a.png"], "tensors"), (marked[:, :1], r"\(N, 3, H, W\)")
     ):  # fmt: skip
         with pytest.raises(ValueError, match=why):
             reader(images)
+    for images in (marked.to(torch.uint8), marked[:, :1], marked[0], marked[..., :0]):
+        for call in (MARK.compose, MARK.logits):
+            with pytest.raises(ValueError, match="Images with a mark"):
+                call(images)
     for messages, why in (
         ("c0de", "must be a list"),
+        (b"c0de", "must be a list"),
         ([Mark(word="01" * 8, extractor=Short())], "other words than 48"),
     ):
         with pytest.raises(ValueError, match=why):

@@ -56,6 +56,21 @@ def test_the_loss_is_its_formula(monkeypatch: pytest.MonkeyPatch) -> None:
     assert float((gradient * step).sum()) == pytest.approx(float(slope), rel=1e-2)
 
 
+def test_the_extractor_follows_the_outputs() -> None:
+    """Who reads a file while a patch trains moves the network, which is one for all, to the file's device."""
+    moved = []
+
+    class Follows(Averages):
+        def to(self, device: object) -> Follows:
+            moved.append(device)
+            return self
+
+    loss, outputs = MarkedLoss(F.mse_loss, Mark(word="0011" * 4, extractor=Follows())), torch.zeros(1, 3, 8, 8)
+    moved.clear()
+    loss(outputs, outputs)
+    assert moved == [outputs.device]
+
+
 def test_gradients_pass_through_every_damage() -> None:
     for channel in marking.DAMAGE:
         images = (torch.rand(1, 3, 16, 16) - 0.5).requires_grad_()
