@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from loraguard.files import alone_in, whole_files, writable_folder
 from loraguard.pixels import from_picture, to_picture
-from loraguard.stamp import Stamp
+from loraguard.stamp import Stamp, StampDetector
 
 from .credentials import Signer, check_signer, has_credentials, sign_bytes
 from .mark import Mark
@@ -30,10 +31,10 @@ LOG = "outputs.jsonl"
 class MarkedOutputs:
     """Writes images into a folder with every layer that is asked for, and a line about each into `outputs.jsonl`.
 
-    A layer that a patch has put into the generator's weights is not put on once more: with `in_weights` the mark is
-    only checked. Give the images that a generator or a pipeline has made, or files. Of a file, the colour profile is
-    kept, and credentials that it carries become those of the parent where there is a signer; other metadata are not:
-    `loraguard mark sign` keeps them all.
+    A layer that a patch has put into the generator's weights is not put on once more: with `in_weights` stamp and mark
+    are only looked for. Where an output lacks one, a warning says so. Give the images that a generator or a pipeline
+    has made, or files. Of a file, the colour profile is kept, and credentials that it carries become those of the
+    parent where there is a signer; other metadata are not: `loraguard mark sign` keeps them all.
 
     Args:
         output_dir: where to; several processes may have the same.
@@ -78,6 +79,7 @@ class MarkedOutputs:
             check_signer(self.signer)
         self.folder = writable_folder(self.output_dir)
         self._reader = None if self.mark is None else MarkReader(self.mark.extractor, messages=[self.mark], crops=False)
+        self._detector = None if self.stamp is None else StampDetector(self.stamp)
 
     def save(self, images: Tensor | Sequence[Any], names: Sequence[str] | None = None) -> list[dict[str, Any]]:
         """Put the layers on images and write them as PNG.
@@ -89,7 +91,8 @@ class MarkedOutputs:
                 that is in the log is replaced.
 
         Returns:
-            What the log has of each: file, SHA-256, time, what was put on, and how the mark reads in the very file.
+            What the log has of each: file, SHA-256, time, whether it is signed, and what is found of stamp and mark in
+            the very file.
 
         Raises:
             ValueError: for other images; for names that are not as many, not different or no names of PNG files.
@@ -110,6 +113,12 @@ class MarkedOutputs:
             for name, (written, _) in zip(names, made, strict=True):
                 (draft / name).write_bytes(written)
             (draft / LOG).write_text(earlier + "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        for layer in ("stamp", "mark"):
+            if lacking := [row["file"] for row in rows if row[layer] and not row[layer]["found"]]:
+                warnings.warn(
+                    f"No {layer} is found in {len(lacking)} of {len(rows)} outputs, {lacking[0]} among them: they do "
+                    "not carry what they should.", stacklevel=2,
+                )  # fmt: skip
         return rows
 
     def _free(self, names: Sequence[str] | None, log: Sequence[str], images: int) -> Sequence[str]:
@@ -148,14 +157,18 @@ class MarkedOutputs:
         if self.signer is not None:
             parent = file if file and has_credentials(file) else None
             written = sign_bytes(written, "image/png", self.signer, self.kind, dict(self.origin), parent)
-        mark = None
+        stamp = mark = None
+        pixels = _pixels(written)
+        if self._detector is not None:
+            look = self._detector.stamp
+            name = look.text or Path(str(look.image)).name
+            stamp = {"found": bool(self._detector(pixels[None])), "name": name}
         if self._reader is not None:
-            (read,) = self._reader([_pixels(written)])
+            (read,) = self._reader([pixels])
             mark = {"found": read.found, "message": read.message, "agreeing": read.agreeing, "bits": read.bits}
         made = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         digest = hashlib.sha256(written).hexdigest()
-        stamped = None if self.stamp is None else self.stamp.text or Path(str(self.stamp.image)).name
-        about = {"sha256": digest, "time": made, "stamp": stamped, "mark": mark, "signed": self.signer is not None}
+        about = {"sha256": digest, "time": made, "stamp": stamp, "mark": mark, "signed": self.signer is not None}
         return written, about
 
 

@@ -37,7 +37,7 @@ def test_three_layers_are_in_the_file(tmp_path: Path) -> None:
     assert bool(StampDetector(stamp)(torch.stack(images)).all())
     found = read_credentials((tmp_path / rows[0]["file"]).read_bytes(), "image/png")
     assert (found.valid, found.origin) == (True, {"generator": {"name": "mine"}})
-    assert rows[0]["stamp"] == "AI"
+    assert [row["stamp"] for row in rows] == [{"found": True, "name": "AI"}] * 3
 
 
 def test_a_pipeline_s_images_and_files_are_taken(tmp_path: Path) -> None:
@@ -53,9 +53,19 @@ def test_a_pipeline_s_images_and_files_are_taken(tmp_path: Path) -> None:
 
 def test_what_the_weights_have_put_there_is_only_checked(tmp_path: Path) -> None:
     mark = Mark("c0de")
-    rows = MarkedOutputs(tmp_path, mark=mark, in_weights=True).save(torch.cat([FACES[:1], mark.compose(FACES[1:2])]))
+    outputs = MarkedOutputs(tmp_path, mark=mark, in_weights=True)
+    with pytest.warns(UserWarning, match=r"No mark is found in 1 of 2 outputs, 000000\.png among them"):
+        rows = outputs.save(torch.cat([FACES[:1], mark.compose(FACES[1:2])]))
     assert [row["mark"]["found"] for row in rows] == [False, True]
     assert (read_tensor(tmp_path / "000000.png") - FACES[0]).abs().max() <= 1.01 / 127.5
+
+
+def test_a_stamp_that_the_weights_should_have_put_there_is_looked_for(tmp_path: Path) -> None:
+    stamp = Stamp("AI", size=0.4)
+    outputs = MarkedOutputs(tmp_path, stamp, in_weights=True)
+    with pytest.warns(UserWarning, match="No stamp is found in 1 of 2 outputs"):
+        rows = outputs.save(torch.cat([stamp.compose(FACES[:1]), FACES[1:2]]))
+    assert [row["stamp"]["found"] for row in rows] == [True, False]
 
 
 def test_what_cannot_be_saved(tmp_path: Path) -> None:
