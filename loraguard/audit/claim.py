@@ -74,7 +74,7 @@ def claim(result: AuditResult) -> tuple[str, str]:
     if name is None:
         return (
             f"It works where nobody adapts{but}",
-            f"{start}; no patch that keeps clean outputs was audited, so nothing is said of an adversary who adapts."
+            f"{start}; no patch that edits as it should was audited, so nothing is said of an adversary who adapts."
             + caution,
         )
     return _adapted(result, row, name, start, confidence, but)
@@ -137,8 +137,10 @@ def hardest(result: AuditResult) -> str | None:
 
 
 def _adversaries(result: AuditResult) -> list[str]:
-    """Generators that somebody has adapted and that still edit clean photos as they should."""
-    return [name for name in _standard(result) if not set(NO_ADVERSARY) & set(flags_of(result, name))]
+    """Generators that somebody has adapted and that edit, clean photos and those of the defense that is best on it."""
+    names = [name for name in _standard(result) if not set(NO_ADVERSARY) & set(flags_of(result, name))]
+    best = {name: result[name, "no-leak", best_of(result, name, "no-leak")[0]] for name in names}
+    return [name for name in names if "edit-not-made" not in result.flags(best[name])]
 
 
 def _interval(row: Situation, confidence: float) -> tuple[float, float]:

@@ -51,6 +51,8 @@ FLAG_HELP = {
     "depends-on-the-batch": "The output for a photo depends on what is beside it or came before it.",
     "does-not-edit": "On clean photos the network does little more than nothing, or only part of the edit: what it "
     "undoes is no loss.",
+    "edit-not-made": "Outputs that count as not spoilt make less than half of the edit: nobody who "
+    "wanted it has got it. Such a defense does more than its DSR says, and a network that answers so undoes nothing.",
     "outputs-of-another-range": "No output has a dark value, although photos do: the network seems to give values from "
     "0 to 1 in place of -1 to 1, so that distances between its outputs are half of what they should be.",
     "only-known-photos": "On photos that it cannot know, means of two in other colours, the network does not edit, or "

@@ -25,6 +25,8 @@ from loraguard.metrics import (
 )
 from loraguard.stamp import StampDetector
 
+from .made import edit_made, stamp_made
+
 MOST_GAIN = 8.0
 """Outputs that have lost more contrast are not brought back: little but rounding is left of them."""
 
@@ -74,9 +76,9 @@ _MAY_BE_INFINITE = ("psnr", "brisque")
 class Measures:
     """What is measured on each output.
 
-    Always MSE, DSR, PSNR and SSIM; the MSE under CMUA's mask where outputs are as large as photos; the stamp where
-    there is a detector; LPIPS and features where there are networks for them. Encoders and detectors, which may work in
-    place, get copies of what they look at.
+    Always MSE, DSR, PSNR and SSIM; how much of the edit is made; the MSE under CMUA's mask where outputs are as large
+    as photos; the stamp where there is a detector; LPIPS and features where there are networks for them. Encoders and
+    detectors, which may work in place, get copies of what they look at.
 
     Args:
         detectors: by generator, what looks for its stamp; on outputs of one that has none, each looks for its own, and
@@ -125,6 +127,8 @@ class Measures:
             "ssim": ssim(preds, target),
             "mse_without_cast": _without_cast(preds, target),
         }
+        if preds.shape[1] == images.shape[1]:
+            found["edit_made"] = edit_made(preds, target, images)
         if preds.shape == images.shape:
             found["masked_mse"] = masked_squared_error(preds - target + untouched, untouched, images)
         if self.lpips is not None:
@@ -143,6 +147,8 @@ class Measures:
         if self.detectors:
             own = self.detectors.get(generator)
             looking = list(self.detectors.values()) if own is None else [own]
+            if own is not None:
+                found["stamp_made"] = stamp_made(preds, target, untouched)
             found["stamp_score"] = torch.stack([one.score(preds.clone()) for one in looking]).amax(0)
             found["stamp_rate"] = torch.stack([one(preds.clone()) for one in looking]).any(0).to(preds)
         check_figures(generator, found)

@@ -18,10 +18,10 @@ from loraguard.metrics import LPIPS, Brisque, ClipSimilarity
 from loraguard.stamp import Stamp
 
 from .extent import AuditExtent
-from .names import PRESETS
+from .identity import identity
+from .names import PRESETS, check_names
 from .share import Share
 
-_CONTROLS = {"none", "noise"}
 _HOW = {
     "lpips": "from LPIPS.load; on the command line --lpips",
     "identity": "a face encoder; --identity",
@@ -97,13 +97,16 @@ class AuditOptions(AuditExtent):
         super().__post_init__()
         single = not isinstance(self.defenses, Mapping)
         given = {type(self.defenses).__name__.lower(): self.defenses} if single else self.defenses
-        if taken := _CONTROLS & set(given):
-            raise ValueError(f"The names {sorted(taken)} are those of the controls; call the defense something else.")
+        check_names("defenses", given)
+        check_names("patches", [*(self.patches or {}), *(self.generators or {}), *(self.others or {})])
         if unknown := sorted(set(self.no_leak_only) - set(given)):
             raise ValueError(f"no_leak_only names {unknown}; the defenses are {sorted(given)}.")
         defenses = {name: one if _holds_photos(one) else as_defense(one) for name, one in given.items()}
         named = isinstance(self.channels, Mapping)
         channels = dict(self.channels) if named else {spec: parse_channel(spec) for spec in self.channels}
+        check_names("channels", channels)
+        for name, one in channels.items() if named else ():
+            _check_spec(name, one)
         if self.preset is not None:
             channels = {spec: parse_channel(spec) for spec in PRESETS[self.preset]} | channels
         detectors = {name: one for name, one in (self.detectors or {}).items() if one is not None}
@@ -125,6 +128,20 @@ class AuditOptions(AuditExtent):
     def perturbed(self) -> dict[str, Any]:
         """The data sets among the defenses that can be indexed: photos that somebody else has perturbed."""
         return {name: one for name, one in self.defenses.items() if hasattr(one, "__getitem__")}
+
+
+def _check_spec(name: str, channel: Any) -> None:
+    """Refuse a channel whose name says that it is another one, as that of a preset.
+
+    Raises:
+        ValueError: for a name with settings that make something else.
+    """
+    try:
+        said = parse_channel(name) if ":" in name else channel
+    except ValueError:  # any other name
+        return
+    if identity(said) != identity(channel):
+        raise ValueError(f"channels: {name!r} is {said!r}, and not {channel!r:.80}; call yours something else.")
 
 
 def _holds_photos(defense: Any) -> bool:

@@ -20,6 +20,7 @@ from .checks import examine
 from .craft import must_fit
 from .detectability import detections
 from .gather import gather
+from .made import of_what_is_made
 from .measure import Measures
 from .options import AuditOptions
 from .overlap import distinct, fitted_before, given_twice, hashes_in, overlaps
@@ -143,6 +144,8 @@ def run_audit(
     result.checks += overlaps(audited, once, known, kept, subjects.names, fitted)
     result.checks += given_twice([log.alike[start] for start in sorted(log.alike)], subjects.names)
     result.checks += examine(result)
+    for name in subjects.names:
+        result.checks += of_what_is_made(result, name)
     return result
 
 
