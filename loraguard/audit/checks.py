@@ -266,13 +266,14 @@ def _of_attacks(result: AuditResult, generator: str, defense: str, tried: Mappin
 
 def _of_channels(result: AuditResult, generator: str) -> Iterator[Check]:
     """What a channel does by itself, and what knowing it, and attacks through it, say of rows behind it."""
-    without = _share(result[generator, "clean"])
-    for row in result.find(generator=generator, role="main", knowledge="clean"):
-        if row.channel != NO_CHANNEL:
+    without = {row.treatment: _share(row) for row in _main(result, generator)}
+    for row in result.find(generator=generator, role="main"):
+        if row.channel != NO_CHANNEL and row.treatment.knowledge in ("clean", "noise"):
             yield Check(
-                "channel-spoils-outputs", _share(row) <= without + CLEAN_DSR, generator, None, KNOWLEDGE,
-                f"Behind {row.channel} {_share(row):.1%} of the outputs are over the threshold on photos that nobody "
-                f"perturbed, and {without:.1%} without it (allowed: {CLEAN_DSR:.0%} more).", row.channel,
+                "channel-spoils-outputs", _share(row) <= without[row.treatment] + CLEAN_DSR, generator, None, KNOWLEDGE,
+                f"Behind {row.channel} {_share(row):.1%} of the outputs are over the threshold on photos that no "
+                f"defense has perturbed ({row.treatment.words}), and {without[row.treatment]:.1%} without it (allowed: "
+                f"{CLEAN_DSR:.0%} more).", row.channel,
             )  # fmt: skip
     plain = "no-leak" if generator == UNTOUCHED else "leak"
     for row in result.find(generator=generator, role="main", knowledge="leak+channel"):

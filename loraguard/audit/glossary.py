@@ -67,8 +67,8 @@ FLAG_HELP = {
     "perturbed-by-another": "Photos under this name are those of another name: two rows of one defense.",
     "same-photos-twice": "Audited photos are versions of one another: they are fewer than they seem, and intervals are "
     "too narrow.",
-    "channel-spoils-outputs": "Behind the channel outputs are spoilt on photos that nobody perturbed: what is spoilt "
-    "there is the channel's doing, and no defense's.",
+    "channel-spoils-outputs": "Behind the channel outputs are spoilt on photos as they are, or with noise: what is "
+    "spoilt there is the channel's doing, and no defense's.",
     "channel-does-nothing": "The channel leaves photos what they are: its rows say nothing that those without it do "
     "not.",
     "stamp-not-found": "The detector does not find the stamp where it was laid: low rates say nothing.",

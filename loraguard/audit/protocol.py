@@ -125,10 +125,12 @@ def run_audit(
             kept=kept,
         )
         log = run.go(share, options.disable_tqdm)
-        result = gather(run, log, options.defenses, options.seeds, Success(options.success))
+        detected = []
         if options.detect:
             assert options.fit_on is not None
-            result.detections = detections(run, options.fit_on, options.detect, options.conditions, share)
+            detected = detections(run, options.fit_on, options.detect, options.conditions, share, log.anew)
+        result = gather(run, log, options.defenses, options.seeds, Success(options.success))
+        result.detections = detected
     result.settings |= {"preset": options.preset, "transfer": carried(options.transfer, subjects.names)}
     result.settings["power"] = planned(len(photos), len(options.defenses))
     known = dict(options.trained_on or {})

@@ -63,7 +63,8 @@ class Piece:
     def row(self) -> str:
         """The name of all pieces that differ in photos and seed alone."""
         t = self.job.treatment
-        return f"{t.words}, {t.role}, eps {t.eps}, steps {t.steps}, on {self.job.crafted_on}"
+        through = "" if self.job.through == NO_CHANNEL else f" through {self.job.through}"
+        return f"{t.words}, {t.role}, eps {t.eps}, steps {t.steps}, on {self.job.crafted_on}{through}"
 
 
 @dataclass

@@ -227,9 +227,10 @@ def _on_channels(result: AuditResult) -> list[str]:
 def _on_detection(result: AuditResult) -> list[str]:
     """Whether the best defense's photos can be told from plain ones."""
     best, _ = best_of(result, UNTOUCHED, "no-leak")
+    shares = next(column for column in COLUMNS if column.key == "dsr")
     return [
-        f"A small network that has learned on {one.trained_on} other photos tells {one.found.mean:.1%} of {best}'s "
-        f"photos from plain ones, with {one.false_alarms.mean:.1%} false alarms."
+        f"A small network that has learned on {one.trained_on} other photos tells {shares.with_interval(one.found)} of "
+        f"{best}'s photos from plain ones, with {shares.with_interval(one.false_alarms)} false alarms."
         for one in result.detections
         if one.defense == best
     ]

@@ -101,13 +101,17 @@ def test_channels_that_remember_or_hide_are_flagged() -> None:
 
 
 def test_behind_a_channel_words_are_about_the_defense() -> None:
-    """D, H. Crafting through a channel spoils less than not knowing of it; or the channel spoils outputs by itself."""
-    known = {"jpeg": 0.1, "blur": 0.9, "grey": 1.0}
+    """D, H. Crafting through a channel spoils less than not knowing of it; or the channel spoils outputs by itself, of
+    photos as they are, or of any that are rough.
+    """
+    known = {"jpeg": 0.1, "blur": 0.9, "grey": 1.0, "rough": 0.9}
     found = [situation("untouched", "pgd", "no-leak", 0.9, channel=one) for one in ("none", *known)]
     found += [situation("untouched", "pgd", "leak+channel", share, channel=one) for one, share in known.items()]
     found += [situation("untouched", "none", "clean", float(one == "grey"), channel=one) for one in ("none", *known)]
+    found += [situation("untouched", "noise", "noise", float(one == "rough"), channel=one) for one in ("none", *known)]
     failed = {(one.name, one.channel) for one in examine(made(found)) if not one.passed}
-    assert failed == {("transfer-beats-white-box", "jpeg"), ("channel-spoils-outputs", "grey")}
+    spoils = {("channel-spoils-outputs", one) for one in ("grey", "rough")}
+    assert failed == {("transfer-beats-white-box", "jpeg")} | spoils
 
 
 def test_a_defense_may_not_change_the_channel_that_it_is_told_of() -> None:
