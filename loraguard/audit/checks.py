@@ -192,7 +192,7 @@ def _of_outputs(result: AuditResult, generator: str) -> Iterator[Check]:
             left = values["dsr_without_cast"].double().mean().item()
             yield Check(
                 "only-a-colour-cast", share < 0.1 or left >= 0.5 * share, *concerned,
-                f"{share:.1%} of the outputs are spoilt; once each channel's mean is set right, {left:.1%}.",
+                f"{share:.1%} of the outputs are spoilt; once colours are put right by mean and contrast, {left:.1%}.",
             )  # fmt: skip
         if "masked_dsr" in values:
             masked = values["masked_dsr"].double().mean().item()

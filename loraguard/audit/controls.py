@@ -186,7 +186,9 @@ def _arguments(kind: str, folder: Path, args: Any, fine_tune_learning_rate: floa
 def _is_finished(folder: Path, about: dict[str, Any]) -> bool:
     """Whether this very control is there, in the files that its training left; no other one counts as finished."""
     file = folder / FINISHED
-    if file.is_file() and json.loads(file.read_text(encoding="utf-8")) == {**about, "files": _files(folder)}:
+    stored = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    files = _files(folder)
+    if stored.pop("files", files) == files and stored == about:  # records of earlier versions have no files
         return True
     file.unlink(missing_ok=True)
     return False

@@ -41,8 +41,7 @@ FLAG_HELP = {
     "somewhere else, and its figures do not come again.",
     "crafted-otherwise-alone": "Photo by photo the defense does something else than in a batch: its figures are those "
     "of a batch, and nobody publishes batches.",
-    "only-a-colour-cast": "Setting each channel's mean and contrast right brings back most of what is spoilt; "
-    "anybody can.",
+    "only-a-colour-cast": "Setting each colour channel's mean, contrast and place right brings back most; anybody can.",
     "only-where-the-edit-is": "Where the edit changes the photo far more outputs are spoilt than the DSR says: read "
     "the masked figures.",
     "outputs-not-repeatable": "The same photo with the same seed gives another output: the network draws from "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import permutations
 from typing import Any
 
 import torch
@@ -225,7 +226,17 @@ def check_encoder(name: str, codes: Tensor, images: Tensor) -> None:
 
 
 def _without_cast(preds: Tensor, target: Tensor) -> Tensor:
-    """The MSE that is left when each channel's mean, and contrast where some is lost, are set to the target's, (N,)."""
-    preds, target = (one - one.mean((2, 3), keepdim=True) for one in (preds, target))
-    gain = (preds * target).sum((2, 3), keepdim=True) / preds.square().sum((2, 3), keepdim=True).clamp_min(1e-12)
-    return mean_squared_error(gain.clamp(1, MOST_GAIN) * preds, target)
+    """The MSE that is left when colours are put right by their means and contrasts alone, (N,).
+
+    Channels may stand for one another and be inverted; each one's mean is set to the target's, and its contrast where
+    some is lost.
+    """
+    preds, target = ((one - one.mean((2, 3), keepdim=True)).flatten(2) for one in (preds, target))
+    of_preds, of_target = (one.square().mean(2) for one in (preds, target))
+    with_each = target @ preds.transpose(1, 2) / preds.shape[2]  # (N, C, C): channels of the target, of the outputs
+    gain = with_each / of_preds[:, None].clamp_min(1e-12)
+    gain = gain.abs().clamp(1, MOST_GAIN).copysign(gain)
+    left = (of_target[:, :, None] - 2 * gain * with_each + gain.square() * of_preds[:, None]).clamp_min(0)
+    channels = range(preds.shape[1])
+    orders = permutations(channels) if len(channels) <= 3 else [tuple(channels)]
+    return torch.stack([left[:, channels, order].mean(1) for order in orders]).amin(0)

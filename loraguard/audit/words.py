@@ -97,7 +97,11 @@ def tried(result: AuditResult) -> dict[str, str]:
     knowledge = dict.fromkeys(photo.knowledge for photo in main)
     found = {
         "Photos": f"{settings['n']}, on each of them one of {_count(len(edits), 'edit')}{named}."
-        + (f" {power_words(settings['n'], len(result.defenses))}" if "power" in settings else "")
+        + (
+            f" {power_words(settings.get('distinct_photos', settings['n']), len(result.defenses))}"
+            if "power" in settings
+            else ""
+        )
         + _unknown(settings.get("unknown_photos", ())),
         "Generators": "; ".join(
             _described(result, one) for one in dict.fromkeys(s.generator for s in result.situations)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from loraguard.audit.extent import AuditExtent
-from loraguard.audit.names import Adversary, check_names
+from loraguard.audit.names import KINDS, Adversary, check_names
 from loraguard.files import whole_files
 from loraguard.kinds import Count, Many, Number, checked
 
@@ -119,6 +119,8 @@ class AuditSettings(AuditExtent):
         for name in (*self.patches, *self.others):
             if not name or "." in name:
                 raise ValueError(f"patches: the name {name!r} must have letters and no dot; write NAME=...")
+            if name in KINDS:
+                raise ValueError(f"patches: {name!r} is what `train` makes, and the report says how; write NAME=...")
 
     @classmethod
     def read(cls, file: Path) -> AuditSettings:

@@ -101,8 +101,9 @@ def test_channels_that_remember_or_hide_are_flagged() -> None:
 
 
 def test_behind_a_channel_words_are_about_the_defense() -> None:
-    """D, H. Crafting through a channel spoils less than not knowing of it; or the channel spoils outputs by itself, of
-    photos as they are, or of any that are rough.
+    """D, H. Crafting through a channel spoils less than not knowing of it; or the channel spoils outputs by itself.
+
+    One spoils those of photos as they are, one those of all photos that are rough.
     """
     known = {"jpeg": 0.1, "blur": 0.9, "grey": 1.0, "rough": 0.9}
     found = [situation("untouched", "pgd", "no-leak", 0.9, channel=one) for one in ("none", *known)]

@@ -48,6 +48,12 @@ def test_photos_of_the_training_are_flagged_under_any_name() -> None:
         assert ("trained-on-these-photos" in flags(result, "patch")) == (name != "others"), name
 
 
+def test_photos_of_a_training_belong_to_a_network_that_is_audited() -> None:
+    """F. Under a name that nobody has, no row would carry the flag."""
+    with pytest.raises(ValueError, match=r"trained_on names \['twn'\]; the audit has untouched, twin"):
+        audit(generators={"twin": Editor()}, trained_on={"twn": PhotoHashes.of(torch.zeros(1, 3, 16, 16))})
+
+
 def test_the_same_photo_on_both_sides_is_flagged() -> None:
     assert "fitted-on-these-photos" in flags(audit(fit_on=Faces(4)))
     others = [DemoFaces(30, size=16)[i] for i in range(20, 30)]
