@@ -12,9 +12,11 @@ from collections.abc import Iterable
 from loraguard.metrics import exact_share
 
 from .glossary import CONTROLS
+from .names import SUCCESS
 from .paired import paired_difference
 from .result import AuditResult
 from .situation import NO_CHANNEL, UNTOUCHED, Situation
+from .success import Success
 
 LEAST_PHOTOS = 10
 """On fewer photos nothing is concluded: of 9 photos a share of 100% may be 66%."""
@@ -39,6 +41,8 @@ def claim(result: AuditResult) -> tuple[str, str]:
     row = result[UNTOUCHED, "no-leak", best]
     confidence = 1 - 0.05 / len(result.defenses)
     start = f"{best} spoils {share:.1%} of the untouched generator's edits"
+    if (success := result.settings.get("success", SUCCESS)) != SUCCESS:
+        start += f" ({Success(success).words})"
     if len(result.defenses) > 1:
         start = f"the best of {len(result.defenses)} defenses, {start}"
     controls = [*rows_of(result, UNTOUCHED, "noise"), *result.find(role="control", defense=best)]

@@ -98,6 +98,8 @@ class AuditOptions(AuditExtent):
         single = not isinstance(self.defenses, Mapping)
         given = {type(self.defenses).__name__.lower(): self.defenses} if single else self.defenses
         check_names("defenses", given)
+        for name, one in given.items():
+            _check_budget(name, one)
         check_names("patches", [*(self.patches or {}), *(self.generators or {}), *(self.others or {})])
         if unknown := sorted(set(self.no_leak_only) - set(given)):
             raise ValueError(f"no_leak_only names {unknown}; the defenses are {sorted(given)}.")
@@ -128,6 +130,17 @@ class AuditOptions(AuditExtent):
     def perturbed(self) -> dict[str, Any]:
         """The data sets among the defenses that can be indexed: photos that somebody else has perturbed."""
         return {name: one for name, one in self.defenses.items() if hasattr(one, "__getitem__")}
+
+
+def _check_budget(name: str, defense: Any) -> None:
+    """Refuse a budget that is none, or that photos cannot reach.
+
+    Raises:
+        ValueError: for one that is not finite, negative or, of images in [-1, 1], over 2.
+    """
+    eps = getattr(defense, "eps", None)
+    if isinstance(eps, float | int) and not 0 <= eps <= (2 if getattr(defense, "budget", None) is None else 1e9):
+        raise ValueError(f"defenses: {name!r} has eps={eps!r}; expected the largest change on [-1, 1], from 0 to 2.")
 
 
 def _check_spec(name: str, channel: Any) -> None:

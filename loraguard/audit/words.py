@@ -14,6 +14,7 @@ from .names import SUCCESS
 from .power import power_words
 from .result import AuditResult
 from .situation import KNOWLEDGE_WORDS, NO_CHANNEL, UNTOUCHED, Situation, Treatment
+from .success import Success
 
 
 def columns_of(result: AuditResult) -> list[Column]:
@@ -107,6 +108,8 @@ def tried(result: AuditResult) -> dict[str, str]:
             _described(result, one) for one in dict.fromkeys(s.generator for s in result.situations)
         )
         + ".",
+        "Spoilt": f"An edit counts as spoilt with {Success(settings.get('success', SUCCESS)).words}; the share of such "
+        "edits is the DSR.",
         "Defenses": f"{', '.join(result.defenses)}.{_controls(knowledge)}",
         "Budget": _budget(result),
         "Knowledge": " ".join(

@@ -12,7 +12,7 @@ import torch
 from limits import short_probes
 from planted import Editor, Faces, Wrapped, audit, flags, returning
 from setups import made, situation
-from torch import Tensor
+from torch import Tensor, nn
 
 from loraguard.audit.channel_probes import probe_channel
 from loraguard.audit.checks import examine
@@ -98,6 +98,19 @@ def test_channels_that_remember_or_hide_are_flagged() -> None:
         failed = [one for one in checks if not one.passed]
         assert {one.name for one in failed} == ({name.partition(": ")[0]} if ": " in name else set()), name
         assert {one.channel for one in failed} <= {name}
+
+
+def test_photos_that_are_crafted_through_a_channel_are_looked_at_as_well() -> None:
+    """B. Without a channel it hardly moves photos; where it is told of one, it moves them by all that they can be."""
+
+    def told(generator: nn.Module, images: Tensor, condition: Any, clean: Any = None) -> Tensor:
+        return (images + 0.01).clamp(-1, 1) if isinstance(generator, Editor) else images.sign()
+
+    told.eps = 0.05  # type: ignore[attr-defined]
+    told.budget = "whatever it takes"  # type: ignore[attr-defined]
+    result = audit({"told": told}, channels={"darker": Sends(lambda x: 0.9 * x)}, model=Editor(), n=4)
+    flagged = [row for row in result.situations if "photo-destroyed" in result.flags(row)]
+    assert {(row.treatment.knowledge, row.channel) for row in flagged} == {("leak+channel", "darker")}
 
 
 def test_behind_a_channel_words_are_about_the_defense() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields
 from typing import Any
 
 import pytest
 from peft import PeftModel
+from planted import returning
 from torch import nn
 
 from loraguard import run_audit
@@ -54,6 +56,10 @@ def test_what_is_given_is_named() -> None:
         ({"channels": ["jpg:75"]}, ValueError, r"Did you mean 'jpeg'"),
         ({"defenses": {"none": Disrupting()}}, ValueError, r"defenses: the name 'none' is taken"),
         ({"defenses": {"Noise": Disrupting()}}, ValueError, r"defenses: the name 'Noise' is taken, looks like one"),
+        *(
+            ({"defenses": {"d": returning(abs, eps)}}, ValueError, r"'d' has eps=.*; expected the largest change")
+            for eps in (math.nan, math.inf, -0.05, 3)
+        ),
         ({"channels": {"none": JPEG(75)}}, ValueError, r"channels: the name 'none' is taken"),
         ({"channels": {"jpeg:70": JPEG(95)}}, ValueError, r"channels: 'jpeg:70' is JPEG\(quality=70.* and not JPEG\(q"),
         ({"generators": {"generator": nn.Identity()}}, ValueError, r"patches: the name 'generator' is taken"),
