@@ -162,43 +162,48 @@ def _visible(result: AuditResult, row: Situation) -> Iterator[Check]:
 
 def _of_outputs(result: AuditResult, generator: str) -> Iterator[Check]:
     """Checks of what each row's photos and outputs are."""
-    for row in _main(result, generator):
+    through = result.find(generator=generator, role="main", knowledge="leak+channel")
+    for row in (*_main(result, generator), *through):
         treatment, values = row.treatment, row.values
         if treatment.knowledge not in ("no-leak", *WHITE_BOX):
             continue
         concerned = (generator, treatment.defense, (treatment.knowledge,))
+        behind = None if row.channel == NO_CHANNEL else row.channel
         own = treatment.defense in result.settings["own_budgets"]
         if "photo_moved" in values and treatment.eps is not None and not own:
             moved = values["photo_moved"].max().item()
             yield Check(
                 "over-budget", moved <= treatment.eps + 1e-4, *concerned,
                 f"It moves photos by up to {moved:.4g} and claims {treatment.eps:g}; its photos were brought back into "
-                "that budget.",
+                "that budget.", behind,
             )  # fmt: skip
         kept = _mean_decibels(values["photo_psnr"])
         yield Check(
             "photo-destroyed", kept >= LEAST_PSNR, *concerned,
             f"The photos that it gives are {kept:.1f} dB (PSNR of their mean MSE) from the originals (at least "
-            f"{LEAST_PSNR:g} dB).",
+            f"{LEAST_PSNR:g} dB).", behind,
         )  # fmt: skip
         if "photo_linf" in values:
             same = (values["photo_linf"] < SAME).double().mean().item()
             yield Check(
                 "photos-not-perturbed", same <= UNMOVED, *concerned,
                 f"{same:.1%} of the photos that it gives are the originals, as files hold them ({UNMOVED:.0%} may be).",
+                behind,
             )  # fmt: skip
         share = _share(row)
         if "dsr_without_cast" in values:
             left = values["dsr_without_cast"].double().mean().item()
             yield Check(
                 "only-a-colour-cast", share < 0.1 or left >= 0.5 * share, *concerned,
-                f"{share:.1%} of the outputs are spoilt; once each channel's mean is set right, {left:.1%}.",
+                f"{share:.1%} of the outputs are spoilt; once colours are put right by mean and contrast, {left:.1%}.",
+                behind,
             )  # fmt: skip
         if "masked_dsr" in values:
             masked = values["masked_dsr"].double().mean().item()
             yield Check(
                 "only-where-the-edit-is", masked - share < DISAGREE, *concerned,
                 f"Where the edit changes the photo {masked:.1%} of the outputs are spoilt, and as a whole {share:.1%}.",
+                behind,
             )  # fmt: skip
     rates = {row.treatment.words: row.values["stamp_rate"].double().mean().item() for row in _main(result, generator)
              if "stamp_rate" in row.values}  # fmt: skip
@@ -266,13 +271,14 @@ def _of_attacks(result: AuditResult, generator: str, defense: str, tried: Mappin
 
 def _of_channels(result: AuditResult, generator: str) -> Iterator[Check]:
     """What a channel does by itself, and what knowing it, and attacks through it, say of rows behind it."""
-    without = _share(result[generator, "clean"])
-    for row in result.find(generator=generator, role="main", knowledge="clean"):
-        if row.channel != NO_CHANNEL:
+    without = {row.treatment: _share(row) for row in _main(result, generator)}
+    for row in result.find(generator=generator, role="main"):
+        if row.channel != NO_CHANNEL and row.treatment.knowledge in ("clean", "noise"):
             yield Check(
-                "channel-spoils-outputs", _share(row) <= without + CLEAN_DSR, generator, None, KNOWLEDGE,
-                f"Behind {row.channel} {_share(row):.1%} of the outputs are over the threshold on photos that nobody "
-                f"perturbed, and {without:.1%} without it (allowed: {CLEAN_DSR:.0%} more).", row.channel,
+                "channel-spoils-outputs", _share(row) <= without[row.treatment] + CLEAN_DSR, generator, None, KNOWLEDGE,
+                f"Behind {row.channel} {_share(row):.1%} of the outputs are over the threshold on photos that no "
+                f"defense has perturbed ({row.treatment.words}), and {without[row.treatment]:.1%} without it (allowed: "
+                f"{CLEAN_DSR:.0%} more).", row.channel,
             )  # fmt: skip
     plain = "no-leak" if generator == UNTOUCHED else "leak"
     for row in result.find(generator=generator, role="main", knowledge="leak+channel"):

@@ -12,9 +12,11 @@ from collections.abc import Iterable
 from loraguard.metrics import exact_share
 
 from .glossary import CONTROLS
+from .names import SUCCESS
 from .paired import paired_difference
 from .result import AuditResult
 from .situation import NO_CHANNEL, UNTOUCHED, Situation
+from .success import Success
 
 LEAST_PHOTOS = 10
 """On fewer photos nothing is concluded: of 9 photos a share of 100% may be 66%."""
@@ -39,6 +41,8 @@ def claim(result: AuditResult) -> tuple[str, str]:
     row = result[UNTOUCHED, "no-leak", best]
     confidence = 1 - 0.05 / len(result.defenses)
     start = f"{best} spoils {share:.1%} of the untouched generator's edits"
+    if (success := result.settings.get("success", SUCCESS)) != SUCCESS:
+        start += f" ({Success(success).words})"
     if len(result.defenses) > 1:
         start = f"the best of {len(result.defenses)} defenses, {start}"
     controls = [*rows_of(result, UNTOUCHED, "noise"), *result.find(role="control", defense=best)]
@@ -74,7 +78,7 @@ def claim(result: AuditResult) -> tuple[str, str]:
     if name is None:
         return (
             f"It works where nobody adapts{but}",
-            f"{start}; no patch that keeps clean outputs was audited, so nothing is said of an adversary who adapts."
+            f"{start}; no patch that edits as it should was audited, so nothing is said of an adversary who adapts."
             + caution,
         )
     return _adapted(result, row, name, start, confidence, but)
@@ -137,8 +141,10 @@ def hardest(result: AuditResult) -> str | None:
 
 
 def _adversaries(result: AuditResult) -> list[str]:
-    """Generators that somebody has adapted and that still edit clean photos as they should."""
-    return [name for name in _standard(result) if not set(NO_ADVERSARY) & set(flags_of(result, name))]
+    """Generators that somebody has adapted and that edit, clean photos and those of the defense that is best on it."""
+    names = [name for name in _standard(result) if not set(NO_ADVERSARY) & set(flags_of(result, name))]
+    best = {name: result[name, "no-leak", best_of(result, name, "no-leak")[0]] for name in names}
+    return [name for name in names if "edit-not-made" not in result.flags(best[name])]
 
 
 def _interval(row: Situation, confidence: float) -> tuple[float, float]:

@@ -137,13 +137,17 @@ def words(row: Mapping[str, Any]) -> str:
 
 
 def differing(first: Mapping[str, Any], second: Mapping[str, Any], at: str = "") -> list[str]:
-    """The settings of two audits that differ, in words; not what only one of them has, nor how it was shown.
+    """The settings of two audits that differ, in words; not the things that only one has, nor how it was shown.
 
     Example:
         >>> differing({"seeds": [0], "pgd": {"eps": 0.1}}, {"seeds": [0], "pgd": {"eps": 0.2}})
         ['pgd.eps: 0.1 and 0.2']
+        >>> differing({"weights_sha256": {"generator": "1a"}}, {})
+        ['weights_sha256: only one of them says']
     """
     found = []
+    if not at:
+        found += [f"{name}: only one of them says" for name in sorted({*first} ^ {*second}) if name not in UNIMPORTANT]
     for name in first:
         if name not in second or first[name] == second[name] or (not at and name in UNIMPORTANT):
             continue

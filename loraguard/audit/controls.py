@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -154,7 +155,7 @@ def train_controls(
                     model = get_peft_model(untouched_copy(generator), adapter)
                 PatchTrainer(model, dataset, mine, conditions=conditions, loss=loss).train()
             with whole_files(folder) as draft:
-                write_json(draft / FINISHED, about)
+                write_json(draft / FINISHED, {**about, "files": _files(folder)})
         if adapter is None:
             network = untouched_copy(generator).eval().requires_grad_(False)
             load_model(network, folder / "model.safetensors")
@@ -183,12 +184,19 @@ def _arguments(kind: str, folder: Path, args: Any, fine_tune_learning_rate: floa
 
 
 def _is_finished(folder: Path, about: dict[str, Any]) -> bool:
-    """Whether this very control is there; what another one left no longer counts as finished."""
+    """Whether this very control is there, in the files that its training left; no other one counts as finished."""
     file = folder / FINISHED
-    if file.is_file() and json.loads(file.read_text(encoding="utf-8")) == about:
+    stored = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    files = _files(folder)
+    if stored.pop("files", files) == files and stored == about:  # records of earlier versions have no files
         return True
     file.unlink(missing_ok=True)
     return False
+
+
+def _files(folder: Path) -> dict[str, str]:
+    """SHA-256 of weights, and of the hashes of photos, by name of the file."""
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.glob("*.safetensors"))}
 
 
 def _start(folder: Path, about: dict[str, Any]) -> None:

@@ -130,7 +130,7 @@ class Crafter:
         """What the defense itself gives as it is published, within the budget that the audit states."""
         moved = farthest(perturbed, images)
         eps = job.treatment.eps
-        if job.defense.budget is None and eps is not None and float(moved.max()) > eps + TOLERANCE:
+        if job.bounded and eps is not None and float(moved.max()) > eps + TOLERANCE:
             perturbed = torch.clamp(perturbed, images - eps, images + eps)
         return Crafted(published(perturbed, images), moved)
 

@@ -143,7 +143,13 @@ def _settings(run: Run, defenses: Mapping[str, Any], seeds: Sequence[int]) -> di
         "batch_size": run.photos.batch_size,
         "data": describe(dataset) | own,
         "budget": budget_words(defenses),
-        "own_budgets": [name for name, one in defenses.items() if isinstance(one, Defense) and one.budget is not None],
+        "own_budgets": [
+            job.treatment.defense
+            for job in run.jobs
+            if (job.treatment.knowledge, job.treatment.role, job.seed) == ("no-leak", "main", seeds[0])
+            and isinstance(job.defense, Defense)
+            and not job.bounded
+        ],
         "defenses": {name: _described(one, run.names.defenses.get(id(one))) for name, one in defenses.items()},
         "fit_on": None if run.fit_on is None else describe(run.fit_on) | run.names.fitted_on,
         "channels": {name: describe(one) for name, one in run.channels.items() if name != NO_CHANNEL},

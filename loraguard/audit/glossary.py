@@ -41,8 +41,7 @@ FLAG_HELP = {
     "somewhere else, and its figures do not come again.",
     "crafted-otherwise-alone": "Photo by photo the defense does something else than in a batch: its figures are those "
     "of a batch, and nobody publishes batches.",
-    "only-a-colour-cast": "Setting each channel's mean and contrast right brings back most of what is spoilt; "
-    "anybody can.",
+    "only-a-colour-cast": "Setting each colour channel's mean, contrast and place right brings back most; anybody can.",
     "only-where-the-edit-is": "Where the edit changes the photo far more outputs are spoilt than the DSR says: read "
     "the masked figures.",
     "outputs-not-repeatable": "The same photo with the same seed gives another output: the network draws from "
@@ -51,6 +50,8 @@ FLAG_HELP = {
     "depends-on-the-batch": "The output for a photo depends on what is beside it or came before it.",
     "does-not-edit": "On clean photos the network does little more than nothing, or only part of the edit: what it "
     "undoes is no loss.",
+    "edit-not-made": "Outputs that count as not spoilt make less than half of the edit: nobody who "
+    "wanted it has got it. Such a defense does more than its DSR says, and a network that answers so undoes nothing.",
     "outputs-of-another-range": "No output has a dark value, although photos do: the network seems to give values from "
     "0 to 1 in place of -1 to 1, so that distances between its outputs are half of what they should be.",
     "only-known-photos": "On photos that it cannot know, means of two in other colours, the network does not edit, or "
@@ -65,8 +66,8 @@ FLAG_HELP = {
     "perturbed-by-another": "Photos under this name are those of another name: two rows of one defense.",
     "same-photos-twice": "Audited photos are versions of one another: they are fewer than they seem, and intervals are "
     "too narrow.",
-    "channel-spoils-outputs": "Behind the channel outputs are spoilt on photos that nobody perturbed: what is spoilt "
-    "there is the channel's doing, and no defense's.",
+    "channel-spoils-outputs": "Behind the channel outputs are spoilt on photos as they are, or with noise: what is "
+    "spoilt there is the channel's doing, and no defense's.",
     "channel-does-nothing": "The channel leaves photos what they are: its rows say nothing that those without it do "
     "not.",
     "stamp-not-found": "The detector does not find the stamp where it was laid: low rates say nothing.",

@@ -22,7 +22,7 @@ from .situation import UNTOUCHED
 from .store import key_of
 from .subjects import Subjects
 
-_SCHEMA = 4
+_SCHEMA = 5
 """Of what is stored; another number makes what lies there be done again."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import permutations
 from typing import Any
 
 import torch
@@ -24,6 +25,8 @@ from loraguard.metrics import (
     ssim,
 )
 from loraguard.stamp import StampDetector
+
+from .made import edit_made, stamp_made
 
 MOST_GAIN = 8.0
 """Outputs that have lost more contrast are not brought back: little but rounding is left of them."""
@@ -74,9 +77,9 @@ _MAY_BE_INFINITE = ("psnr", "brisque")
 class Measures:
     """What is measured on each output.
 
-    Always MSE, DSR, PSNR and SSIM; the MSE under CMUA's mask where outputs are as large as photos; the stamp where
-    there is a detector; LPIPS and features where there are networks for them. Encoders and detectors, which may work in
-    place, get copies of what they look at.
+    Always MSE, DSR, PSNR and SSIM; how much of the edit is made; the MSE under CMUA's mask where outputs are as large
+    as photos; the stamp where there is a detector; LPIPS and features where there are networks for them. Encoders and
+    detectors, which may work in place, get copies of what they look at.
 
     Args:
         detectors: by generator, what looks for its stamp; on outputs of one that has none, each looks for its own, and
@@ -125,6 +128,8 @@ class Measures:
             "ssim": ssim(preds, target),
             "mse_without_cast": _without_cast(preds, target),
         }
+        if preds.shape[1] == images.shape[1]:
+            found["edit_made"] = edit_made(preds, target, images)
         if preds.shape == images.shape:
             found["masked_mse"] = masked_squared_error(preds - target + untouched, untouched, images)
         if self.lpips is not None:
@@ -143,6 +148,8 @@ class Measures:
         if self.detectors:
             own = self.detectors.get(generator)
             looking = list(self.detectors.values()) if own is None else [own]
+            if own is not None:
+                found["stamp_made"] = stamp_made(preds, target, untouched)
             found["stamp_score"] = torch.stack([one.score(preds.clone()) for one in looking]).amax(0)
             found["stamp_rate"] = torch.stack([one(preds.clone()) for one in looking]).any(0).to(preds)
         check_figures(generator, found)
@@ -219,7 +226,17 @@ def check_encoder(name: str, codes: Tensor, images: Tensor) -> None:
 
 
 def _without_cast(preds: Tensor, target: Tensor) -> Tensor:
-    """The MSE that is left when each channel's mean, and contrast where some is lost, are set to the target's, (N,)."""
-    preds, target = (one - one.mean((2, 3), keepdim=True) for one in (preds, target))
-    gain = (preds * target).sum((2, 3), keepdim=True) / preds.square().sum((2, 3), keepdim=True).clamp_min(1e-12)
-    return mean_squared_error(gain.clamp(1, MOST_GAIN) * preds, target)
+    """The MSE that is left when colours are put right by their means and contrasts alone, (N,).
+
+    Channels may stand for one another and be inverted; each one's mean is set to the target's, and its contrast where
+    some is lost.
+    """
+    preds, target = ((one - one.mean((2, 3), keepdim=True)).flatten(2) for one in (preds, target))
+    of_preds, of_target = (one.square().mean(2) for one in (preds, target))
+    with_each = target @ preds.transpose(1, 2) / preds.shape[2]  # (N, C, C): channels of the target, of the outputs
+    gain = with_each / of_preds[:, None].clamp_min(1e-12)
+    gain = gain.abs().clamp(1, MOST_GAIN).copysign(gain)
+    left = (of_target[:, :, None] - 2 * gain * with_each + gain.square() * of_preds[:, None]).clamp_min(0)
+    channels = range(preds.shape[1])
+    orders = permutations(channels) if len(channels) <= 3 else [tuple(channels)]
+    return torch.stack([left[:, channels, order].mean(1) for order in orders]).amin(0)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal, get_args
 
 UNTOUCHED = "untouched"
 """The name of the generator without a patch."""
+
+OWN = {"defenses": ("none", "noise"), "channels": ("none",), "patches": (UNTOUCHED, "generator", "photo")}
+"""What an audit calls things of its own: its controls, no channel, and the generator and photos in its records."""
 
 Control = Literal["ungated", "clean-only", "fine-tune"]
 Adversary = Literal["standard", Control]
@@ -51,3 +55,27 @@ def check_success(text: str) -> str:
     if not low <= value <= high:
         raise ValueError(f"success={text!r}: the number of {metric} must be between {low:g} and {high:g}.")
     return text
+
+
+def check_names(kind: str, names: Iterable[str]) -> None:
+    """Refuse names that are those of an audit's own things, look like them, or cannot be read.
+
+    Args:
+        kind: one of :data:`OWN`; networks are among patches.
+        names: of what somebody gives.
+
+    Raises:
+        ValueError: for the first such name.
+
+    Example:
+        >>> check_names("patches", ["standard", "Untouched"])
+        Traceback (most recent call last):
+        ...
+        ValueError: patches: the name 'Untouched' is taken, looks like one that is (untouched, generator, photo), or ...
+    """
+    for name in names:
+        if not name.isprintable() or name != " ".join(name.split()) or not name or name.casefold() in OWN[kind]:
+            raise ValueError(
+                f"{kind}: the name {name!r} is taken, looks like one that is ({', '.join(OWN[kind])}), or has odd "
+                "spaces or signs; call yours something else."
+            )

@@ -18,10 +18,10 @@ from loraguard.metrics import LPIPS, Brisque, ClipSimilarity
 from loraguard.stamp import Stamp
 
 from .extent import AuditExtent
-from .names import PRESETS
+from .identity import identity
+from .names import PRESETS, check_names
 from .share import Share
 
-_CONTROLS = {"none", "noise"}
 _HOW = {
     "lpips": "from LPIPS.load; on the command line --lpips",
     "identity": "a face encoder; --identity",
@@ -97,13 +97,18 @@ class AuditOptions(AuditExtent):
         super().__post_init__()
         single = not isinstance(self.defenses, Mapping)
         given = {type(self.defenses).__name__.lower(): self.defenses} if single else self.defenses
-        if taken := _CONTROLS & set(given):
-            raise ValueError(f"The names {sorted(taken)} are those of the controls; call the defense something else.")
+        check_names("defenses", given)
+        for name, one in given.items():
+            _check_budget(name, one)
+        check_names("patches", [*(self.patches or {}), *(self.generators or {}), *(self.others or {})])
         if unknown := sorted(set(self.no_leak_only) - set(given)):
             raise ValueError(f"no_leak_only names {unknown}; the defenses are {sorted(given)}.")
         defenses = {name: one if _holds_photos(one) else as_defense(one) for name, one in given.items()}
         named = isinstance(self.channels, Mapping)
         channels = dict(self.channels) if named else {spec: parse_channel(spec) for spec in self.channels}
+        check_names("channels", channels)
+        for name, one in channels.items() if named else ():
+            _check_spec(name, one)
         if self.preset is not None:
             channels = {spec: parse_channel(spec) for spec in PRESETS[self.preset]} | channels
         detectors = {name: one for name, one in (self.detectors or {}).items() if one is not None}
@@ -125,6 +130,31 @@ class AuditOptions(AuditExtent):
     def perturbed(self) -> dict[str, Any]:
         """The data sets among the defenses that can be indexed: photos that somebody else has perturbed."""
         return {name: one for name, one in self.defenses.items() if hasattr(one, "__getitem__")}
+
+
+def _check_budget(name: str, defense: Any) -> None:
+    """Refuse a budget that is none, or that photos cannot reach.
+
+    Raises:
+        ValueError: for one that is not finite, negative or, of images in [-1, 1], over 2.
+    """
+    eps = getattr(defense, "eps", None)
+    if isinstance(eps, float | int) and not 0 <= eps <= (2 if getattr(defense, "budget", None) is None else 1e9):
+        raise ValueError(f"defenses: {name!r} has eps={eps!r}; expected the largest change on [-1, 1], from 0 to 2.")
+
+
+def _check_spec(name: str, channel: Any) -> None:
+    """Refuse a channel whose name says that it is another one, as that of a preset.
+
+    Raises:
+        ValueError: for a name with settings that make something else.
+    """
+    try:
+        said = parse_channel(name) if ":" in name else channel
+    except ValueError:  # any other name
+        return
+    if identity(said) != identity(channel):
+        raise ValueError(f"channels: {name!r} is {said!r}, and not {channel!r:.80}; call yours something else.")
 
 
 def _holds_photos(defense: Any) -> bool:

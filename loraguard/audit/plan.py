@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from loraguard.defenses import APGD, Defense, Disrupting, RandomNoise, Square
@@ -33,6 +33,7 @@ class Job:
         seed: of what is drawn.
         passes: the forward passes that measure them: pairs of a generator and a channel, by name.
         first: only so many images; None for all.
+        bounded: whether the defense's budget is L-infinity on images, as it has said before it was called.
     """
 
     treatment: Treatment
@@ -42,6 +43,10 @@ class Job:
     seed: int
     passes: tuple[tuple[str, str], ...]
     first: int | None = None
+    bounded: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "bounded", isinstance(self.defense, Defense) and self.defense.budget is None)
 
     def treatment_on(self, generator: str) -> Treatment:
         """What was done to the photos, as the generator that is judged on them sees it."""

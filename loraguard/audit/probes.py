@@ -12,7 +12,6 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from loraguard.channels import Channel
 from loraguard.defenses import Disrupting
@@ -22,6 +21,7 @@ from loraguard.pixels import LEVELS_PER_UNIT
 
 from .checks import WHITE_BOX, Check, white_box_of
 from .craft import Crafter, drawn_beyond, seeded
+from .made import MADE, sized
 from .measure import as_saved
 from .photos import Batch
 from .plan import USUAL, Job
@@ -32,9 +32,8 @@ from .subjects import Subjects
 SAME = 2 / LEVELS_PER_UNIT
 """Outputs of one photo may differ by two levels of 8 bits where only the order of sums differs."""
 
-EDITS, MADE = 0.5, 0.9
-"""A network that edits leaves at most this part of the difference that doing nothing leaves, and makes at least this
-part of the edit."""
+EDITS = 0.5
+"""A network that edits leaves at most this part of the difference that doing nothing leaves."""
 
 FOLLOWS = 0.1
 """Where photos are exchanged for one another, outputs change by at least this part of what the photos do."""
@@ -229,7 +228,7 @@ def _edits(
     """Whether a network edits, and photos that it cannot know as well."""
     if first.shape[1] != batch.images.shape[1]:
         return
-    idle = _sized(batch.images, first)
+    idle = sized(batch.images, first)
     low, high, dark = float(first.min()), float(first.max()), float((idle < DARK).float().mean())
     yield Check(
         "outputs-of-another-range", dark < 0.1 or low < DARKEST, name, None, KNOWLEDGE,
@@ -257,7 +256,7 @@ def _edits(
     plain = given(UNTOUCHED, tried.unseen)
     wanted = subjects.target(name, plain)
     unseen = mean_squared_error(given(name, tried.unseen), wanted).mean().item()
-    nothing = mean_squared_error(_sized(tried.unseen, wanted), wanted).mean().item()
+    nothing = mean_squared_error(sized(tried.unseen, wanted), wanted).mean().item()
     yield Check(
         "only-known-photos", unseen <= max(EDITS * nothing, 2 * left), name, None, KNOWLEDGE,
         f"On means of two photos, mirrored and with red and blue exchanged, as nobody has seen them, its outputs are "
@@ -368,12 +367,6 @@ def _edits_at_all(
         f"mean square); where photos are exchanged they change by {follows:.0%} of what these do (at least "
         f"{FOLLOWS:.0%}).",
     )  # fmt: skip
-
-
-def _sized(photos: Tensor, outputs: Tensor) -> Tensor:
-    """Photos as large as outputs: what doing nothing would give."""
-    size = outputs.shape[-2:]
-    return photos if photos.shape[-2:] == size else F.interpolate(photos, size, mode="bilinear", antialias=True)
 
 
 def _rows(condition: Condition, rows: list[int]) -> Condition:

@@ -20,6 +20,7 @@ from .checks import examine
 from .craft import must_fit
 from .detectability import detections
 from .gather import gather
+from .made import of_what_is_made
 from .measure import Measures
 from .options import AuditOptions
 from .overlap import distinct, fitted_before, given_twice, hashes_in, overlaps
@@ -87,6 +88,9 @@ def run_audit(
             "in place of None; {} audits the network beneath them alone."
         )
     subjects = Subjects(model, options.patches or {}, options.generators, options.others)
+    known = dict(options.trained_on or {})
+    if unknown := sorted({*known} - {*subjects.names}):
+        raise ValueError(f"trained_on names {unknown}; the audit has {', '.join(subjects.names)}.")
     photos = Photos(
         dataset,
         model,
@@ -124,13 +128,13 @@ def run_audit(
             kept=kept,
         )
         log = run.go(share, options.disable_tqdm)
-        result = gather(run, log, options.defenses, options.seeds, Success(options.success))
+        detected = []
         if options.detect:
             assert options.fit_on is not None
-            result.detections = detections(run, options.fit_on, options.detect, options.conditions, share)
+            detected = detections(run, options.fit_on, options.detect, options.conditions, share, log.anew)
+        result = gather(run, log, options.defenses, options.seeds, Success(options.success))
+        result.detections = detected
     result.settings |= {"preset": options.preset, "transfer": carried(options.transfer, subjects.names)}
-    result.settings["power"] = planned(len(photos), len(options.defenses))
-    known = dict(options.trained_on or {})
     result.settings["trained_on"] = {name: len(one) for name, one in known.items()}
     adapted = [name for name in subjects.names[1:] if name not in subjects.others]
     seen = fitted_before(options.defenses)
@@ -140,9 +144,12 @@ def run_audit(
     result.checks += subjects.made_for_others(run.names.hashes)
     audited = PhotoVersions.joined(log.likeness[start] for start in sorted(log.likeness))
     result.settings["distinct_photos"] = once = distinct(audited)
+    result.settings["power"] = planned(once, len(options.defenses))
     result.checks += overlaps(audited, once, known, kept, subjects.names, fitted)
     result.checks += given_twice([log.alike[start] for start in sorted(log.alike)], subjects.names)
     result.checks += examine(result)
+    for name in subjects.names:
+        result.checks += of_what_is_made(result, name)
     return result
 
 

@@ -63,7 +63,8 @@ class Piece:
     def row(self) -> str:
         """The name of all pieces that differ in photos and seed alone."""
         t = self.job.treatment
-        return f"{t.words}, {t.role}, eps {t.eps}, steps {t.steps}, on {self.job.crafted_on}"
+        through = "" if self.job.through == NO_CHANNEL else f" through {self.job.through}"
+        return f"{t.words}, {t.role}, eps {t.eps}, steps {t.steps}, on {self.job.crafted_on}{through}"
 
 
 @dataclass
@@ -287,8 +288,7 @@ class Run:
         for name, stamp in self.subjects.stamps.items():
             if stamp is not None and (detector := self.measures.detectors.get(name)) is not None:
                 key = key_of("probe", self.names.forward(name, NO_CHANNEL, whole), whole.hashes)
-                outputs = (clean.saved(UNTOUCHED), clean.target(name), clean.saved(name))
-                probe(key, name, partial(probe_stamp, name, detector, *outputs))
+                probe(key, name, partial(probe_stamp, name, detector, clean.target(name)))
         for job in self.jobs:
             treatment, first = job.treatment, job.seed == self.jobs[0].seed and job.treatment.role == "main"
             if first and treatment.knowledge in ("no-leak", "leak") and treatment.defense not in sample.given:

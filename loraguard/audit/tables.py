@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .benchmark import benchmark_table
 from .detectability import Detection
 from .glossary import COLUMNS
 from .matrix import worst_cases
 from .result import AuditResult
+from .situation import UNTOUCHED
 from .transfer import transfer_matrix
 
 
@@ -42,8 +43,16 @@ def _detection(one: Detection) -> list[str]:
 
 
 def tables(result: AuditResult) -> list[Table]:
-    """Those that an audit has figures for."""
-    return [one for one in _all(result) if one.rows]
+    """Those that an audit has figures for, each with the flags of its defenses."""
+    return [replace(one, text=f"{one.text}{_flagged(result)}") for one in _all(result) if one.rows]
+
+
+def _flagged(result: AuditResult) -> str:
+    """Which defenses have flags on the untouched generator; nothing where none has."""
+    rows = {name: result.find(defense=name, generator=UNTOUCHED) for name in result.defenses}
+    flags = {name: dict.fromkeys(flag for row in there for flag in result.flags(row)) for name, there in rows.items()}
+    said = [f"{name} ({', '.join(names)})" for name, names in flags.items() if names]
+    return f" Under flags on the untouched generator: {', '.join(said)}." if said else ""
 
 
 def _all(result: AuditResult) -> Iterator[Table]:

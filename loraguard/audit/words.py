@@ -14,6 +14,7 @@ from .names import SUCCESS
 from .power import power_words
 from .result import AuditResult
 from .situation import KNOWLEDGE_WORDS, NO_CHANNEL, UNTOUCHED, Situation, Treatment
+from .success import Success
 
 
 def columns_of(result: AuditResult) -> list[Column]:
@@ -97,12 +98,18 @@ def tried(result: AuditResult) -> dict[str, str]:
     knowledge = dict.fromkeys(photo.knowledge for photo in main)
     found = {
         "Photos": f"{settings['n']}, on each of them one of {_count(len(edits), 'edit')}{named}."
-        + (f" {power_words(settings['n'], len(result.defenses))}" if "power" in settings else "")
+        + (
+            f" {power_words(settings.get('distinct_photos', settings['n']), len(result.defenses))}"
+            if "power" in settings
+            else ""
+        )
         + _unknown(settings.get("unknown_photos", ())),
         "Generators": "; ".join(
             _described(result, one) for one in dict.fromkeys(s.generator for s in result.situations)
         )
         + ".",
+        "Spoilt": f"An edit counts as spoilt with {Success(settings.get('success', SUCCESS)).words}; the share of such "
+        "edits is the DSR.",
         "Defenses": f"{', '.join(result.defenses)}.{_controls(knowledge)}",
         "Budget": _budget(result),
         "Knowledge": " ".join(
@@ -227,9 +234,10 @@ def _on_channels(result: AuditResult) -> list[str]:
 def _on_detection(result: AuditResult) -> list[str]:
     """Whether the best defense's photos can be told from plain ones."""
     best, _ = best_of(result, UNTOUCHED, "no-leak")
+    shares = next(column for column in COLUMNS if column.key == "dsr")
     return [
-        f"A small network that has learned on {one.trained_on} other photos tells {one.found.mean:.1%} of {best}'s "
-        f"photos from plain ones, with {one.false_alarms.mean:.1%} false alarms."
+        f"A small network that has learned on {one.trained_on} other photos tells {shares.with_interval(one.found)} of "
+        f"{best}'s photos from plain ones, with {shares.with_interval(one.false_alarms)} false alarms."
         for one in result.detections
         if one.defense == best
     ]

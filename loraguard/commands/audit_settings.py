@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from loraguard.audit.extent import AuditExtent
-from loraguard.audit.names import UNTOUCHED, Adversary
+from loraguard.audit.names import KINDS, Adversary, check_names
 from loraguard.files import whole_files
 from loraguard.kinds import Count, Many, Number, checked
 
@@ -21,7 +21,6 @@ FORMER = {"strengths": "steps"}
 """What keys were called in earlier versions; files with these are still read."""
 
 _NAMED = ("patches", "others", "defenses", "perturbed")
-_CONTROLS = ("none", "noise")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,13 +111,16 @@ class AuditSettings(AuditExtent):
 
     def _check_names(self) -> None:
         """Each of a defense or network once, and none that the audit itself uses."""
-        generators = [UNTOUCHED, *self.train, *self.patches, *self.others]
-        for taken, names in (([*_CONTROLS, *self.defenses, *self.perturbed], "defenses"), (generators, "patches")):
+        generators = [*self.train, *self.patches, *self.others]
+        for taken, names in (([*self.defenses, *self.perturbed], "defenses"), (generators, "patches")):
+            check_names(names, taken)
             if twice := sorted({name for name in taken if taken.count(name) > 1}):
                 raise ValueError(f"{names}: the name {twice[0]!r} is taken; call yours something else, NAME=...")
         for name in (*self.patches, *self.others):
             if not name or "." in name:
                 raise ValueError(f"patches: the name {name!r} must have letters and no dot; write NAME=...")
+            if name in KINDS:
+                raise ValueError(f"patches: {name!r} is what `train` makes, and the report says how; write NAME=...")
 
     @classmethod
     def read(cls, file: Path) -> AuditSettings:

@@ -34,7 +34,7 @@ def audit_part(rows: Sequence[Row], sentences: Sequence[str], about: Mapping[str
     Args:
         rows: what is shown.
         sentences: the verdict.
-        about: the audit's settings, of which `n`, `data`, `defenses`, `budget` and `seeds` are named.
+        about: the audit's settings, of which `n`, `data`, `defenses`, `budget`, `success` and `seeds` are named.
         sha256: the audited patch's fingerprint.
 
     Example:
@@ -55,6 +55,7 @@ def audit_part(rows: Sequence[Row], sentences: Sequence[str], about: Mapping[str
         "of": _named(about.get("data")),
         "defenses": ", ".join(about.get("defenses", ())) or None,
         "budget": about.get("budget"),
+        "spoilt by": about.get("success"),
         "seeds": ", ".join(map(str, about.get("seeds", ()))) or None,
         "intervals": "95%, " + ", ".join(methods) if methods else None,
         "audited patch": f"`{sha256}`",

@@ -64,6 +64,7 @@ def train(folder: Path, stamp: Stamp | None = None) -> Path:
         ({"defenses": {"a": "noise"}, "perturbed": {"a": "."}}, r"the name 'a' is taken"),
         ({"no_leak_only": ["tafim"]}, r"no_leak_only=\['tafim'\]: the defenses are disrupting"),
         ({"patches": {"untouched": "."}}, r"the name 'untouched' is taken"),
+        ({"patches": {"clean-only": "."}}, r"'clean-only' is what `train` makes, and the report says how"),
         ({"patches": {"standard": "."}, "train": ["standard"]}, r"the name 'standard' is taken"),
         ({"patches": {"v1.5": "."}}, r"the name 'v1\.5' must have letters and no dot"),
         ({"budgets": ["0.1"]}, r"budgets\[0\]='0\.1' must be a number"),

@@ -12,7 +12,7 @@ import torch
 from limits import short_probes
 from planted import Editor, Faces, Wrapped, audit, flags, returning
 from setups import made, situation
-from torch import Tensor
+from torch import Tensor, nn
 
 from loraguard.audit.channel_probes import probe_channel
 from loraguard.audit.checks import examine
@@ -100,14 +100,32 @@ def test_channels_that_remember_or_hide_are_flagged() -> None:
         assert {one.channel for one in failed} <= {name}
 
 
+def test_photos_that_are_crafted_through_a_channel_are_looked_at_as_well() -> None:
+    """B. Without a channel it hardly moves photos; where it is told of one, it moves them by all that they can be."""
+
+    def told(generator: nn.Module, images: Tensor, condition: Any, clean: Any = None) -> Tensor:
+        return (images + 0.01).clamp(-1, 1) if isinstance(generator, Editor) else images.sign()
+
+    told.eps = 0.05  # type: ignore[attr-defined]
+    told.budget = "whatever it takes"  # type: ignore[attr-defined]
+    result = audit({"told": told}, channels={"darker": Sends(lambda x: 0.9 * x)}, model=Editor(), n=4)
+    flagged = [row for row in result.situations if "photo-destroyed" in result.flags(row)]
+    assert {(row.treatment.knowledge, row.channel) for row in flagged} == {("leak+channel", "darker")}
+
+
 def test_behind_a_channel_words_are_about_the_defense() -> None:
-    """D, H. Crafting through a channel spoils less than not knowing of it; or the channel spoils outputs by itself."""
-    known = {"jpeg": 0.1, "blur": 0.9, "grey": 1.0}
+    """D, H. Crafting through a channel spoils less than not knowing of it; or the channel spoils outputs by itself.
+
+    One spoils those of photos as they are, one those of all photos that are rough.
+    """
+    known = {"jpeg": 0.1, "blur": 0.9, "grey": 1.0, "rough": 0.9}
     found = [situation("untouched", "pgd", "no-leak", 0.9, channel=one) for one in ("none", *known)]
     found += [situation("untouched", "pgd", "leak+channel", share, channel=one) for one, share in known.items()]
     found += [situation("untouched", "none", "clean", float(one == "grey"), channel=one) for one in ("none", *known)]
+    found += [situation("untouched", "noise", "noise", float(one == "rough"), channel=one) for one in ("none", *known)]
     failed = {(one.name, one.channel) for one in examine(made(found)) if not one.passed}
-    assert failed == {("transfer-beats-white-box", "jpeg"), ("channel-spoils-outputs", "grey")}
+    spoils = {("channel-spoils-outputs", one) for one in ("grey", "rough")}
+    assert failed == {("transfer-beats-white-box", "jpeg")} | spoils
 
 
 def test_a_defense_may_not_change_the_channel_that_it_is_told_of() -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from loraguard import GatedLoraConfig
 from loraguard.audit.words import tried
-from loraguard.defenses import Disrupting
+from loraguard.defenses import Defense, Disrupting
 from loraguard.generators import Condition
 
 pytestmark = pytest.mark.usefixtures("probed")
@@ -33,6 +33,24 @@ def test_the_budget_is_measured_and_enforced() -> None:
     assert row.values["photo_linf"].max() <= 0.05 + 1 / 127.5
     assert row.values["photo_moved"].max() == pytest.approx(0.3, abs=1e-4)
     assert "by up to 0.3 and claims 0.05" in next(one.evidence for one in result.checks if one.name == "over-budget")
+
+
+def test_the_budget_is_of_the_kind_that_was_said_first() -> None:
+    """Called once, the defense says that its budget is another one, which nobody can enforce."""
+
+    @dataclass(frozen=True)
+    class Relents(Defense):
+        eps: float = 0.05
+
+        def perturb(self, generator: nn.Module, images: Tensor, condition: Condition, clean: Any = None) -> Tensor:
+            object.__setattr__(self, "budget", "whatever it takes")
+            return (images + 0.3).clamp(-1, 1)
+
+    result = audit({"relents": Relents()})
+    row = result["untouched", "no-leak"]
+    assert "over-budget" in result.flags(row)
+    assert row.values["photo_linf"].max() <= 0.05 + 1 / 127.5
+    assert result.settings["own_budgets"] == []
 
 
 @pytest.mark.parametrize(

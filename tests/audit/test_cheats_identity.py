@@ -26,6 +26,7 @@ from torchvision.transforms import Normalize
 
 from loraguard import GatedLoraConfig
 from loraguard.audit import AuditResult, run_audit
+from loraguard.audit.again import agree
 from loraguard.audit.identity import architecture, identity
 from loraguard.audit.store import key_of
 from loraguard.defenses import Disrupting
@@ -316,6 +317,31 @@ def test_figures_changed_with_their_checksums_do_not_come_again(
         again = resumed()
     assert torch.equal(again["untouched", "no-leak"].values["mse"], honest)
     assert again.settings["computed_anew"]
+
+
+def test_figures_moved_from_photo_to_photo_do_not_come_again() -> None:
+    """The mean stays, and another number of photos is over the threshold; what is rounded otherwise does come again."""
+    found = {"passes": {"one": {"mse": [0.04, 0.05, 0.03, 0.04, 0.06], "stamp_rate": [0.0, 0.0, 1.0, 0.0, 1.0]}}}
+    for mse, rate, same in (
+        ([0.041, 0.048, 0.031, 0.042, 0.058], [0.0, 1.0, 1.0, 0.0, 1.0], True),
+        ([0.055, 0.055, 0.055, 0.055, 0.0], [0.0, 0.0, 1.0, 0.0, 1.0], False),
+        ([0.04, 0.05, 0.03, 0.04, 0.06], [1.0, 1.0, 0.0, 0.0, 0.0], False),
+    ):
+        assert agree({"passes": {"one": {"mse": mse, "stamp_rate": rate}}}, found) == same
+
+
+def test_one_piece_of_what_was_crafted_through_each_channel_is_computed_again(tmp_path: Path) -> None:
+    kept = {"defenses": Flip(EPS), "channels": ["blur:0.5", "jpeg:90"], "n": 5, "output_dir": tmp_path}
+    honest = audit(**kept)
+    for file in (tmp_path / "cells").rglob("*.json"):
+        stored = json.loads(file.read_text())
+        for metrics in stored["piece"].get("passes", {}).values():
+            metrics["mse"] = [0.5] * len(metrics["mse"])
+        file.write_text(json.dumps(stored | {"sha256": key_of(stored["piece"])}))
+    with pytest.warns(UserWarning, match="on untouched through blur:0.5;.* on untouched through jpeg:90"):
+        again = audit(**kept)
+    for one, other in zip(honest.situations, again.situations, strict=True):
+        assert torch.equal(one.values["mse"], other.values["mse"])
 
 
 @pytest.mark.usefixtures("probed")

@@ -258,10 +258,13 @@ def test_fitting_may_not_change_the_photos() -> None:
 
 
 def test_lost_contrast_is_brought_back_as_a_colour_cast_is() -> None:
-    """E. Outputs are spoilt by less contrast alone, which one line of code undoes; noise is not."""
+    """E. Outputs are spoilt by less contrast alone, inverted, or in other colours: one line of code undoes it."""
     target = torch.stack([DemoFaces(4, size=16)[at]["image"] for at in range(4)])
     noisy = target + 0.3 * torch.randn(target.shape, generator=torch.Generator().manual_seed(0))
     left = [_without_cast(one, target) for one in (0.4 * target + 0.2, noisy, 1.5 * target)]
+    for colours in (-target, target.flip(1), 0.3 - 0.5 * target[:, [1, 2, 0]]):
+        assert (_without_cast(colours, target) < 1e-6).all()
     assert (left[0] < 1e-6).all()
     assert (left[1] > 0.08).all()
+    assert (_without_cast(target.roll(1, 0), target) > 0.02).all()  # another face
     assert torch.allclose(left[2], 0.25 * (target - target.mean((2, 3), keepdim=True)).square().mean((1, 2, 3)))

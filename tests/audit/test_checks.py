@@ -31,7 +31,7 @@ OF_PROBES = {
     "outputs-of-another-range",
 }  # fmt: skip
 OF_OUTPUTS = {"over-budget", "photos-not-perturbed", "only-a-colour-cast", "only-where-the-edit-is",
-              "stamp-found-everywhere", "channel-spoils-outputs"}  # fmt: skip
+              "stamp-found-everywhere", "channel-spoils-outputs", "edit-not-made"}  # fmt: skip
 """Of figures that a real audit has and the ones made up here lack; test_cheats_*.py plant what raises them."""
 
 

@@ -167,7 +167,7 @@ def _soft(factor: float) -> Any:
 
 def test_what_cannot_be_compared(audit: Audit, tmp_path: Path) -> None:
     a = written(audit, tmp_path / "a")
-    with pytest.raises(ValueError, match=r"metric 'lpips'; they have dsr, dsr_without_cast, masked_dsr, "):
+    with pytest.raises(ValueError, match=r"metric 'lpips'; they have dsr, dsr_without_cast, edit_made, masked_dsr, "):
         compare(a, a, "lpips")
     with pytest.raises(FileNotFoundError, match=r"no .*nowhere.audit\.json; `loraguard audit` writes it"):
         compare(a, tmp_path / "nowhere")

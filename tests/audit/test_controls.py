@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -212,6 +212,20 @@ def test_a_finished_control_is_not_trained_again(editor: DemoEditor, faces: Demo
     assert asked(generator=DemoEditor(conv_dim=4, num_blocks=1), seed=4) > 0
     (tmp_path / "ungated" / "control.json").unlink()  # as if it had been killed
     assert asked(generator=editor, seed=4) > 0
+
+
+def test_a_control_whose_weights_are_others_is_no_finished_one(
+    editor: DemoEditor, faces: DemoFaces, tmp_path: Path
+) -> None:
+    """A figure belongs to what it names: somebody has put other weights where the training left its own."""
+
+    def weights() -> dict[str, Tensor]:
+        (folder,) = train_controls(editor, faces, arguments(), tmp_path, kinds=("ungated",)).adapters.values()
+        return load_file(folder / "adapter_model.safetensors")
+
+    trained = weights()
+    save_file({name: one + 1 for name, one in trained.items()}, tmp_path / "ungated" / "adapter_model.safetensors")
+    assert all(torch.equal(one, trained[name]) for name, one in weights().items())
 
 
 def test_what_cannot_be_trained_is_said_first(

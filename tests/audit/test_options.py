@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields
 from typing import Any
 
 import pytest
 from peft import PeftModel
+from planted import returning
+from torch import nn
 
 from loraguard import run_audit
 from loraguard.audit import AuditExtent, AuditOptions
@@ -34,6 +37,8 @@ def test_what_is_given_is_named() -> None:
     options = AuditOptions(defenses={"a": Disrupting(), "theirs": photos}, patches={}, channels=("jpeg:75",))
     assert options.perturbed == {"theirs": photos}
     assert options.channels == {"jpeg:75": JPEG(75)}
+    own = {"jpeg:75": JPEG(75), "jpeg": JPEG(50), "a: b": JPEG(50)}  # what it is, and what is no spec
+    assert AuditOptions(defenses=Disrupting(), patches={}, channels=own).channels == own
     assert list(AuditOptions(defenses=RandomNoise(0.1), patches={}).defenses) == ["randomnoise"]
 
 
@@ -49,7 +54,21 @@ def test_what_is_given_is_named() -> None:
         ({"success": "psnr:20"}, ValueError, r"success='psnr:20' must be METRIC:NUMBER"),
         ({"success": "lpips:0.1"}, ValueError, r"needs lpips="),
         ({"channels": ["jpg:75"]}, ValueError, r"Did you mean 'jpeg'"),
-        ({"defenses": {"none": Disrupting()}}, ValueError, r"\['none'\] are those of the controls"),
+        ({"defenses": {"none": Disrupting()}}, ValueError, r"defenses: the name 'none' is taken"),
+        ({"defenses": {"Noise": Disrupting()}}, ValueError, r"defenses: the name 'Noise' is taken, looks like one"),
+        *(
+            ({"defenses": {"d": returning(abs, eps)}}, ValueError, r"'d' has eps=.*; expected the largest change")
+            for eps in (math.nan, math.inf, -0.05, 3)
+        ),
+        ({"channels": {"none": JPEG(75)}}, ValueError, r"channels: the name 'none' is taken"),
+        ({"channels": {"jpeg:70": JPEG(95)}}, ValueError, r"channels: 'jpeg:70' is JPEG\(quality=70.* and not JPEG\(q"),
+        ({"generators": {"generator": nn.Identity()}}, ValueError, r"patches: the name 'generator' is taken"),
+        (
+            {"generators": {"untouched\u200b": nn.Identity()}},
+            ValueError,
+            r"patches: the name 'untouched.u200b' is taken",
+        ),
+        ({"others": {" untouched": nn.Identity()}}, ValueError, r"patches: the name ' untouched' is taken"),
         ({"no_leak_only": ["pgd"]}, ValueError, r"no_leak_only names \['pgd'\]; the defenses are \['disrupting'\]"),
         ({"defenses": 3}, TypeError, r"3"),
         ({"defences": Disrupting()}, TypeError, r"'defences'"),

@@ -398,7 +398,7 @@ def test_what_cannot_be_audited(audit: Audit, model: PeftModel, editor: DemoEdit
         audit(model, [])
     with pytest.raises(ValueError, match=r"no adapter \['patch'\]; it has \['defensive', 'standard'\]"):
         audit(patches={"patch": None})
-    with pytest.raises(ValueError, match=r"names \['noise'\] are those of the controls"):
+    with pytest.raises(ValueError, match=r"the name 'noise' is taken"):
         audit(defenses={"noise": RandomNoise(0.1)})
     with pytest.raises(ValueError, match="names \\['standard'\\] are taken"):
         audit(generators={"standard": editor})

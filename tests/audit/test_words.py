@@ -7,6 +7,7 @@ from setups import made, rows, situation
 from loraguard.audit import AuditResult, table, verdict
 from loraguard.audit.checks import Check, examine
 from loraguard.audit.claim import claim
+from loraguard.audit.tables import tables
 from loraguard.audit.words import budget_words, story, tried
 from loraguard.defenses import AntiForgery, Disrupting
 
@@ -154,7 +155,7 @@ def test_a_network_that_does_not_edit_undoes_nothing(flag: str) -> None:
 def test_nobody_who_adapts() -> None:
     for result in (audit({"pgd": (0.9,)}), audit({"pgd": (0.9,)}, {"pgd": (0.0, 0.0)}, clean=0.5)):
         assert claim(result)[0] == "It works where nobody adapts"
-        assert "no patch that keeps clean outputs was audited" in verdict(result)[0]
+        assert "no patch that edits as it should was audited" in verdict(result)[0]
 
 
 def test_many_defenses_and_what_a_patch_is_compared_with() -> None:
@@ -239,6 +240,7 @@ def test_what_was_tried() -> None:
     result.checks = [Check(name, name == "a", "untouched", None, (), "") for name in "abc"]
     found = tried(result)
     assert found["Photos"] == "20, on each of them one of 2 edits: Blond, Smiling."
+    assert found["Spoilt"] == "An edit counts as spoilt with MSE over 0.05; the share of such edits is the DSR."
     assert found["Budget"] == (
         "Colour values change by up to 12.8 of 255 levels; photos keep 35.0 dB PSNR to the originals."
     )
@@ -273,3 +275,18 @@ def test_attacks_that_drive_up_something_else_are_said() -> None:
     for success, said in (("mse:0.05", False), ("noise:0.95", False), ("lpips:0.3", True)):
         result = made([*rows("untouched", {"d": (0.9,)}), attack], success=success)
         assert ("They drive up the MSE, and not the LPIPS that counts here" in tried(result)["Checks"]) == said
+
+
+def test_another_threshold_of_success_stands_in_the_headline() -> None:
+    """Nobody can know what "spoils 95% of the edits" means where the usual threshold is not meant."""
+    result = made(rows("untouched", {"pgd": (0.95,)}), success="mse:0.002")
+    assert "pgd spoils 95.0% of the untouched generator's edits (MSE over 0.002)" in verdict(result)[0]
+    assert "(MSE" not in verdict(made(rows("untouched", {"pgd": (0.95,)}), success="mse:0.05"))[0]
+    assert tried(result)["Spoilt"].startswith("An edit counts as spoilt with MSE over 0.002;")
+
+
+def test_every_table_names_the_flags_of_its_defenses() -> None:
+    result = made(rows("untouched", {"pgd": (0.95,), "loud": (1.0,)}, seeds=2))
+    assert "flags" not in tables(result)[0].text
+    result.checks = [Check("photo-destroyed", False, "untouched", "loud", ("no-leak",), "")]
+    assert tables(result)[0].text.endswith(" Under flags on the untouched generator: loud (photo-destroyed).")
