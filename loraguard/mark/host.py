@@ -141,7 +141,7 @@ class MarkedOutputs:
             made = generator(*given, **named)
             images = getattr(made, "images", made)
             if images is not made and isinstance(images, Tensor):
-                raise ValueError("A pipeline's tensors are in [0, 1]: ask it for Pillow images, diffusers' output type 'pil'.")
+                raise ValueError("A pipeline's tensors are in [0, 1]: ask it for Pillow images, output type 'pil'.")
             return self.save(images)
 
         return saved
