@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -32,6 +31,7 @@ from loraguard.training.fine_tuning import untouched_copy
 from loraguard.training.resuming import MATTERS
 from loraguard.training.step import Loss, settings_of
 from loraguard.tuner import GatedLoraConfig
+from loraguard.tuner.loading import file_sha256
 
 from .names import KINDS, PATCH
 
@@ -196,7 +196,7 @@ def _is_finished(folder: Path, about: dict[str, Any]) -> bool:
 
 def _files(folder: Path) -> dict[str, str]:
     """SHA-256 of weights, and of the hashes of photos, by name of the file."""
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.glob("*.safetensors"))}
+    return {file.name: file_sha256(file) for file in sorted(folder.glob("*.safetensors"))}
 
 
 def _start(folder: Path, about: dict[str, Any]) -> None:

@@ -44,7 +44,8 @@ def _detection(one: Detection) -> list[str]:
 
 def tables(result: AuditResult) -> list[Table]:
     """Those that an audit has figures for, each with the flags of its defenses."""
-    return [replace(one, text=f"{one.text}{_flagged(result)}") for one in _all(result) if one.rows]
+    flagged = _flagged(result)
+    return [replace(one, text=f"{one.text}{flagged}") for one in _all(result) if one.rows]
 
 
 def _flagged(result: AuditResult) -> str:

@@ -67,9 +67,13 @@ class MarkNetwork(nn.Module):
         summed = torch.einsum("nb,bchw->nchw", bits.to(self.patterns), self.patterns * self.window)
         return summed / summed.square().mean((1, 2, 3), keepdim=True).sqrt()
 
-    def view(self, images: Tensor) -> Tensor:
-        """What is looked at of images (N, 3, H, W), (N, 3, 64, 64): the whole picture, shrunk or stretched."""
+    def sized(self, images: Tensor) -> Tensor:
+        """Images (N, 3, H, W) at the size that they are looked at: shrunk or stretched to 64x64."""
         return shrunk(images)
+
+    def view(self, images: Tensor) -> Tensor:
+        """What is looked at of images (N, 3, H, W), (N, 3, 64, 64): the whole picture."""
+        return self.sized(images)
 
     def lines(self, side: int) -> Tensor:
         """Where the 64 lines of a view lie in a picture of `side` pixels, in parts of the side: (64,)."""
@@ -113,9 +117,13 @@ class CornerNetwork(MarkNetwork):
 
     most_cropped = 13
 
+    def sized(self, images: Tensor) -> Tensor:
+        """Images (N, 3, H, W) as they are; sides below 64 pixels are stretched to 64."""
+        return at_least(images, SIZE)
+
     def view(self, images: Tensor) -> Tensor:
         """The corners of images (N, 3, H, W), put together to (N, 3, 64, 64)."""
-        images = at_least(images, SIZE)
+        images = self.sized(images)
         for axis in (-2, -1):
             side = images.shape[axis]
             ends = images.narrow(axis, 0, SIZE // 2), images.narrow(axis, side - SIZE // 2, SIZE // 2)

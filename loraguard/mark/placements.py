@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .network import SIZE, CornerNetwork, MarkNetwork, at_least, shrunk
+from .network import SIZE, CornerNetwork, MarkNetwork
 
 Placement = tuple[tuple[float, float], tuple[float, float]]
 """What is left of height and of width, and where it begins, in parts of the whole."""
@@ -107,7 +107,7 @@ def placed(image: Tensor, places: Sequence[Placement], network: MarkNetwork) -> 
         >>> placed(torch.zeros(1, 3, 50, 70), PLACEMENTS, MarkNetwork()).shape
         torch.Size([64, 3, 64, 64])
     """
-    seen = (at_least(image, SIZE) if isinstance(network, CornerNetwork) else shrunk(image)).float()
+    seen = network.sized(image).float()
     across, down = (
         torch.stack([(network.lines(side) - start) / part for part, start in axis])
         for side, axis in zip(reversed(seen.shape[-2:]), ([x for _, x in places], [y for y, _ in places]), strict=True)

@@ -303,16 +303,21 @@ def test_figures_changed_by_hand_do_not_pass(resumed: Callable[..., AuditResult]
     assert torch.equal(resumed()["untouched", "no-leak"].values["mse"], honest)
 
 
+def falsify(cells: Path) -> None:
+    """Every stored MSE is a half, and checksums are right."""
+    for file in cells.rglob("*.json"):
+        stored = json.loads(file.read_text())
+        for metrics in stored["piece"].get("passes", {}).values():
+            metrics["mse"] = [0.5] * len(metrics["mse"])
+        file.write_text(json.dumps(stored | {"sha256": key_of(stored["piece"])}))
+
+
 def test_figures_changed_with_their_checksums_do_not_come_again(
     resumed: Callable[..., AuditResult], tmp_path: Path
 ) -> None:
     """One stored piece of each row is computed again; where it differs, all of the row are."""
     honest = resumed()["untouched", "no-leak"].values["mse"]
-    for file in (tmp_path / "cells").rglob("*.json"):
-        stored = json.loads(file.read_text())
-        for metrics in stored["piece"].get("passes", {}).values():
-            metrics["mse"] = [0.5] * len(metrics["mse"])
-        file.write_text(json.dumps(stored | {"sha256": key_of(stored["piece"])}))
+    falsify(tmp_path / "cells")
     with pytest.warns(UserWarning, match="did not come out again; all of these were computed anew"):
         again = resumed()
     assert torch.equal(again["untouched", "no-leak"].values["mse"], honest)
@@ -333,11 +338,7 @@ def test_figures_moved_from_photo_to_photo_do_not_come_again() -> None:
 def test_one_piece_of_what_was_crafted_through_each_channel_is_computed_again(tmp_path: Path) -> None:
     kept = {"defenses": Flip(EPS), "channels": ["blur:0.5", "jpeg:90"], "n": 5, "output_dir": tmp_path}
     honest = audit(**kept)
-    for file in (tmp_path / "cells").rglob("*.json"):
-        stored = json.loads(file.read_text())
-        for metrics in stored["piece"].get("passes", {}).values():
-            metrics["mse"] = [0.5] * len(metrics["mse"])
-        file.write_text(json.dumps(stored | {"sha256": key_of(stored["piece"])}))
+    falsify(tmp_path / "cells")
     with pytest.warns(UserWarning, match="on untouched through blur:0.5;.* on untouched through jpeg:90"):
         again = audit(**kept)
     for one, other in zip(honest.situations, again.situations, strict=True):
