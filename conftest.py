@@ -1,6 +1,7 @@
 """For tests and doctests alike."""
 
 import gc
+import warnings
 
 import pytest
 from xdist import is_xdist_controller
@@ -9,6 +10,8 @@ from xdist import is_xdist_controller
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Not in the process in which pytest-xdist only hands out tests: it needs no torch."""
     if not is_xdist_controller(session):
+        gc.disable()  # until all is imported: it would look through that again and again
+
         from each_process import prepare
 
         prepare()
@@ -20,6 +23,14 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         from each_process import let_loggers_propagate
 
         let_loggers_propagate()
+        gc.enable()
         gc.collect()
         gc.freeze()  # collecting garbage, as each training does, need not look through all of it again
         gc.set_threshold(50_000, 20, 50)  # by default a tenth of the tests' time goes into looking for it
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_warning_recorded(warning_message: warnings.WarningMessage) -> None:
+    """A package's own kind of warning is told by Python's, or pytest-xdist's first process imports that package."""
+    kind = next(one for one in warning_message.category.__mro__ if one.__module__ == "builtins")
+    warning_message.message, warning_message.category = kind(str(warning_message.message)), kind
