@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -75,8 +76,11 @@ class SecondProcess:
         ours = self.connection if method == "fork" else None  # a copy has to close it, or would never see its end
         self.process = context.Process(target=_run, args=(ours, theirs, function, args), daemon=True)
         self._theirs = theirs
+        self._freezes = method == "fork" and not gc.get_freeze_count()
 
     def __enter__(self) -> SecondProcess:
+        if self._freezes:
+            gc.freeze()  # or looking for garbage would write to all that is shared, and so copy it
         with _one_thread_for_children():
             self.process.start()
         self._theirs.close()  # so that its end is seen here
@@ -87,6 +91,8 @@ class SecondProcess:
             self.process.terminate()
         self.process.join()
         self.connection.close()
+        if self._freezes:
+            gc.unfreeze()
 
     def send(self, value: Any) -> None:
         """Send it a value."""

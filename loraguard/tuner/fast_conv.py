@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+from torch.nn.grad import conv2d_weight
 
 from .winograd import Pair, memory_format_of, rows_first, winograd, winograd_transposed
 
@@ -100,6 +101,25 @@ def stacked_rows(x: Tensor, weight: Tensor, padding: Pair) -> Tensor:
     for row in range(1, weight.shape[2]):
         total += by_row[:, row, :, row : row + height]
     return total
+
+
+def stacked_rows_weight_gradient(x: Tensor, gradient: Tensor, kernel_size: Pair, padding: Pair) -> Tensor:
+    """The gradient of the weight of `stacked_rows`, as one convolution's for all of its rows.
+
+    Example:
+        >>> x, weight = torch.randn(1, 9, 12, 10).double(), torch.randn(2, 9, 7, 5).double().requires_grad_()
+        >>> y = F.conv2d(x, weight, padding=(3, 2))
+        >>> expected = torch.autograd.grad(y.sum(), weight)[0]
+        >>> torch.allclose(stacked_rows_weight_gradient(x, torch.ones_like(y), (7, 5), (3, 2)), expected)
+        True
+    """
+    height, width = kernel_size
+    shape, size = gradient.shape, (height, gradient.shape[1], x.shape[1], width)
+    by_row = gradient.new_zeros(shape[0], height, shape[1], shape[2] + height - 1, shape[3])
+    for row in range(height):
+        by_row[:, row, :, row : row + shape[2]] = gradient
+    rows = conv2d_weight(x, (height * size[1], size[2], 1, width), by_row.flatten(1, 2), padding=padding)
+    return rows.view(size).permute(1, 2, 0, 3)
 
 
 def faster(layer: Any) -> bool:
@@ -253,12 +273,14 @@ def run_learning(
     x: Tensor,
     bias: Tensor | None,
     update: Callable[[Tensor], Tensor],
+    deltas: Callable[[], list[Tensor]],
     parameters: Sequence[Tensor],
 ) -> Tensor:
     """As `run`, with gradients for adapters that are part of the weight.
 
     The output and the input's gradient take one convolution each. The adapters' gradients are those of their low-rank
-    form, which is computed in the backward pass alone. Nothing but `x` is kept until then.
+    form, which is computed in the backward pass alone; where a layer has few outputs, they come from the gradient of
+    the whole weight, which is smaller then. Nothing but `x` is kept until then.
 
     Args:
         fold: makes W + dW; called in both passes.
@@ -266,26 +288,32 @@ def run_learning(
         x: (N, in, H, W), as `can_run` wants it.
         bias: (out,), which gets no gradient.
         update: from x to dW * x.
+        deltas: makes the parts of dW, and of what `update` adds to the bias.
         parameters: those of `update` that learn.
 
     Example:
         >>> layer, x = nn.Conv2d(16, 2, 5, padding=2).requires_grad_(False), torch.randn(1, 16, 32, 32)
         >>> gain = torch.ones(1, requires_grad=True)
         >>> fold = lambda: layer.weight * gain.detach()
-        >>> run_learning(fold, layer, x, layer.bias, lambda x: gain * layer(x), [gain]).sum().backward()
+        >>> delta = lambda: [gain * layer.weight, gain * layer.bias]
+        >>> run_learning(fold, layer, x, layer.bias, lambda x: gain * layer(x), delta, [gain]).sum().backward()
         >>> torch.allclose(gain.grad, layer(x).sum(), rtol=1e-3)
         True
     """
-    result: Tensor = _LearningConv.apply(x, fold, Geometry.of(layer, x.shape[2:]), update, *parameters)
+    geometry = Geometry.of(layer, x.shape[2:])
+    of_weight = is_of_images(layer) and layer.out_channels < layer.in_channels
+    result: Tensor = _LearningConv.apply(x, fold, geometry, deltas if of_weight else update, of_weight, *parameters)
     return result if bias is None else result + bias[:, None, None]
 
 
 class _LearningConv(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, fold: Any, geometry: Geometry, update: Any, *parameters: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, fold: Any, geometry: Geometry, learns: Any, of_weight: bool, *parameters: Tensor
+    ) -> Tensor:
         # Parameters are saved for autograd to notice when they change before the backward pass.
         ctx.save_for_backward(x, *parameters)
-        ctx.fold, ctx.geometry, ctx.update = fold, geometry, update
+        ctx.fold, ctx.geometry, ctx.learns, ctx.of_weight = fold, geometry, learns, of_weight
         return geometry.run(x, fold())
 
     @staticmethod
@@ -294,7 +322,13 @@ class _LearningConv(torch.autograd.Function):
         x, *parameters = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=memory_format_of(x))
         with torch.autocast("cpu", enabled=False):  # as in the forward pass
-            to_input = ctx.geometry.run_back(gradient, ctx.fold()) if ctx.needs_input_grad[0] else None
+            weight = ctx.fold()
+            to_input = ctx.geometry.run_back(gradient, weight) if ctx.needs_input_grad[0] else None
             with torch.enable_grad():
-                update = ctx.update(x.detach())
-        return to_input, None, None, None, *torch.autograd.grad(update, parameters, gradient)
+                made = ctx.learns() if ctx.of_weight else [ctx.learns(x.detach())]
+            along = [gradient]
+            if ctx.of_weight:
+                made = [one for one in made if one.requires_grad]
+                of_weight = stacked_rows_weight_gradient(x, gradient, weight.shape[2:], ctx.geometry.padding)
+                along = [of_weight if one.dim() > 1 else gradient.sum((0, 2, 3)) for one in made]
+        return to_input, None, None, None, None, *torch.autograd.grad(made, parameters, along)

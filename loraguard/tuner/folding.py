@@ -36,9 +36,10 @@ def folded(model: nn.Module, *, learning: bool = False) -> Iterator[nn.Module]:
     faster algorithms than torch's; see `FoldingLayer.fast_inside_folded`. They round more (in float32 by 5e-6 of the
     root mean square for 3x3 and 256 channels), spread what is not finite further, and are differentiated once only.
 
-    With `learning`, gradients reach A, B and the gate as well. The layers with a faster algorithm then run W + dW and,
-    in the backward pass, compute A x again for the gradients of their adapters; the others run as outside. Nothing is
-    kept between calls. Outside, layers in eval mode fold on their own where they may; see `FoldingLayer`.
+    With `learning`, gradients reach A, B and the gate as well. The layers with a faster algorithm then run W + dW. In
+    the backward pass they compute A x again for the gradients of their adapters or, where a tall kernel goes to images,
+    the gradient of W + dW; the others run as outside. Nothing is kept between calls. Outside, layers in eval mode fold on
+    their own where they may; see `FoldingLayer`.
 
     Args:
         model: A PEFT model with GATED_LORA adapters, or a module that contains one.
@@ -231,8 +232,9 @@ class FoldingLayer(GatedLoraLayer):
         if self._learns_folded(x, adapters):
             bias, weight = self._folded_bias(adapters), self.base_weight.detach()
             fold, update = partial(self._fold, weight, adapters), partial(self._updates, adapters)
+            deltas = partial(self._deltas, adapters)
             learnt = [p for adapter in adapters for p in self._parameters_of(adapter) if p.requires_grad]
-            return run_learning(fold, self.base_layer, x, bias, update, learnt)
+            return run_learning(fold, self.base_layer, x, bias, update, deltas, learnt)
         if not any(image_conv.pays(one, x) for one in (self.base_layer, *map(self.lora_A.__getitem__, adapters))):
             return None
         y = base = _by_rows(self.base_layer, x)  # on a GPU
@@ -265,6 +267,12 @@ class FoldingLayer(GatedLoraLayer):
 
     def _updates(self, adapters: list[str], x: Tensor) -> Tensor:
         return sum((self.update(adapter, x) for adapter in adapters[1:]), start=self.update(adapters[0], x))
+
+    def _deltas(self, adapters: list[str]) -> list[Tensor]:
+        """What each adapter adds to the weight, and to the bias."""
+        made = [self.get_delta_weight(adapter) for adapter in adapters]
+        made += [bias for adapter in adapters if (bias := self.get_delta_bias(adapter)) is not None]
+        return made
 
     def _folded_bias(self, adapters: list[str]) -> Tensor | None:
         with torch.no_grad():

@@ -121,6 +121,24 @@ class TestLearning:
         for one, other in zip(fast, own, strict=True):
             assert error(one, other) < 1e-11
 
+    @pytest.mark.parametrize("gate_type", [name for name in GATES if GATES[name].mergeable])
+    def test_gradients_of_adapters_of_few_outputs(self, gate_type: str, calls: list[Any]) -> None:
+        """They come from the gradient of W + dW; of two adapters one learns, and both add to the bias."""
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(3, 16, 1), nn.ReLU(), nn.Conv2d(16, 3, (7, 5), padding=(2, 3)))
+        model = get_peft_model(net, config(gate_type=gate_type, lora_bias=True)).double()
+        model.add_adapter("two", config(gate_type=gate_type, lora_bias=True))
+        model.double().base_model.set_adapter(["default", "two"])
+        for name, parameter in model.named_parameters():
+            if ".two" in name:
+                parameter.requires_grad_(False)
+        own = gradients(model, self.images)
+        with folded(model, learning=True):
+            fast = gradients(model, self.images)
+        assert calls == [("run", (3, 16, 7, 5)), ("run_back", (3, 16, 7, 5))]
+        for one, other in zip(fast, own, strict=True):
+            assert error(one, other) < 1e-11
+
     @pytest.mark.parametrize("settings", [{"gate_type": "input"}, {"lora_dropout": 0.5}], ids=str)
     def test_what_is_no_weight_runs_as_outside(self, settings: dict[str, Any], calls: list[Any]) -> None:
         wide = get_peft_model(Wide(), config(**settings)).double().train()
