@@ -143,6 +143,11 @@ class Work:
         )
         return PatchTrainer(model, DemoFaces(10_000, seed=settings.seed), resumed(arguments)).train()
 
+    @property
+    def on(self) -> torch.device:
+        """Where the generators are."""
+        return PartialState().device if self.device == "auto" else torch.device("cpu")
+
     def model(self) -> PeftModel:
         """The generator with both patches, from their folders."""
         model: PeftModel | None = None
@@ -152,9 +157,23 @@ class Work:
             else:
                 model.load_adapter(self.folder / name, adapter_name=name)
         assert model is not None
-        return model.to(PartialState().device if self.device == "auto" else "cpu")
+        return model.to(self.on)
 
-    def audit(self, model: PeftModel, cells: Path, share: Share) -> AuditResult:
+    @torch.no_grad()
+    def detector(self) -> StampDetector:
+        """One whose threshold comes from the untouched generator's outputs, on faces of their own."""
+        generator, settings = DemoEditor.pretrained().to(self.on), self.settings
+        number, seed = settings.calibration_images, settings.seed
+        faces = DemoFaces(number, seed=seed, split="calibration")
+        draws = torch.rand(number, generator=torch.Generator().manual_seed(seed))
+        outputs = []
+        for rows in torch.arange(number).split(50):  # all at once would take half a gigabyte
+            batch = collate(faces.__getitems__(rows.tolist()))
+            _, condition = pick_edits(every_edit(batch["labels"].to(self.on)), draws[rows])
+            outputs.append(generator(batch["image"].to(self.on), **condition))
+        return StampDetector(STAMP).calibrate(torch.cat(outputs))
+
+    def audit(self, model: PeftModel, detector: StampDetector, cells: Path, share: Share) -> AuditResult:
         """Audit all three generators, or do a share of it."""
         settings = self.settings
         return run_audit(
@@ -163,7 +182,7 @@ class Work:
             defenses=settings.defense,
             patches={name: recipe.stamp for name, recipe in settings.patches.items()},
             conditions=every_edit,
-            detectors={"defensive": calibrated_detector(model, settings)},
+            detectors={"defensive": detector},
             seeds=[settings.seed],
             batch_size=20,  # five batches: three for one process, two and the probes for the other
             output_dir=cells,
@@ -216,14 +235,15 @@ def run_demo(
         if processes == 1:
             training = {name: work.train(name) for name in settings.patches}
             say(auditing)
-            audit = work.audit(model := work.model(), cells, Share())
+            audit = work.audit(model := work.model(), work.detector(), cells, Share())
         else:
             with SecondProcess(second_half, work, cells) as second:
                 training["standard"] = work.train("standard")
+                detector = work.detector()  # while the other one trains on
                 training["defensive"] = second.receive()
-                second.send("trained")
+                second.send(detector)
                 say(auditing)
-                audit = work.audit(model := work.model(), cells, Share(0, 2, second.receive))
+                audit = work.audit(model := work.model(), detector, cells, Share(0, 2, second.receive))
     audit.settings["demo"] = asdict(settings)
     return DemoResult(model, training, audit, write_report(audit, work.folder, training=training))
 
@@ -231,13 +251,13 @@ def run_demo(
 def second_half(first: Sender, work: Work, cells: Path) -> None:
     """What the second process does: the defensive patch, and its share of the audit."""
     first.send(work.train("defensive"))
-    first.receive()
+    detector = first.receive()
 
     def leave() -> None:
         first.send("audited")
         raise SystemExit
 
-    work.audit(work.model(), cells, Share(1, 2, leave))
+    work.audit(work.model(), detector, cells, Share(1, 2, leave))
 
 
 def resumed(arguments: PatchTrainingArguments) -> PatchTrainingArguments:
@@ -255,18 +275,3 @@ def resumed(arguments: PatchTrainingArguments) -> PatchTrainingArguments:
 def every_edit(labels: Tensor) -> dict[str, dict[str, Tensor]]:
     """The audit's edits: the five that patches are trained on, and seven combinations that they never saw."""
     return {**DemoEditor.conditions(labels), **DemoEditor.combined_conditions(labels)}
-
-
-@torch.no_grad()
-def calibrated_detector(model: PeftModel, settings: DemoSettings) -> StampDetector:
-    """A detector whose threshold comes from the untouched generator's outputs, on faces of their own."""
-    faces = DemoFaces(settings.calibration_images, seed=settings.seed, split="calibration")
-    draws = torch.rand(len(faces), generator=torch.Generator().manual_seed(settings.seed))
-    device = next(model.parameters()).device
-    outputs = []
-    with model.disable_adapter():
-        for rows in torch.arange(len(faces)).split(50):  # all at once would take half a gigabyte
-            batch = collate(faces.__getitems__(rows.tolist()))
-            _, condition = pick_edits(every_edit(batch["labels"].to(device)), draws[rows])
-            outputs.append(model(batch["image"].to(device), **condition))
-    return StampDetector(STAMP).calibrate(torch.cat(outputs))

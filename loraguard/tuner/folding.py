@@ -38,8 +38,9 @@ def folded(model: nn.Module, *, learning: bool = False) -> Iterator[nn.Module]:
 
     With `learning`, gradients reach A, B and the gate as well. The layers with a faster algorithm then run W + dW. In
     the backward pass they compute A x again for the gradients of their adapters or, where a tall kernel goes to images,
-    the gradient of W + dW; the others run as outside. Nothing is kept between calls. Outside, layers in eval mode fold on
-    their own where they may; see `FoldingLayer`.
+    the gradient of W + dW; the others run as outside. Nothing is kept between calls.
+
+    Outside, layers in eval mode fold on their own where they may; see `FoldingLayer`.
 
     Args:
         model: A PEFT model with GATED_LORA adapters, or a module that contains one.

@@ -26,6 +26,25 @@ def test_values_and_warnings_come_back(
     assert "not to be seen" not in capfd.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("fork", "frozen", "calls"), [(True, 0, ["freeze", "unfreeze"]), (True, 5, []), (False, 0, [])]
+)
+def test_a_copy_shares_what_the_garbage_collector_would_write_to(
+    fork: bool, frozen: int, calls: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was frozen before stays frozen."""
+    called: list[str] = []
+    monkeypatch.setattr("loraguard.commands.side_by_side.can_fork", lambda: fork)
+    monkeypatch.setattr("gc.get_freeze_count", lambda: frozen)
+    for name in ("freeze", "unfreeze"):
+        monkeypatch.setattr(f"gc.{name}", lambda name=name: called.append(name))
+    with SecondProcess(work, "wait") as second:
+        assert second.receive() == "waiting"
+        assert called == calls[:1]
+        second.process.terminate()
+    assert called == calls
+
+
 def test_a_copy_where_nothing_speaks_against_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.platform", "linux")
     monkeypatch.setattr("threading.active_count", lambda: 1)
