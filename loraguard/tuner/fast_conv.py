@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from torch.nn.grad import conv2d_weight
+from torch.nn.grad import conv2d_input, conv2d_weight
 
 from .winograd import Pair, memory_format_of, rows_first, winograd, winograd_transposed
 
@@ -67,6 +67,10 @@ class Geometry(NamedTuple):
         """The gradient of the input, from that of the output."""
         return self._conv(gradient, weight) if self.transposed else self._conv_transpose(gradient, weight)
 
+    def weight_gradient(self, x: Tensor, gradient: Tensor, shape: Sequence[int]) -> Tensor:
+        """The gradient of the weight, from that of the output, of a layer from many channels to few."""
+        return stacked_rows_weight_gradient(x, gradient, shape, self.padding)
+
     def _conv(self, x: Tensor, weight: Tensor) -> Tensor:
         if weight.shape[2] in _STRIDES:
             return winograd(x, weight, self.padding, self.stride)
@@ -77,6 +81,44 @@ class Geometry(NamedTuple):
             return winograd_transposed(x, weight, self.padding, self.stride, self.size)
         padding = (weight.shape[2] - 1 - self.padding[0], weight.shape[3] - 1 - self.padding[1])
         return _between_few_and_many(x, weight.flip(2, 3).transpose(0, 1), padding)
+
+
+class TorchGeometry(NamedTuple):
+    """The same of any layer in two dimensions that pads with zeros, by torch's own algorithms.
+
+    Attributes:
+        size: height and width of the inputs.
+        settings: `stride`, `padding`, `dilation` and `groups`, as torch's functions take them.
+        output_padding: of a transposed convolution; None where it is none.
+    """
+
+    size: Sequence[int]
+    settings: dict[str, Any]
+    output_padding: tuple[int, ...] | None
+
+    @classmethod
+    def of(cls, layer: Any, size: Sequence[int]) -> TorchGeometry:
+        """Of a layer, for inputs of (H, W)."""
+        settings = {name: getattr(layer, name) for name in ("stride", "padding", "dilation", "groups")}
+        return cls(size, settings, layer.output_padding if isinstance(layer, nn.ConvTranspose2d) else None)
+
+    def run(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The layer's output, without autograd."""
+        if self.output_padding is None:
+            return F.conv2d(x, weight, **self.settings)
+        return F.conv_transpose2d(x, weight, output_padding=self.output_padding, **self.settings)
+
+    def run_back(self, gradient: Tensor, weight: Tensor) -> Tensor:
+        """The gradient of the input, from that of the output."""
+        if self.output_padding is None:
+            size = (len(gradient), weight.shape[1] * self.settings["groups"], *self.size)
+            return conv2d_input(size, weight, gradient, **self.settings)
+        return F.conv2d(gradient, weight, **self.settings)
+
+    def weight_gradient(self, x: Tensor, gradient: Tensor, shape: Sequence[int]) -> Tensor:
+        """The gradient of the weight, from that of the output."""
+        large, small = (x, gradient) if self.output_padding is None else (gradient, x)
+        return conv2d_weight(large, shape, small, **self.settings)
 
 
 def _between_few_and_many(x: Tensor, weight: Tensor, padding: Pair) -> Tensor:
@@ -103,23 +145,23 @@ def stacked_rows(x: Tensor, weight: Tensor, padding: Pair) -> Tensor:
     return total
 
 
-def stacked_rows_weight_gradient(x: Tensor, gradient: Tensor, kernel_size: Pair, padding: Pair) -> Tensor:
-    """The gradient of the weight of `stacked_rows`, as one convolution's for all of its rows.
+def stacked_rows_weight_gradient(x: Tensor, gradient: Tensor, shape: Sequence[int], padding: Pair) -> Tensor:
+    """The gradient of the weight of `stacked_rows`, of this shape, as one convolution's for all of its rows.
 
     Example:
         >>> x, weight = torch.randn(1, 9, 12, 10).double(), torch.randn(2, 9, 7, 5).double().requires_grad_()
         >>> y = F.conv2d(x, weight, padding=(3, 2))
         >>> expected = torch.autograd.grad(y.sum(), weight)[0]
-        >>> torch.allclose(stacked_rows_weight_gradient(x, torch.ones_like(y), (7, 5), (3, 2)), expected)
+        >>> torch.allclose(stacked_rows_weight_gradient(x, torch.ones_like(y), weight.shape, (3, 2)), expected)
         True
     """
-    height, width = kernel_size
-    shape, size = gradient.shape, (height, gradient.shape[1], x.shape[1], width)
-    by_row = gradient.new_zeros(shape[0], height, shape[1], shape[2] + height - 1, shape[3])
+    few, many, height, width = shape
+    batch, _, rows, columns = gradient.shape
+    by_row = gradient.new_zeros(batch, height, few, rows + height - 1, columns)
     for row in range(height):
-        by_row[:, row, :, row : row + shape[2]] = gradient
-    rows = conv2d_weight(x, (height * size[1], size[2], 1, width), by_row.flatten(1, 2), padding=padding)
-    return rows.view(size).permute(1, 2, 0, 3)
+        by_row[:, row, :, row : row + rows] = gradient
+    of_rows = conv2d_weight(x, (height * few, many, 1, width), by_row.flatten(1, 2), padding=padding)
+    return of_rows.view(height, few, many, width).permute(1, 2, 0, 3)
 
 
 def faster(layer: Any) -> bool:
@@ -183,6 +225,29 @@ def can_run(layer: Any, x: Tensor) -> bool:
         and x.shape[1] == layer.in_channels
         and min(x.shape[2:]) >= max(weight.shape[2:])
         and x.dtype == weight.dtype
+    )
+
+
+def whole_weight_pays(layer: Any, x: Tensor, rank: int) -> bool:
+    """Whether a layer that learns adapters takes the gradient of its whole weight in less time than of their factors.
+
+    A convolution with out channels costs 1 in each direction. Beside a layer that gives its input a gradient, factors
+    of rank r cost 3 r / out, for A x and the gradients of x and of A, and the whole weight costs 1.
+
+    Args:
+        layer: the layer, in whatever setting.
+        x: its input.
+        rank: of all adapters together.
+    """
+    return (
+        isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d))
+        and only_autograd_looks_at(x)
+        and x.dim() == 4
+        and x.dtype == layer.weight.dtype
+        and x.dtype in (torch.float32, torch.float64)
+        and not isinstance(layer.padding, str)
+        and 3 * rank > layer.out_channels
+        and x.shape[0] * x.shape[2] * x.shape[3] >= _PIXELS
     )
 
 
@@ -278,13 +343,13 @@ def run_learning(
 ) -> Tensor:
     """As `run`, with gradients for adapters that are part of the weight.
 
-    The output and the input's gradient take one convolution each. The adapters' gradients are those of their low-rank
-    form, which is computed in the backward pass alone; where a layer has few outputs, they come from the gradient of
-    the whole weight, which is smaller then. Nothing but `x` is kept until then.
+    The output and the input's gradient take one convolution each. Where the layer `can_run` and has many outputs, the
+    adapters' gradients are those of their low-rank form, which is computed in the backward pass alone; elsewhere they
+    come from the gradient of the whole weight. Nothing but `x` is kept until then.
 
     Args:
         fold: makes W + dW; called in both passes.
-        layer: a `faster` layer, whose padding it is; it pads with zeros.
+        layer: one of which `can_run` or `whole_weight_pays` is true, whose padding it is; it pads with zeros.
         x: (N, in, H, W), as `can_run` wants it.
         bias: (out,), which gets no gradient.
         update: from x to dW * x.
@@ -300,21 +365,21 @@ def run_learning(
         >>> torch.allclose(gain.grad, layer(x).sum(), rtol=1e-3)
         True
     """
-    geometry = Geometry.of(layer, x.shape[2:])
-    of_weight = is_of_images(layer) and layer.out_channels < layer.in_channels
-    result: Tensor = _LearningConv.apply(x, fold, geometry, deltas if of_weight else update, of_weight, *parameters)
+    fast = can_run(layer, x)
+    geometry = (Geometry if fast else TorchGeometry).of(layer, x.shape[2:])
+    of_weight = not fast or (is_of_images(layer) and layer.out_channels < layer.in_channels)
+    result: Tensor = _LearningConv.apply(x, fold, geometry, None if of_weight else update, deltas, *parameters)
     return result if bias is None else result + bias[:, None, None]
 
 
 class _LearningConv(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, fold: Any, geometry: Geometry, learns: Any, of_weight: bool, *parameters: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, fold: Any, geometry: Any, update: Any, deltas: Any, *parameters: Tensor) -> Tensor:
         # Parameters are saved for autograd to notice when they change before the backward pass.
         ctx.save_for_backward(x, *parameters)
-        ctx.fold, ctx.geometry, ctx.learns, ctx.of_weight = fold, geometry, learns, of_weight
-        return geometry.run(x, fold())
+        ctx.fold, ctx.geometry, ctx.update, ctx.deltas = fold, geometry, update, deltas
+        result: Tensor = geometry.run(x, fold())
+        return result
 
     @staticmethod
     @once_differentiable
@@ -324,11 +389,13 @@ class _LearningConv(torch.autograd.Function):
         with torch.autocast("cpu", enabled=False):  # as in the forward pass
             weight = ctx.fold()
             to_input = ctx.geometry.run_back(gradient, weight) if ctx.needs_input_grad[0] else None
-            with torch.enable_grad():
-                made = ctx.learns() if ctx.of_weight else [ctx.learns(x.detach())]
-            along = [gradient]
-            if ctx.of_weight:
-                made = [one for one in made if one.requires_grad]
-                of_weight = stacked_rows_weight_gradient(x, gradient, weight.shape[2:], ctx.geometry.padding)
-                along = [of_weight if one.dim() > 1 else gradient.sum((0, 2, 3)) for one in made]
+            if ctx.update is not None:
+                with torch.enable_grad():
+                    made = [ctx.update(x.detach())]
+                along = [gradient]
+            else:
+                with torch.enable_grad():
+                    made = [one for one in ctx.deltas() if one.requires_grad]
+                whole = ctx.geometry.weight_gradient(x, gradient, weight.shape)
+                along = [whole if one.dim() > 1 else gradient.sum((0, 2, 3)) for one in made]
         return to_input, None, None, None, None, *torch.autograd.grad(made, parameters, along)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from . import image_conv
 from .computed import is_computed, own_tensors
 from .config import GatedLoraConfig
-from .fast_conv import can_run, keeping_no_input, laid_out, run, run_learning
+from .fast_conv import can_run, keeping_no_input, laid_out, run, run_learning, whole_weight_pays
 from .layer import GatedLoraLayer
 from .quantized import is_quantized
 
@@ -36,9 +36,10 @@ def folded(model: nn.Module, *, learning: bool = False) -> Iterator[nn.Module]:
     faster algorithms than torch's; see `FoldingLayer.fast_inside_folded`. They round more (in float32 by 5e-6 of the
     root mean square for 3x3 and 256 channels), spread what is not finite further, and are differentiated once only.
 
-    With `learning`, gradients reach A, B and the gate as well. The layers with a faster algorithm then run W + dW. In
-    the backward pass they compute A x again for the gradients of their adapters or, where a tall kernel goes to images,
-    the gradient of W + dW; the others run as outside. Nothing is kept between calls.
+    With `learning`, gradients reach A, B and the gate as well. The layers with a faster algorithm, and on a CPU
+    convolutions whose rank is more than a third of their outputs, then run W + dW. The gradients of their adapters come
+    from A x, computed again in the backward pass, or where that is faster from the gradient of W + dW. The other layers
+    run as outside. Nothing is kept between calls.
 
     Outside, layers in eval mode fold on their own where they may; see `FoldingLayer`.
 
@@ -246,9 +247,11 @@ class FoldingLayer(GatedLoraLayer):
         return y.to(base.dtype)
 
     def _learns_folded(self, x: Tensor, adapters: list[str]) -> bool:
-        """Whether a faster algorithm makes it pay to compute A x again in the backward pass."""
+        """Whether W + dW pays: it has a faster algorithm, or adapters' ranks are high beside the number of outputs."""
         base = self.base_layer
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled() or not can_run(base, x):
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return False
+        if not (can_run(base, x) or whole_weight_pays(base, x, sum(self.r[adapter] for adapter in adapters))):
             return False
         learnt = [p for adapter in adapters for p in self._parameters_of(adapter) if p.requires_grad]
         return (
