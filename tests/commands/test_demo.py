@@ -1,7 +1,9 @@
 """The main job from end to end, and the network that ships with it."""
 
+import ast
 import csv
 import json
+import re
 import shutil
 import signal
 from dataclasses import replace
@@ -18,8 +20,11 @@ import loraguard.generators
 from loraguard.commands.demo import STAMP, DemoResult, DemoSettings, Work, every_edit
 from loraguard.data import DemoFaces
 from loraguard.data.demo_faces import render
+from loraguard.defenses import Disrupting
 from loraguard.generators import DemoEditor
 from loraguard.metrics import defense_succeeds, psnr
+from loraguard.stamp import Stamp
+from loraguard.training import PatchTrainingArguments
 
 WEIGHTS = Path(loraguard.generators.__file__).parent / "demo_weights"
 N = 20
@@ -70,6 +75,17 @@ def test_the_shipped_network_is_as_vulnerable_as_published_ones(
     defended = settings.defense(editor, images, condition)
     with torch.no_grad():
         assert defense_succeeds(editor(defended, **condition), editor(images, **condition)).mean() >= 0.9
+
+
+def test_the_readme_shows_these_settings() -> None:
+    text = (Path(loraguard.__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    block = re.search(r"^arguments = (PatchTrainingArguments\(.*?^\))", text, re.DOTALL | re.MULTILINE)[1]
+    shown = eval(block, {one.__name__: one for one in (PatchTrainingArguments, Stamp, Disrupting)})
+    work = Work(Path("out"), DemoSettings(), "cpu", disable_tqdm=False)
+    ours, recipe = work.arguments("defensive"), work.settings.defensive
+    for name in (keyword.arg for keyword in ast.parse(block).body[0].value.keywords):
+        assert getattr(shown, name) == getattr(ours, name), name
+    assert f"GatedLoraConfig(r={recipe.r}, lora_alpha={recipe.lora_alpha})" in text
 
 
 def test_edits_by_hand() -> None:
