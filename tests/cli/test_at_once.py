@@ -202,3 +202,48 @@ def test_completion_of_names(tmp_path: Path) -> None:
     (seen,) = run([], folder=tmp_path, **ask)
     assert "stargan" in seen.stdout
     assert not seen.foreign()
+
+
+ENDS = """
+import atexit, sys, threading, types
+from loraguard.cli import leave
+
+class Kept:
+    def __del__(self):
+        print("taken apart")
+
+kept, words = Kept(), sys.argv[1:]
+atexit.register(print, "at exit")
+if "torch" in words:
+    sys.modules["torch"] = types.ModuleType("torch")
+go_on = threading.Event()
+if "thread" in words:
+    threading.Thread(target=lambda: (go_on.wait(), print("thread"))).start()
+print("said", end=" ")
+leave("a message" if "message" in words else 3)
+print("left to Python")
+go_on.set()
+sys.exit(4)
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "said", "code"),
+    [
+        (["torch"], ["said at exit"], 3),
+        ([], ["said left to Python", "at exit", "taken apart"], 4),
+        (["torch", "message"], ["said left to Python", "at exit", "taken apart"], 4),
+        (["torch", "thread"], ["said left to Python", "thread", "at exit", "taken apart"], 4),
+    ],
+)
+def test_a_process_ends_without_taking_apart_what_it_imported(words: list[str], said: list[str], code: int) -> None:
+    done = subprocess.run([sys.executable, "-c", ENDS, *words], capture_output=True, text=True, timeout=PATIENCE)
+    assert (done.stdout.splitlines(), done.returncode, done.stderr) == (said, code, "")
+
+
+def test_a_reader_that_has_gone_is_no_error_of_its_own() -> None:
+    """What was said cannot be written; Python says so, and the code is Python's."""
+    with subprocess.Popen([sys.executable, "-c", ENDS, "torch"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as one:
+        one.stdout.close()
+        assert b"BrokenPipeError" in one.stderr.read()
+    assert one.returncode not in (0, 3)
