@@ -1,4 +1,4 @@
-"""Draw the pictures of these pages, from the demo's generator and patches that are trained here: about three minutes.
+"""Draw the pictures of these pages, from the demo's generator and patches that are trained here: about a minute.
 
 Run it as `python docs/make_pictures.py`.
 """

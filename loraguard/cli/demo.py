@@ -37,7 +37,7 @@ def demo(
 ) -> None:
     """Protect drawn faces, train a standard and a defensive patch, audit all of it, and write a report.
 
-    Offline and without a GPU; two or three minutes on two cores. Open report.html in the output folder afterwards.
+    Offline and without a GPU; one or two minutes on two cores. Open report.html in the output folder afterwards.
     """
     started = time.monotonic()
     with said_in_a_line():
