@@ -11,6 +11,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     if not is_xdist_controller(session):
         from each_process import prepare
 
+        gc.disable()  # until everything is imported: what imports make stays
         prepare()
 
 
@@ -22,4 +23,5 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         let_loggers_propagate()
         gc.collect()
         gc.freeze()  # collecting garbage, as each training does, need not look through all of it again
+        gc.enable()
         gc.set_threshold(50_000, 20, 50)  # by default a tenth of the tests' time goes into looking for it
