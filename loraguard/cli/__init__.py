@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import logging
 import os
 import sys
+import threading
 import warnings
 from functools import cache
 from typing import Any
@@ -45,4 +47,26 @@ def main() -> None:
     logging.getLogger("DeepSpeed").addFilter(is_worth_a_line)
     from .root import application
 
-    application(sys.argv[1] if len(sys.argv) > 1 else None)()
+    try:
+        application(sys.argv[1] if len(sys.argv) > 1 else None)()
+    except SystemExit as end:
+        leave(0 if end.code is None else end.code)
+        raise
+
+
+def leave(code: int | str) -> None:
+    """End the process without taking apart all that it has imported, which takes seconds where torch is among it.
+
+    What is to be done at exit is done, and what was said is written. This returns, for Python to end the process, where
+    there is no torch, another thread is to be waited for, or the code is a message.
+    """
+    waited_for = [one for one in threading.enumerate() if not one.daemon and one is not threading.main_thread()]
+    if "torch" not in sys.modules or waited_for or not isinstance(code, int):
+        return
+    atexit._run_exitfuncs()
+    try:
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            stream.flush()
+    except (OSError, ValueError):  # whoever read it has gone
+        return
+    os._exit(code & 0xFF)
