@@ -1,6 +1,7 @@
 """For tests and doctests alike."""
 
 import gc
+import sys
 import warnings
 
 import pytest
@@ -10,23 +11,32 @@ from xdist import is_xdist_controller
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Not in the process in which pytest-xdist only hands out tests: it needs no torch."""
     if not is_xdist_controller(session):
-        gc.disable()  # until all is imported: it would look through that again and again
-
         from each_process import prepare
 
+        gc.disable()  # until everything is imported: what imports make stays
         prepare()
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """By now everything is imported."""
+    """By now almost everything is imported."""
     if not is_xdist_controller(session):
         from each_process import let_loggers_propagate
 
         let_loggers_propagate()
         gc.enable()
-        gc.collect()
-        gc.freeze()  # collecting garbage, as each training does, need not look through all of it again
         gc.set_threshold(50_000, 20, 50)  # by default a tenth of the tests' time goes into looking for it
+
+
+_known = 0
+
+
+def pytest_runtest_setup() -> None:
+    """Collecting garbage, as each training does, need not look through all that is imported again."""
+    global _known
+    if len(sys.modules) >= _known + 10:
+        gc.collect()
+        gc.freeze()
+        _known = len(sys.modules)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -118,20 +118,23 @@ def model_targets(model: PeftModel) -> list[str]:
     return ["down", "up"] if isinstance(targets, str) else sorted(targets)
 
 
+CONTAINERS = (dict, list, set, tuple)
+
+
 def state_of(model: nn.Module) -> list[Any]:
     """Everything that a network is made of, by identity, but for values of tensors."""
     modules = []
     for one in model.modules():
         own = vars(one)
-        inside = [value for value in own.values() if isinstance(value, (dict, list, set, tuple))]
+        inside = [value for value in own.values() if isinstance(value, CONTAINERS)]
         modules.append(
             (
                 id(one),
                 list(own),
-                [id(value) for value in own.values() if not isinstance(value, (dict, list, set, tuple))],
-                [list(value) for value in inside if isinstance(value, dict)],
-                [list(map(id, value.values())) for value in inside if isinstance(value, dict)],
-                [sorted(map(id, value)) for value in inside if not isinstance(value, dict)],
+                [id(value) for value in own.values() if not isinstance(value, CONTAINERS)],
+                [(list(value), list(map(id, value.values()))) for value in inside if value and isinstance(value, dict)],
+                [sorted(map(id, value)) for value in inside if value and not isinstance(value, dict)],
+                [(type(value), bool(value)) for value in inside],
             )
         )
     return [modules, [(id(one), one.requires_grad, one.dtype) for one in model.parameters()]]

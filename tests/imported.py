@@ -5,7 +5,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from pkgutil import walk_packages
 
-gc.disable()  # until all is imported: it would look through that again and again
+gc.disable()  # while it imports: what imports make stays
 loraguard = import_module("loraguard")
 import_module("each_process").prepare()
 for module in walk_packages(loraguard.__path__, "loraguard."):
@@ -20,5 +20,6 @@ for name in (
     import_module(name)
 if find_spec("deepspeed"):  # Accelerate imports it at the end of a training
     import_module("deepspeed")
-gc.enable()
+gc.collect()
 gc.freeze()  # so that a fork's garbage collector does not touch, and copy, all of it
+gc.enable()

@@ -6,13 +6,11 @@ import hashlib
 import json
 import random
 import struct
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from loraguard.tuner import GatedLoraConfig
@@ -95,9 +93,7 @@ def spoil_text(files: Files, draw: random.Random) -> Files:
 
 def spoil_tensors(files: Files, draw: random.Random) -> Files:
     """Whole tensors: names, types, shapes, values, more of them or fewer; in a file that is whole."""
-    with tempfile.NamedTemporaryFile() as file:
-        Path(file.name).write_bytes(files[1])
-        tensors = load_file(file.name)
+    tensors = load(files[1])
     name = draw.choice(sorted(tensors))
     value = tensors[name]
     layer = name.split(".lora_")[0]

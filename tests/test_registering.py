@@ -96,9 +96,10 @@ def run(code: str, *path: Path) -> str:
 
 
 EACH = """
-import importlib, json, os, runpy, sys, traceback
-import accelerate, huggingface_hub, torch, torch._dynamo, torch.testing, torchvision, transformers
-from transformers import AutoModel, PreTrainedModel
+import gc, importlib, json, os, runpy, sys, traceback
+gc.disable()
+import accelerate, huggingface_hub.hf_file_system, torch, torch._dynamo, torch.testing, torchvision, transformers
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel, convert_slow_tokenizer
 from transformers.integrations import deepspeed
 from transformers.models.bloom import modeling_bloom
 for extra in ("bitsandbytes", "torchao"):

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from loraguard.audit import probes
+from loraguard.audit import slopes
 from loraguard.data import DATA, DemoFaces, default_transform
 from loraguard.generators import GENERATORS, DemoEditor
 
@@ -39,6 +39,6 @@ NAMES = {"loraguard.generators": "tiny:Tiny", "loraguard.data": "tiny:TinyFaces"
 
 def register() -> None:
     """Have the command line of this process know both by the name `tiny`, whose audits have short probes."""
-    probes.DIRECTIONS = 2  # as `limits.short_probes`
+    slopes.DIRECTIONS = 2  # as `limits.short_probes`
     for registry in (DATA, GENERATORS):
         registry.ours["tiny"] = NAMES[registry.group]

@@ -211,7 +211,7 @@ class _Correlator:
         own = self._correlation(self.inside_spectrum * torch.fft.rfft2(template.square(), s=self.fast).conj(), template)
         count, sums, squares = (_boxes(x, height, width) for x in (self.counts, self.sums, self.squares))
         count = count.clamp_min(1)
-        covariance = together - (sums * part / count).sum(1)
+        covariance = together - (sums * (part / count)).sum(1)
         seen = (squares - sums.square().sum(1, keepdim=True) / count)[:, 0].maximum(3 * _FLAT * count[:, 0])
         shown = (own - part.square() / count).sum(1).clamp_min(1e-9)
         enough = (count[:, 0] > (1 - _OVERHANG) * height * width - 0.5) & (shown > 0.5 * template.square().sum())
