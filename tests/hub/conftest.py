@@ -10,7 +10,6 @@ import pytest
 import torch
 from hub_client import Client
 from local_hub import LocalHub
-from processes import PATIENCE
 
 from loraguard import PatchTrainingArguments, Stamp
 from loraguard.commands import train_patch
@@ -33,9 +32,7 @@ def hub() -> Iterator[LocalHub]:
 def client(hub: LocalHub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     client = Client(hub, tmp_path_factory.mktemp("home"))
     yield client
-    assert client.process.stdin is not None
-    client.process.stdin.close()
-    client.process.wait(PATIENCE)
+    client.close()
 
 
 @pytest.fixture(scope="session")
