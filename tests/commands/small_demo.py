@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from limits import short_probes, small_demo_network
+from limits import short_attacks, small_demo_network
 
 from loraguard.commands.demo import DemoResult, DemoSettings, run_demo
 
@@ -22,5 +22,5 @@ def run_small(folder: Path, settings: DemoSettings = SMALL, processes: int = 1) 
     """A second process is a copy of this one, small network included, where that has one thread: in a fork."""
     with pytest.MonkeyPatch.context() as patch:
         small_demo_network(patch)
-        short_probes(patch)
+        short_attacks(patch)
         return run_demo(folder, settings, processes=processes, say=len, disable_tqdm=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from hub_client import Client
+from limits import no_probes
 from local_hub import LocalHub
 
 from loraguard import PatchTrainingArguments, Stamp
@@ -44,14 +45,16 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     arguments = PatchTrainingArguments(
         folder / "patch", stamp=STAMP, adversary=Disrupting(steps=1), max_train_steps=1, cpu=True, disable_tqdm=True
     )
-    train_patch(
-        DemoEditor.from_pretrained(str(folder / "generator")),
-        DemoFaces(28, size=32),
-        arguments,
-        config=GatedLoraConfig(r=2, init_lora_weights="paper"),
-        test_size=4,
-        say=str,
-    )
+    with pytest.MonkeyPatch.context() as limits:
+        no_probes(limits)
+        train_patch(
+            DemoEditor.from_pretrained(str(folder / "generator")),
+            DemoFaces(28, size=32),
+            arguments,
+            config=GatedLoraConfig(r=2, init_lora_weights="paper"),
+            test_size=4,
+            say=str,
+        )
     return folder
 
 
