@@ -12,14 +12,23 @@ from limits import small_demo_network
 from PIL import Image
 
 from loraguard.defenses import sign_ascent
+from loraguard.generators import DemoEditor
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+class Small(DemoEditor):
+    """By default of the sizes that `small_demo_network` has."""
+
+    def __init__(self) -> None:
+        super().__init__(**DemoEditor.small)
 
 
 def test_a_shortest_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     small_demo_network(monkeypatch)
     script = importlib.import_module("stamps")
+    monkeypatch.setattr(script, "DemoEditor", Small)
     monkeypatch.setattr(script, "ATTACKER_STEPS", (0, 1))
     monkeypatch.setattr(script, "ATTACKER_IMAGES", (2,))
     monkeypatch.setattr(script, "TRAINED", (48,))
