@@ -46,6 +46,16 @@ def short_attacks(monkeypatch: pytest.MonkeyPatch) -> None:
     at_most(monkeypatch, Square, queries=4)
 
 
+def without_probes() -> None:
+    """Audits of this process, a fork, have no probes."""
+    no_probes(pytest.MonkeyPatch())
+
+
+def with_short_attacks() -> None:
+    """Attacks of this process, a fork, are short."""
+    short_attacks(pytest.MonkeyPatch())
+
+
 def small_demo_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """In place of the network that ships: 4 feature maps and one block, and weights that a seed draws."""
 

@@ -111,9 +111,11 @@ def call_main(main: Callable[[], object], words: list[str], first: Sequence[Call
     main()
 
 
-def run_script(script: Path, *words: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    """What comes of `python SCRIPT WORDS`, in a fork."""
-    return forked(_script, script, [str(word) for word in words], **environment)
+def run_script(
+    script: Path, *words: object, first: Sequence[Callable[[], object]] = (), **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """What comes of `python SCRIPT WORDS`, in a fork in which some functions were called first."""
+    return forked(_script, script, [str(word) for word in words], first, **environment)
 
 
 def run_python(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -171,7 +173,9 @@ def _in_the_fork(
     deed(*arguments)
 
 
-def _script(script: Path, words: list[str]) -> None:
+def _script(script: Path, words: list[str], first: Sequence[Callable[[], object]]) -> None:
+    for deed in first:
+        deed()
     sys.argv, sys.path[:0] = [str(script), *words], [str(script.parent)]
     runpy.run_path(str(script), run_name="__main__")
 

@@ -196,6 +196,7 @@ def test_an_interrupted_adversary_goes_on_unless_it_is_another(
     tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As if nothing had happened; a checkpoint of another training is not taken for its beginning."""
+    monkeypatch.setattr("loraguard.commands.audit.write_report", lambda result, folder: folder / "report.html")
     settings = replace(TINY, train=("standard",), train_steps=4)
     run(settings, tmp_path / "whole")
     started: list[int] = []

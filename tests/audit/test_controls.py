@@ -133,7 +133,7 @@ def test_fine_tuning_moves_every_weight_and_learns(tmp_path: Path) -> None:
     editor = DemoEditor.pretrained()
     stamp = Stamp("AI", place="bottom-left", size=0.5, background="red", outline=None)
     settings = arguments(stamp=stamp, adversary=Disrupting(steps=1), max_train_steps=30, learning_rate=1e-3)
-    network = fine_tune(editor, DemoFaces(64, size=32), dataclasses.replace(settings, output_dir=tmp_path))
+    network = fine_tune(editor, DemoFaces(64, size=16), dataclasses.replace(settings, output_dir=tmp_path))
     log = json.loads((tmp_path / "training_log.json").read_text())["steps"]
     for key in ("loss_clean", "loss_adversarial"):
         values = [entry[key] for entry in log]

@@ -21,9 +21,11 @@ from loraguard.defenses import RandomNoise
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "STEPS", 60)
-    monkeypatch.setattr(room.learned, "__defaults__", (60,))
+def quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Detectors learn in 60 steps, or in as few as a test asks for that is not about what they find."""
+    steps = getattr(request, "param", 60)
+    monkeypatch.setattr(room, "STEPS", steps)
+    monkeypatch.setattr(room.learned, "__defaults__", (steps,))
 
 
 def audited(model: PeftModel, faces: object, **more: object) -> AuditResult:
@@ -52,6 +54,7 @@ def test_chance_on_identical_photos_and_nearly_all_of_gross_noise(model: PeftMod
     assert "of gross's photos from plain ones" in verdict(result)[-1]
 
 
+@pytest.mark.parametrize("quick", [4], indirect=True)
 def test_versions_of_audited_photos_are_not_learned_from(model: PeftModel, quick: None, tmp_path: Path) -> None:
     """A data set whose first half is audited: of 12 others 8 are left, and all is found again on a second run."""
     faces = DemoFaces(20, size=16)

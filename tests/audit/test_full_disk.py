@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 import pytest
-from audited import audit_of, audited_on_full_disks
+from audited import audit_of, audited_on_full_disks, probed_once
 from command_line import run
 from processes import forked
 
@@ -25,15 +25,16 @@ def figures(folder: Path) -> dict:
 
 
 @pytest.mark.usefixtures("probed")
-def test_a_full_disk_at_any_file_of_an_audit(tmp_path: Path) -> None:
+def test_a_full_disk_at_any_file_of_an_audit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The limit is just below each size that a file has: findings first, the report's files last."""
+    probed_once(monkeypatch)
     whole, full = tmp_path / "whole", tmp_path / "full"
-    write_report(audit_of(whole), whole)
+    write_report(audit_of(whole, photos=4), whole)
     files = {file.relative_to(whole).as_posix(): file.stat().st_size for file in whole.rglob("*") if file.is_file()}
     cells = sorted(size for name, size in files.items() if name.startswith("cells/"))
     own = sorted(size for name, size in files.items() if "/" not in name and size > cells[0])
     sizes = [0, cells[0] - 1, cells[len(cells) // 2] - 1, cells[-1] - 1, *(size - 1 for size in own)]
-    done = forked(audited_on_full_disks, full, sizes)
+    done = forked(audited_on_full_disks, full, 4, sizes)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert len(lines) == len(sizes) + 1

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from command_line import refused, run
+from limits import small_demo_network
 from peft import get_peft_model
 from scipy.stats import binomtest
 from torch import Tensor, nn
@@ -96,7 +97,8 @@ def test_forging(audit: MarkAudit) -> None:
     assert as_table([composed]).splitlines()[2].startswith("| composed with the public pattern | 6/6 |")
 
 
-def test_the_command(tmp_path: Path) -> None:
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_demo_network(monkeypatch)
     torch.manual_seed(0)
     model = get_peft_model(DemoEditor.pretrained(), GatedLoraConfig(r=2))
     arguments = PatchTrainingArguments(

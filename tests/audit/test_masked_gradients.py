@@ -31,8 +31,8 @@ class Rounding(nn.Module):
 def test_rounding_is_no_robustness(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without gradients more steps find nothing, so the longest attacks end early."""
     for attack in (Disrupting, APGD):
-        at_most(monkeypatch, attack, steps=10, restarts=2)
-    at_most(monkeypatch, Square, queries=200)
+        at_most(monkeypatch, attack, steps=5, restarts=2)
+    at_most(monkeypatch, Square, queries=100)
     torch.manual_seed(0)
     model = get_peft_model(DemoEditor.pretrained(), GatedLoraConfig(r=2))
     audit = run_audit(

@@ -269,7 +269,8 @@ def test_frechet_distance_where_there_are_features(audit: Audit) -> None:
 
 
 @pytest.mark.usefixtures("probed")
-def test_a_second_run_reads_what_is_there(audit: Audit, tmp_path: Path) -> None:
+def test_a_second_run_reads_what_is_there(audit: Audit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    short_attacks(monkeypatch)
     calls = []
 
     @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from command_line import refused, run, run_forked, run_fresh
+from limits import with_short_attacks
 from moments import signal_at_call
 from peft import PeftModel
 from PIL import Image
@@ -103,7 +104,7 @@ def test_from_an_official_checkpoint_to_an_audited_patch(celeba: Path, tmp_path:
     words = ["--generator", "stargan", "--checkpoint", str(tmp_path / "200000-G.ckpt"), "--image-size", "32"]
     size = ["--train-size", "6", "--test-size", "4", "--max-train-steps", "2", "--rank", "2", "--device", "cpu"]
     done = run_forked("train", *words, "--data", f"celeba:{celeba}", *size, "--stamp", "AI", "--mark", "c0de",
-                      "--output-dir", str(out))  # fmt: skip
+                      "--output-dir", str(out), first=[with_short_attacks])  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert patch_mark(out) == Mark("c0de")
     assert "Training a defensive patch for StarGAN on 6 photos: 2 steps" in done.stdout

@@ -23,7 +23,7 @@ LOOK = ["--place", "bottom-left", "--size", "0.4", "--background", "#b00020", "-
 PLATE = Stamp("AI", place="bottom-left", size=0.4, background="#b00020", outline=None)
 
 
-FACES = 40
+FACES = 20
 
 
 @pytest.fixture(autouse=True)

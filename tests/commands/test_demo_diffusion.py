@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from limits import no_probes, short_probes
+from limits import at_most, no_probes, short_attacks
 from peft import PeftModel
 from torch import Tensor
 
@@ -129,7 +129,8 @@ def test_by_name_and_another_size() -> None:
 
 
 def test_the_demo_from_end_to_end(tmp_path, capsys, monkeypatch) -> None:
-    short_probes(monkeypatch)
+    short_attacks(monkeypatch)
+    at_most(monkeypatch, DemoFaces, size=32)
     settings = replace(DiffusionDemoSettings().quick(), test_images=2)
     result = run_diffusion_demo(tmp_path, settings, disable_tqdm=True)
     assert result.report.is_file()

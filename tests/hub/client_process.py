@@ -1,14 +1,15 @@
-"""Runs what the tests send it, in a process whose environment names the local Hub before anything is imported.
+"""Runs what the tests send it, in a fork whose `huggingface_hub` has read an environment that names the local Hub.
 
-A line in is JSON with "code"; a line out is JSON with the code's `result`, its warnings, or the error. Waiting between
-the client's own retries is left out.
+Code comes in; its `result`, its warnings, or the error go out. Waiting between the client's own retries is left out.
 """
 
-import json
-import sys
+import importlib
+import os
 import time
 import traceback
 import warnings
+from collections.abc import Mapping
+from multiprocessing.connection import Connection
 from typing import Any
 
 import huggingface_hub
@@ -40,10 +41,18 @@ def answer(code: str) -> dict[str, Any]:
     return {**found, "warnings": [str(one.message) for one in caught]}
 
 
-if __name__ == "__main__":
+def serve(connection: Connection, environment: Mapping[str, str]) -> None:
+    """Until the other end is closed."""
+    for name in [name for name in os.environ if name.startswith("HF_")]:
+        del os.environ[name]
+    os.environ.update(environment)
+    importlib.reload(constants)  # in which huggingface_hub looks things up as it needs them, but for these two:
+    huggingface_hub.hf_api.api.endpoint = constants.ENDPOINT
+    huggingface_hub.utils.disable_progress_bars()
     time.sleep = lambda seconds: None  # type: ignore[assignment]
-    out = sys.stdout
-    sys.stdout = sys.stderr
-    for line in sys.stdin:
-        out.write(json.dumps(answer(json.loads(line)["code"])) + "\n")
-        out.flush()
+    while True:
+        try:
+            code = connection.recv()
+        except EOFError:
+            return
+        connection.send(answer(code))

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from hub_client import Client
+from limits import no_probes
 from local_hub import LocalHub
-from processes import PATIENCE
 
 from loraguard import PatchTrainingArguments, Stamp
 from loraguard.commands import train_patch
@@ -33,9 +33,7 @@ def hub() -> Iterator[LocalHub]:
 def client(hub: LocalHub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     client = Client(hub, tmp_path_factory.mktemp("home"))
     yield client
-    assert client.process.stdin is not None
-    client.process.stdin.close()
-    client.process.wait(PATIENCE)
+    client.close()
 
 
 @pytest.fixture(scope="session")
@@ -47,14 +45,16 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     arguments = PatchTrainingArguments(
         folder / "patch", stamp=STAMP, adversary=Disrupting(steps=1), max_train_steps=1, cpu=True, disable_tqdm=True
     )
-    train_patch(
-        DemoEditor.from_pretrained(str(folder / "generator")),
-        DemoFaces(28, size=32),
-        arguments,
-        config=GatedLoraConfig(r=2, init_lora_weights="paper"),
-        test_size=4,
-        say=str,
-    )
+    with pytest.MonkeyPatch.context() as limits:
+        no_probes(limits)
+        train_patch(
+            DemoEditor.from_pretrained(str(folder / "generator")),
+            DemoFaces(28, size=32),
+            arguments,
+            config=GatedLoraConfig(r=2, init_lora_weights="paper"),
+            test_size=4,
+            say=str,
+        )
     return folder
 
 

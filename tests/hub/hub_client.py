@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
+import multiprocessing
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+from client_process import serve
 from local_hub import LocalHub
-from processes import PATIENCE
+from processes import PATIENCE, Fork
 
 
 class HubError(Exception):
@@ -24,17 +22,13 @@ class Client:
     def __init__(self, hub: LocalHub, home: Path) -> None:
         self.hub, self.home = hub, home
         self.warnings: list[str] = []
-        script = Path(__file__).with_name("client_process.py")
-        self.process = subprocess.Popen(
-            [sys.executable, str(script)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=self.environment(),
-            text=True,
-        )
+        self.connection, theirs = multiprocessing.Pipe()
+        self.process = Fork(serve, theirs, self.environment())
+        theirs.close()  # so that its end is seen here
 
-    def environment(self, **more: str) -> dict[str, str]:
-        ours = {
+    def environment(self) -> dict[str, str]:
+        """The variables that make the local Hub the Hub; no others whose names begin with HF_ are there."""
+        return {
             "HF_ENDPOINT": self.hub.url,
             "HF_HOME": str(self.home),
             "HF_HUB_DISABLE_XET": "1",
@@ -43,9 +37,12 @@ class Client:
             "HF_TOKEN": "token-of-me",
             "HF_HUB_ETAG_TIMEOUT": str(PATIENCE),  # ten seconds are too few where the machine is busy
             "HF_HUB_DOWNLOAD_TIMEOUT": str(PATIENCE),
-            "OMP_NUM_THREADS": "1",
         }
-        return {**{k: v for k, v in os.environ.items() if not k.startswith("HF_")}, **ours, **more}
+
+    def close(self) -> None:
+        """Have the process end."""
+        self.connection.close()
+        self.process.wait()
 
     def run(self, code: str, **values: Any) -> Any:
         """Run code with these names set; gives its `result`.
@@ -54,11 +51,8 @@ class Client:
             HubError: for what the code raises.
         """
         assignments = "".join(f"{name} = {value!r}\n" for name, value in values.items())
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps({"code": assignments + code}) + "\n")
-        self.process.stdin.flush()
-        answer = json.loads(self.process.stdout.readline())
+        self.connection.send(assignments + code)
+        answer = self.connection.recv()
         self.warnings = answer["warnings"]
         if "error" in answer:
             error = HubError(f"{answer['error']}: {answer['message']}")

@@ -132,6 +132,7 @@ class LocalHub:
 class _Handler(BaseHTTPRequestHandler):
     hub: LocalHub
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # which has each answer's body wait for 40 ms after its head
 
     def log_message(self, *_: Any) -> None:
         pass

@@ -31,7 +31,7 @@ result = model(*PHOTO).square().sum().item()
 """
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")  # a worker may come back to this file, and the Hub is the same still
 def pushed(hub: LocalHub, client: Client, trained: Path) -> str:
     """A patch whose generator is on the Hub as well; the tag v1 is the patch as trained, main has other weights."""
     code = """

@@ -8,16 +8,27 @@ import sys
 from pathlib import Path
 
 import pytest
+from limits import small_demo_network
 from PIL import Image
 
 from loraguard.defenses import sign_ascent
+from loraguard.generators import DemoEditor
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
+class Small(DemoEditor):
+    """By default of the sizes that `small_demo_network` has."""
+
+    def __init__(self) -> None:
+        super().__init__(**DemoEditor.small)
+
+
 def test_a_shortest_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
+    small_demo_network(monkeypatch)
     script = importlib.import_module("stamps")
+    monkeypatch.setattr(script, "DemoEditor", Small)
     monkeypatch.setattr(script, "ATTACKER_STEPS", (0, 1))
     monkeypatch.setattr(script, "ATTACKER_IMAGES", (2,))
     monkeypatch.setattr(script, "TRAINED", (48,))
@@ -26,7 +37,7 @@ def test_a_shortest_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     monkeypatch.setattr(script, "sign_ascent", lambda *args, **given: sign_ascent(*args, **given | {"steps": 2}))
     monkeypatch.setattr(script, "DEFENSES", ["noise", "tafim"])
     monkeypatch.setattr(script, "STRONGER", {})
-    arguments = {"output-dir": tmp_path, "steps": 1, "calibrated": 40, "images": 2, "attacked": 2}
+    arguments = {"output-dir": tmp_path, "steps": 1, "calibrated": 20, "images": 2, "attacked": 2}
     monkeypatch.setattr(sys, "argv", ["stamps.py", *(f"--{key}={value}" for key, value in arguments.items())])
     script.main()
 
@@ -36,7 +47,7 @@ def test_a_shortest_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     assert result["removal"]["rows"]["adapter disabled"]["read"]["count"] == 0
     assert result["removal"]["largest_difference"] < 1e-4
     assert result["removal"]["same_keys"]
-    assert result["reader"]["checked_on"] == 20
+    assert result["reader"]["checked_on"] == 10
     printed = capsys.readouterr().out
     assert "| AI | 64 |" in printed
     assert "in-painted" in printed
