@@ -5,6 +5,7 @@ Imports are where they are used, as pytest-xdist loads this file in the process 
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import tempfile
@@ -25,11 +26,15 @@ MEMORY = Path("/dev/shm")
 ENOUGH = 4 * 2**30  # bytes
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Let temporary files lie in memory, where it has room: a disk takes milliseconds to write over a file."""
-    if "TMPDIR" not in os.environ and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ENOUGH:
-        os.environ["TMPDIR"] = str(MEMORY)  # for processes that tests start, too
-        tempfile.tempdir = None  # it was asked for before
+    if "TMPDIR" in os.environ or not os.access(MEMORY, os.W_OK) or shutil.disk_usage(MEMORY).free < ENOUGH:
+        return
+    folder = tempfile.mkdtemp(prefix="loraguard-tests-", dir=MEMORY)
+    # For processes that tests start, too. Pytest's own have a place of their own: those of tests that fail stay.
+    os.environ |= {"TMPDIR": folder, "PYTEST_DEBUG_TEMPROOT": str(MEMORY)}
+    tempfile.tempdir = None  # it was asked for before
+    config.add_cleanup(functools.partial(shutil.rmtree, folder, ignore_errors=True))
 
 
 @pytest.fixture(autouse=True)

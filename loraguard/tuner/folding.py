@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from . import image_conv
 from .computed import is_computed, own_tensors
 from .config import GatedLoraConfig
-from .fast_conv import can_run, keeping_no_input, laid_out, run, run_learning, whole_weight_pays
+from .fast_conv import can_run, keeping_no_input, laid_out, run
 from .layer import GatedLoraLayer
+from .learning_conv import run_learning, whole_weight_pays
 from .quantized import is_quantized
 
 _LOCK = threading.Lock()  # for entering and leaving `folded` from several threads

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from loraguard import GatedLoraConfig
 from loraguard.tuner import GATES, fast_conv, folded
-from loraguard.tuner.fast_conv import Geometry, TorchGeometry
+from loraguard.tuner.fast_conv import Geometry
 from loraguard.tuner.folding import FoldingLayer
+from loraguard.tuner.learning_conv import TorchGeometry
 
 # in, out, kernel, stride, padding, padding_mode, bias, batch, height, width
 
