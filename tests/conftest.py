@@ -5,10 +5,10 @@ Imports are where they are used, as pytest-xdist loads this file in the process 
 
 from __future__ import annotations
 
-import functools
 import os
 import shutil
 import tempfile
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +26,7 @@ MEMORY = Path("/dev/shm")
 ENOUGH = 4 * 2**30  # bytes
 
 
-def pytest_configure(config: pytest.Config) -> None:
+def pytest_configure() -> None:
     """Let temporary files lie in memory, where it has room: a disk takes milliseconds to write over a file."""
     if "TMPDIR" in os.environ or not os.access(MEMORY, os.W_OK) or shutil.disk_usage(MEMORY).free < ENOUGH:
         return
@@ -34,7 +34,8 @@ def pytest_configure(config: pytest.Config) -> None:
     # For processes that tests start, too. Pytest's own have a place of their own: those of tests that fail stay.
     os.environ |= {"TMPDIR": folder, "PYTEST_DEBUG_TEMPROOT": str(MEMORY)}
     tempfile.tempdir = None  # it was asked for before
-    config.add_cleanup(functools.partial(shutil.rmtree, folder, ignore_errors=True))
+    # After all that multiprocessing does at exit, which has a folder in it.
+    Finalize(None, shutil.rmtree, args=(folder,), kwargs={"ignore_errors": True}, exitpriority=-200)
 
 
 @pytest.fixture(autouse=True)
