@@ -1,5 +1,7 @@
 """A small generator with every kind of layer, and two adapters on it."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
@@ -23,6 +25,17 @@ class Generator(nn.Module):
         x = images + self.label(label)[:, :, None, None]
         x = self.norm(self.down(x)).relu()
         return self.up(self.mix(x)).tanh()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _whole_numbers_are_multiplied_right() -> Iterator[None]:
+    """Where torch has AVX-512, bitsandbytes multiplies by `torch._int_mm`: wrong with oneDNN held to AVX2."""
+    generator = torch.Generator().manual_seed(0)
+    one, other = (torch.randint(-128, 128, (32, 32), dtype=torch.int8, generator=generator) for _ in range(2))
+    with pytest.MonkeyPatch.context() as patch:
+        if not torch.equal(torch._int_mm(one, other), one.int() @ other.int()):
+            patch.setattr(torch, "_int_mm", lambda one, other: one.int() @ other.int())
+        yield
 
 
 @pytest.fixture
