@@ -11,11 +11,12 @@ import torch
 from accelerate import DeepSpeedPlugin
 from accelerate.commands.config.config_args import load_config_from_file
 from command_line import run_forked_ranks
+from limits import with_short_attacks
 from processes import forked_ranks, run_main
 from safetensors.torch import load_file
 from sharded import train_sharded_and_not
 from tiny import register
-from two_processes import attack_in_two_steps, train, train_and_say, train_with_a_tracker
+from two_processes import train, train_and_say, train_with_a_tracker
 
 from loraguard.training.gradients import set_up_zero
 
@@ -77,7 +78,7 @@ def test_two_processes_audit_together(tmp_path: Path) -> None:
                        "--batch-size", "2", "--defense", "disrupting:0.1,steps=2"]}  # fmt: skip
     for command, size in sizes.items():
         flags = ["--generator", "tiny", "--data", "tiny", "--device", "cpu", "--output-dir", tmp_path / command]
-        done = run_forked_ranks(command, *flags, *size, first=[register, attack_in_two_steps])
+        done = run_forked_ranks(command, *flags, *size, first=[register, with_short_attacks])
         assert [one.returncode for one in done] == [0, 0], done
         assert [(one.stdout.count("Auditing "), one.stdout.count("Report: ")) for one in done] == [(1, 1), (0, 0)]
         folder = tmp_path / "train" / "audit" if command == "train" else tmp_path / command

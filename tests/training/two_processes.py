@@ -2,9 +2,7 @@
 
 from pathlib import Path
 
-import pytest
 import torch
-from limits import at_most
 from peft import get_peft_model
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -47,11 +45,6 @@ def train(folder: Path, batch: int, accumulation: int = 1, loss=F.mse_loss) -> P
     trainer = PatchTrainer(model, Faces(13, size=16), arguments, loss=loss)
     trainer.train()
     return trainer
-
-
-def attack_in_two_steps() -> None:
-    """In this process, from now on; `loraguard train` audits by attacks of 50."""
-    at_most(pytest.MonkeyPatch(), Disrupting, steps=2)
 
 
 def train_and_say(folder: Path) -> None:
